@@ -1,0 +1,9 @@
+.PHONY: check fmt test bench bench-ledger bench-survival demo
+
+check: ; scripts/check
+fmt:   ; scripts/bootstrap dev && .venv/bin/ruff check --fix && .venv/bin/ruff format
+test:  ; scripts/bootstrap dev && .venv/bin/pytest
+bench: ; scripts/bootstrap && .venv/bin/python bench/run.py
+bench-ledger:   ; scripts/bootstrap && .venv/bin/python bench/ledger.py
+bench-survival: ; scripts/bootstrap && .venv/bin/python bench/survival.py
+demo:  ; scripts/demo
