@@ -1,0 +1,1 @@
+"""From text to an immutable snapshot: read, validate, cross-check, compile, compare."""

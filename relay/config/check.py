@@ -1,0 +1,326 @@
+"""What no single key can tell: the errors across a whole service. What is only doubtful is in lint.py."""
+
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from typing import Any
+
+from relay.config.compile import drop_filter, envelope_rules
+from relay.config.model import Door, Endpoint, Service
+from relay.config.roster import EDGE, Roster, split_instance
+from relay.config.settings import Settings
+from relay.config.source import KeyPath, Source, dotted
+from relay.config.values import HostPort, IPAddress, Ports, nearest, shown
+from relay.errors import Problem
+
+__all__ = ["check_pair", "check_service", "endpoints"]
+
+_Door = tuple[KeyPath, int]
+"""One port of the endpoint at a place in the file."""
+
+
+def check_service(service: Service, source: Source) -> list[Problem]:
+    """Errors across the keys of `service`, in the order of the file; `source` tells their places.
+
+    What cannot stand beside an edge; an instance address, a role's port or a public port that is used twice; fewer
+    instance ports than instances; a `from` that names no role, an `access` that names no list; a target on another machine;
+    targets that lead back into their own listener; more networks than `deny: drop` has room for; a door out that leads
+    nowhere, or that its endpoint does not admit, or whose port is taken.
+    """
+    found = [
+        *_addresses(service, source),
+        *_edge(service, source),
+        *_ports(service, source),
+        *_public_ports(service, source),
+        *_instance_ports(service, source),
+        *_from(service, source),
+        *_access(service, source),
+        *_targets(service, source),
+        *_loops(service, source),
+        *_filters(service, source),
+        *_uses(service, source),
+    ]
+    return sorted(found)
+
+
+def check_pair(service: Service, settings: Settings, source: Source) -> Iterator[Problem]:
+    """Errors of settings beside the service that they are for; `source` tells their places."""
+    roles = service.roles
+    role, key = settings.role, "role"
+    if settings.id is not None:
+        role, key = split_instance(settings.id)[0], "id"
+    if role is None or (role == EDGE and service.edge is not None):
+        return
+    if role not in roles:
+        yield _problem(
+            source, (key,), f"`{role}` is no role of service {service.service}", _meant(role, list(roles), "roles")
+        )
+    elif roles[role].counted and settings.registry is None:
+        what = f"role `{role}` has a count of instances, and no registry says where they are"
+        yield _problem(source, (key,), what, "write `registry`, or list the addresses in the service file")
+    elif key == "role" and not roles[role].counted:
+        what = f"role `{role}` lists its addresses, so there is no number to take"
+        yield _problem(source, (key,), what, "remove it: this machine is the one whose address is listed")
+
+
+def endpoints(service: Service) -> Iterator[tuple[str, str, Endpoint, KeyPath]]:
+    """Every endpoint of the service: its role, its name, itself, its place."""
+    for role_name, role in service.roles.items():
+        for name, endpoint in role.endpoints.items():
+            yield role_name, name, endpoint, ("roles", role_name, "endpoints", name)
+
+
+def _problem(source: Source, path: KeyPath, what: str, fix: str) -> Problem:
+    return Problem(source.path, *source.mark(path), dotted(path), what, fix)
+
+
+def _port_path(source: Source, path: KeyPath) -> KeyPath:
+    """Where an endpoint's private port is written: `port`, or `public_port` that stands for it."""
+    written = (*path, "port")
+    return written if written in source.values else (*path, "public_port")
+
+
+def _addresses(service: Service, source: Source) -> Iterator[Problem]:
+    first: dict[IPAddress, str] = {}
+    for role_name, role in service.roles.items():
+        for index, address in enumerate(role.instances):
+            holder = first.setdefault(address, instance := f"{role_name}_IN_{index}")
+            if holder != instance:
+                what = f"{address} is the address of {holder} already"
+                yield _problem(source, ("roles", role_name, "instances", index), what, "write another address")
+
+
+def _edge(service: Service, source: Source) -> Iterator[Problem]:
+    """What cannot stand beside an edge."""
+    if service.edge is None:
+        return
+    if "edge" in service.roles:
+        what = "`edge` is what the edge's own machines are called, `edge_IN_0`"
+        yield _problem(source, ("roles", "edge"), what, "give the role another name")
+    holders = {
+        address: f"{name}_IN_{n}" for name, role in service.roles.items() for n, address in enumerate(role.instances)
+    }
+    for index, address in enumerate(service.edge.instances):
+        holder = holders.setdefault(address, instance := f"edge_IN_{index}")
+        if holder != instance:
+            what = f"{address} is the address of {holder} already"
+            yield _problem(source, ("edge", "instances", index), what, "write another address")
+    for role_name, role in service.roles.items():
+        # The edge dials from its own address, which is how the instances know it.
+        versions = {address.version for address in role.instances}
+        apart = next((each for each in service.edge.instances if versions - {each.version}), None)
+        if apart is not None and any(endpoint.type == "input" for endpoint in role.endpoints.values()):
+            what = f"the edge's address {apart} is IPv{apart.version}, and reaches no instance of another version"
+            fix = (
+                f"write addresses of IPv{apart.version}; an edge may listen on others by `address` in its instance.yaml"
+            )
+            yield _problem(source, ("roles", role_name, "instances"), what, fix)
+    for _, _, endpoint, path in endpoints(service):
+        if endpoint.type == "input" and len(endpoint.listen_ports) > 1:
+            what = "the edge leads to one port of an instance, and this is a range"
+            yield _problem(source, (*path, "port"), what, "declare an endpoint for each of its ports")
+
+
+def _ports(service: Service, source: Source) -> Iterator[Problem]:
+    first: dict[tuple[str, int], tuple[str, KeyPath]] = {}
+    for role_name, name, endpoint, path in endpoints(service):
+        mine = (name, _port_path(source, path))
+        holders = [(first.setdefault((role_name, port), mine), port) for port in endpoint.listen_ports.numbers]
+        for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
+            if not mine[1][-1] == written[-1] == "public_port":  # which is a problem of its own
+                what = f"port {port} is a port of `{holder}` (line {source.mark(written)[0]}) already"
+                yield _problem(source, mine[1], what, "give each endpoint of a role a `port` of its own")
+
+
+def _public_ports(service: Service, source: Source) -> Iterator[Problem]:
+    first: dict[int, tuple[str, KeyPath]] = {}
+    for role_name, name, endpoint, path in endpoints(service):
+        single = Ports(endpoint.public_port, endpoint.public_port) if endpoint.public_port else None
+        for key, ports in (("public_port", single), ("instance_ports", endpoint.instance_ports)):
+            mine = (f"{role_name}/{name}", (*path, key))
+            holders = [(first.setdefault(port, mine), port) for port in (ports.numbers if ports else ())]
+            for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
+                what = f"{port} is a public port of `{holder}` (line {source.mark(written)[0]}) already"
+                yield _problem(source, mine[1], what, "a public port is unique in the service: write another one")
+
+
+def _instance_ports(service: Service, source: Source) -> Iterator[Problem]:
+    for role_name, _, endpoint, path in endpoints(service):
+        needed = service.roles[role_name].count
+        if endpoint.instance_ports and len(endpoint.instance_ports) < needed:
+            what = f"{len(endpoint.instance_ports)} ports are too few for the {needed} instances of `{role_name}`"
+            first = endpoint.instance_ports.first
+            fix = f"write one for each, such as `{Ports(first, first + needed - 1)}`"
+            yield _problem(source, (*path, "instance_ports"), what, fix)
+
+
+def _from(service: Service, source: Source) -> Iterator[Problem]:
+    # The file's roles, not the model's: a role that has problems of its own is still there to be named.
+    known = list(source.data["roles"])
+    for _, _, endpoint, path in endpoints(service):
+        for index, role_name in enumerate(endpoint.from_roles or ()):
+            if role_name not in known:
+                what, fix = f"`{role_name}` is no role of this service", _meant(role_name, known, "roles")
+                yield _problem(source, (*path, "from", index), what, fix)
+
+
+def _access(service: Service, source: Source) -> Iterator[Problem]:
+    known = source.data.get("access_lists", {})  # the file's, as above
+    if not isinstance(known, dict):
+        return  # which is a problem of its own
+    for _, _, endpoint, path in endpoints(service):
+        if isinstance(endpoint.access, str) and endpoint.access not in known:
+            what, fix = (
+                f"there is no access list `{endpoint.access}`",
+                _meant(endpoint.access, list(known), "access lists"),
+            )
+            yield _problem(source, (*path, "access"), what, fix)
+
+
+def _meant(name: str, known: list[str], kind: str) -> str:
+    if near := nearest(name, known):
+        return f"did you mean {shown(near)}?"
+    if not known:
+        return f"write it below `{kind.replace(' ', '_')}` at the top of the file"
+    return f"the {kind} are {', '.join(map(shown, known))}"
+
+
+def _targets(service: Service, source: Source) -> Iterator[Problem]:
+    """A target elsewhere is reached by everybody there without relay, whatever the endpoint says."""
+    for role_name, _, endpoint, path in endpoints(service):
+        here = service.roles[role_name].instances
+        for address in map(ip_address, endpoint.target.addresses):
+            if not endpoint.unsafe_target and not address.is_loopback and address not in here:
+                what = f"`{endpoint.target}` is on another machine, where relay does not decide who may connect"
+                fix = "write a service of this machine, or `unsafe_target: true` beside it"
+                yield _problem(source, (*path, "target"), what, fix)
+
+
+def _uses(service: Service, source: Source) -> Iterator[Problem]:
+    """A door out needs a name and a port that nothing else of its role has, and an endpoint that lets its role in."""
+    known = {name: role.get("endpoints") or {} for name, role in source.data["roles"].items() if isinstance(role, dict)}
+    for role_name, role in service.roles.items():
+        listening: dict[HostPort, str] = {}
+        for name, door in role.uses.items():
+            path: KeyPath = ("roles", role_name, "uses", name)
+            if name in role.endpoints:
+                what = f"`{name}` is an endpoint of this role already, and both are called `{role_name}/{name}`"
+                yield _problem(source, path, what, "give the door another name")
+            if (holder := listening.setdefault(door.listen, name)) != name:
+                what = f"{door.listen} is where the door `{holder}` listens already"
+                yield _problem(source, (*path, "listen"), what, "write another port")
+            for endpoint_name, endpoint in role.endpoints.items():
+                ports = range(endpoint.target.port, endpoint.target.port + endpoint.target.port_count)
+                if door.listen.host in endpoint.target.addresses and door.listen.port in ports:
+                    what = f"{door.listen} is the target of this role's endpoint `{endpoint_name}`"
+                    yield _problem(source, (*path, "listen"), what, "write another port")
+            yield from _door(service, source, role_name, door, known, (*path, "endpoint"))
+
+
+def _door(
+    service: Service, source: Source, role_name: str, door: Door, known: dict[str, Any], path: KeyPath
+) -> Iterator[Problem]:
+    role, name = door.endpoint
+    if role not in known:
+        yield _problem(source, path, f"`{role}` is no role of this service", _meant(role, list(known), "roles"))
+        return
+    if name not in known[role]:
+        names = list(known[role]) if isinstance(known[role], dict) else []
+        fix = f"did you mean {shown(f'{role}/{near}')}?" if (near := nearest(name, names)) else _listed(names)
+        yield _problem(source, path, f"role `{role}` has no endpoint `{name}`", fix)
+        return
+    if role not in service.roles or name not in service.roles[role].endpoints:
+        return  # it has problems of its own
+    endpoint = service.roles[role].endpoints[name]
+    where = f"`{role}/{name}`"
+    if endpoint.from_roles is not None and role_name not in endpoint.from_roles:
+        fix = f"write `{role_name}` into its `from`, or remove the door"
+        yield _problem(source, path, f"{where} does not admit the role `{role_name}`", fix)
+    if endpoint.type == "input" and service.edge is not None:
+        fix = "declare an internal endpoint for the instances of this service"
+        yield _problem(source, path, f"{where} is behind the edge, and admits the edge alone", fix)
+    here, there = ({each.version for each in service.roles[name].instances} for name in (role_name, role))
+    if here and there and not here & there:
+        fix = "write addresses of one IP version"
+        yield _problem(source, path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
+    if len(endpoint.listen_ports) > 1:
+        fix = "declare an endpoint for the one that it shall lead to"
+        yield _problem(source, path, f"{where} has {len(endpoint.listen_ports)} ports, and a door leads to one", fix)
+
+
+def _listed(names: list[str]) -> str:
+    return f"it has {', '.join(map(shown, names))}" if names else "declare it there"
+
+
+def _filters(service: Service, source: Source) -> Iterator[Problem]:
+    roster = Roster.of_service(service)
+    for role_name, _, endpoint, path in endpoints(service):
+        known = not isinstance(endpoint.access, str) or endpoint.access in service.access_lists
+        roles = endpoint.from_roles or ()
+        if endpoint.deny != "drop" or not known or not all(role in service.roles for role in roles):
+            continue  # what is not known is a problem of its own
+        rules, unmatched = envelope_rules(service, roster, endpoint, "")
+        for version in sorted({address.version for address in service.roles[role_name].instances}):
+            try:
+                drop_filter(rules, unmatched, version, len(endpoint.listen_ports))
+            except ValueError as error:
+                yield _problem(source, (*path, "deny"), *str(error).split("; ", 1))
+
+
+def _loops(service: Service, source: Source) -> Iterator[Problem]:
+    """One problem for each ring of endpoints that lead into one another, at the one that is written first.
+
+    All instances of an endpoint lead to the same target, so a ring of listening sockets is a ring of endpoints' ports.
+    Every port leads to at most one other, so each is walked once however many there are.
+    """
+    doors = _Doors(service)
+    walked: set[_Door] = set()
+    reported: set[KeyPath] = set()
+    for start in doors.leading_on():
+        trail: list[_Door] = []
+        here: _Door | None = start
+        while here is not None and here not in walked:
+            walked.add(here)
+            trail.append(here)
+            here = doors.leads_to(here)
+        if here is None or here not in trail:
+            continue
+        ring = [path for path, _ in trail[trail.index(here) :]]
+        if reported.isdisjoint(ring):
+            yield _loop(source, ring, doors)
+        reported.update(ring)
+
+
+class _Doors:
+    """Where each port of the service leads."""
+
+    def __init__(self, service: Service) -> None:
+        self.endpoints = {path: endpoint for _, _, endpoint, path in endpoints(service)}
+        self._role_at = {address: name for name, role in service.roles.items() for address in role.instances}
+        self._at: dict[tuple[str, int], KeyPath] = {}
+        for role_name, _, endpoint, path in endpoints(service):
+            for port in endpoint.listen_ports.numbers:
+                self._at[role_name, port] = path
+
+    def leading_on(self) -> Iterable[_Door]:
+        """Every port of an endpoint whose target is an instance of the service."""
+        for path, endpoint in self.endpoints.items():
+            if any(ip_address(address) in self._role_at for address in endpoint.target.addresses):
+                yield from ((path, port) for port in endpoint.listen_ports.numbers)
+
+    def leads_to(self, door: _Door) -> _Door | None:
+        """The port of the service that is this one's target; None where it is none."""
+        path, port = door
+        endpoint = self.endpoints[path]
+        target_port = endpoint.target_port(port)
+        roles = (self._role_at.get(ip_address(address)) for address in endpoint.target.addresses)
+        found = (self._at.get((role_name, target_port)) for role_name in roles if role_name is not None)
+        return next(((each, target_port) for each in found if each is not None), None)
+
+
+def _loop(source: Source, ring: list[KeyPath], doors: _Doors) -> Problem:
+    first = min(range(len(ring)), key=lambda at: source.mark(ring[at], key=True))
+    path, others = ring[first], dict.fromkeys(ring[first + 1 :] + ring[:first])
+    target = doors.endpoints[path].target
+    way = ", ".join(f"`{other[1]}/{other[3]}`" for other in others if other != path)
+    what = f"`{target}` is this endpoint's own listener" if not way else f"`{target}` leads back here by way of {way}"
+    return _problem(source, (*path, "target"), what, "write the address of the service behind it")

@@ -1,0 +1,290 @@
+"""Compile service + settings + roster + identity into a snapshot.
+
+Nothing here looks anything up: what comes out was decided in the file and by the roster.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Literal
+
+from relay.config.model import Door, Endpoint, Service
+from relay.config.roster import EDGE, Member, Roster
+from relay.config.settings import Settings
+from relay.config.snapshot import (
+    SLOTS_MAX,
+    EndpointRow,
+    ProbeRow,
+    RuleRow,
+    Snapshot,
+    TargetRow,
+    compile_rules,
+    join_host_port,
+)
+from relay.config.values import Target
+from relay.envelope import bpf
+from relay.errors import ConfigError, Problem, RelayBug
+
+# The targets of a door out at the most; 32 random ones of any number of instances spread the load of a role well enough.
+_DOOR_TARGETS_MAX = 32
+# A worker gives all ports of a range their filters in one go, and the kernel compiles each: about 1 µs an instruction, in
+# which the worker forwards nothing.
+_FILTERS_MAX_BYTES = 65_536 * 8
+
+
+def compile_snapshot(
+    service: Service,
+    settings: Settings,
+    instance: str,
+    *,
+    generation: int,
+    file: str,
+    slots: Mapping[str, int] | None = None,
+    roster: Roster | None = None,
+) -> Snapshot:
+    """The snapshot of `instance` (such as `web_IN_0`, which must be in the roster).
+
+    `roster` is by default what the service file lists. `slots` are those of the snapshot before: an endpoint that stays
+    keeps its counters. `file` names the service file in rules' sources. Raises ConfigError when there are more endpoints than
+    rows of counters.
+    """
+    roster = Roster.of_service(service) if roster is None else roster
+    me = roster.get(instance)
+    if me is None:
+        raise RelayBug(f"{instance} is not in the roster")
+    host = str(settings.address) if settings.address is not None else me.address
+    if me.role == EDGE:
+        rows = _edge_rows(service, roster, host, me.address, file)
+    else:
+        role = service.roles[me.role]
+        rows = [
+            _endpoint(service, roster, f"{me.role}/{name}", endpoint, host, file)
+            for name, endpoint in role.endpoints.items()
+        ]
+        rows += [_door(service, roster, name, door, me) for name, door in role.uses.items()]
+    return Snapshot(
+        generation=generation,
+        service=service.service,
+        instance=instance,
+        endpoints=_with_slots(rows, slots or {}, file),
+        drain_s=settings.drain_s,
+        log_level=settings.log.level,
+        roster=roster,
+    )
+
+
+def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: str) -> list[EndpointRow]:
+    """What an edge listens on: the public port of every input endpoint, and one port more for each instance."""
+    rows = []
+    for role_name, role in service.roles.items():
+        for name, endpoint in role.endpoints.items():
+            targets = tuple(_instances(roster.of(role_name), endpoint))
+            # A role that may have instances has its public ports open, or whoever comes first would find them closed.
+            if endpoint.type != "input" or not role.count:
+                continue
+            row = replace(
+                _endpoint(service, roster, f"{role_name}/{name}", endpoint, host, file, dropping=True),
+                targets=targets,
+                edges=(),
+                send_proxy="v2",
+                transparent=False,
+                dial_from=address,
+                # Limits are an instance's own, and it counts by the client's address.
+                connections=None,
+                per_source=None,
+                rate_per_s=None,
+                probe=ProbeRow(endpoint.probe.path or "", endpoint.probe.interval_s, endpoint.probe.timeout_s),
+            )
+            if endpoint.public_port is not None:
+                port, distribution = endpoint.public_port, endpoint.distribution
+                rows.append(replace(row, listen_port=port, port_count=1, distribution=distribution))
+            if endpoint.instance_ports is not None:
+                name, port = f"{row.name}@instance", endpoint.instance_ports.first
+                # One port for each number, whoever of them is there.
+                row = replace(row, name=name, listen_port=port, port_count=role.count)
+                rows.append(replace(row, distribution="instance"))
+    return rows
+
+
+def _instances(members: Iterable[Member], endpoint: Endpoint) -> Iterable[TargetRow]:
+    for member in members:
+        port = endpoint.listen_ports.first
+        yield TargetRow(join_host_port(member.address, port), host=member.address, port=port, instance=member.id)
+
+
+def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -> EndpointRow:
+    """A door out: listens for this machine alone, and leads to the instances of another role's endpoint."""
+    role, leads_to = door.endpoint
+    endpoint = service.roles[role].endpoints[leads_to]
+    # Of many instances each machine takes a few of its own, so that all of them together take all: each is a row of counters.
+    # An instance knows this machine by its address in the roster, which reaches no address of the other IP version.
+    reached = [member for member in roster.of(role) if (":" in member.address) is (":" in me.address)]
+    members = sorted(reached, key=lambda member: blake2b(f"{me.id} {member.id}".encode()).digest())
+    serving = [member for member in members if member.serves(leads_to)]
+    # When none wants more, some are better than nobody: what they tell may be old.
+    targets = tuple(_instances(sorted((serving or members)[:_DOOR_TARGETS_MAX]), endpoint))
+    # With net.ipv4.conf.*.route_localnet a loopback address is open to the network beside it, as CVE-2020-8558 had it.
+    here = ("::1/128" if ":" in door.listen.host else "127.0.0.0/8", str(ipaddress.ip_network(me.address)))
+    rules = tuple(RuleRow(True, network, "this machine") for network in here)
+    return EndpointRow(
+        name=f"{me.role}/{name}",
+        slot=-1,
+        type="door",
+        protocol="tcp",  # what the endpoint's own relay looks at, need not be looked at twice
+        listen_host=door.listen.host,
+        listen_port=door.listen.port,
+        port_count=1,
+        targets=targets,
+        rules=rules,
+        permit_unmatched=False,
+        denied_reason="roster",
+        enforce="strict",
+        deny="reset",
+        drop_filter="",
+        connections=None,
+        per_source=None,
+        rate_per_s=None,
+        connect_s=door.connect_s,
+        first_byte_s=door.connect_s,
+        idle_s=None,  # the endpoint's own relay has a limit, and one is enough
+        send_proxy=None,
+        distribution="least-connections",
+        dial_from=me.address,
+        leads_to=f"{role}/{leads_to}",
+        table=compile_rules(rules).to_bytes(),
+    )
+
+
+def _endpoint(
+    service: Service, roster: Roster, name: str, endpoint: Endpoint, host: str, file: str, *, dropping: bool = False
+) -> EndpointRow:
+    rules, unmatched = envelope_rules(service, roster, endpoint, file)
+    program, deny = b"", endpoint.deny
+    edges = tuple(map(str, service.edge.instances)) if service.edge is not None and endpoint.type == "input" else ()
+    # Behind an edge the packets are the edge's own, and it drops.
+    if endpoint.deny == "drop" and endpoint.enforce == "strict" and (dropping or not edges):
+        try:
+            program = drop_filter(rules, unmatched, 6 if ":" in host else 4, len(endpoint.listen_ports))
+        except ValueError as error:
+            if endpoint.type != "internal":
+                what, _, fix = str(error).partition("; ")
+                raise ConfigError(
+                    [Problem(file, 0, 0, f"roles.{name.replace('/', '.endpoints.', 1)}.deny", what, fix)]
+                ) from None
+            deny = "reset"  # a roster grows, and must come into force
+    return EndpointRow(
+        name=name,
+        slot=-1,
+        type=endpoint.type,
+        protocol=endpoint.protocol,
+        listen_host=host,
+        listen_port=endpoint.listen_ports.first,
+        port_count=len(endpoint.listen_ports),
+        targets=tuple(_targets(endpoint.target)),
+        rules=rules,
+        permit_unmatched=unmatched,
+        denied_reason="roster" if endpoint.type == "internal" else "access",
+        enforce=endpoint.enforce,
+        deny=deny,
+        drop_filter=program.hex(),
+        connections=endpoint.limits.connections,
+        per_source=endpoint.limits.per_source,
+        rate_per_s=endpoint.limits.rate_per_s,
+        connect_s=endpoint.timeouts.connect_s,
+        first_byte_s=endpoint.timeouts.first_byte_s,
+        idle_s=endpoint.timeouts.idle_s,
+        send_proxy=endpoint.send_proxy,
+        transparent=endpoint.transparent,
+        edges=edges,
+        table=compile_rules(rules).to_bytes(),
+    )
+
+
+def envelope_rules(service: Service, roster: Roster, endpoint: Endpoint, file: str) -> tuple[tuple[RuleRow, ...], bool]:
+    """The endpoint's rules, and whether a source that none of them names may connect. `file` names the service file."""
+    if endpoint.type == "internal":
+        return tuple(_roster_rules(service, roster, endpoint)), False
+    rules = tuple(
+        RuleRow(rule.action == "permit", str(rule.network), f"{file}:{rule.line}")
+        for rule in service.rules_of(endpoint)
+    )
+    # The platform's rule: one permit turns "everyone" into "nobody else".
+    return rules, not any(rule.permit for rule in rules)
+
+
+def drop_filter(rules: Sequence[RuleRow], permit_unmatched: bool, version: Literal[4, 6], port_count: int) -> bytes:
+    """The program that drops one IP version's packets from whom these rules deny, for each of so many ports.
+
+    Raises ValueError with what does not fit, and what to write.
+    """
+    room_bytes = min(bpf.PROGRAM_MAX_BYTES, _FILTERS_MAX_BYTES // port_count)
+    networks = [(rule.permit, ipaddress.ip_network(rule.network)) for rule in rules]
+
+    def program_of(count: int) -> bytes:
+        return bpf.compile_filter(networks[:count], permit_unmatched, version)
+
+    program = program_of(len(networks))
+    if len(program) <= room_bytes:
+        return program
+    fits, too_many = 0, len(networks)
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if len(program_of(middle)) <= room_bytes else (fits, middle)
+    where = f"the kernel's filters for {port_count} ports have" if port_count > 1 else "the kernel's filter has"
+    raise ValueError(
+        f"{where} room for the first {fits} of these {len(networks)} networks (IPv{version}); "
+        "write `deny: reset`, or fewer networks"
+    )
+
+
+def _roster_rules(service: Service, roster: Roster, endpoint: Endpoint) -> Iterable[RuleRow]:
+    """An internal endpoint admits the addresses of its `from` roles (default: every role), and nobody else."""
+    roles = endpoint.from_roles if endpoint.from_roles is not None else tuple(service.roles)
+    for role_name in roles:
+        for member in roster.of(role_name):
+            yield RuleRow(True, str(ipaddress.ip_network(member.address)), member.id)
+
+
+def _targets(target: Target) -> Iterable[TargetRow]:
+    if target.kind == "unix":
+        yield TargetRow(str(target), path=target.path)
+    elif target.host == "localhost":
+        # RFC 6761 6.3: localhost is loopback in both families; a service may listen on either one.
+        for host in target.addresses:
+            one = replace(target, host=host)
+            yield TargetRow(str(one), host=host, port=target.port, port_count=target.port_count)
+    else:
+        yield TargetRow(str(target), host=target.host, port=target.port, port_count=target.port_count)
+
+
+def _with_slots(rows: list[EndpointRow], before: Mapping[str, int], file: str) -> tuple[EndpointRow, ...]:
+    """The rows with their places in the ledger: an endpoint that stays, and each of its targets, keep theirs."""
+    # A target's name has a space in it, and an endpoint's has not.
+    slots = _assign_slots([row.name for row in rows], {name: n for name, n in before.items() if " " not in name}, file)
+    names = [f"{row.name} {target.text}" for row in rows for target in row.targets if target.instance]
+    target_slots = _assign_slots(names, {name: n for name, n in before.items() if " " in name}, file)
+    return tuple(
+        replace(
+            row,
+            slot=slots[row.name],
+            targets=tuple(
+                replace(target, slot=target_slots[f"{row.name} {target.text}"]) if target.instance else target
+                for target in row.targets
+            ),
+        )
+        for row in rows
+    )
+
+
+def _assign_slots(names: list[str], before: Mapping[str, int], file: str) -> dict[str, int]:
+    kept = {name: before[name] for name in names if name in before}
+    # A slot is not handed on at once: flows of an endpoint that is gone still count in it.
+    taken = set(before.values()) | set(kept.values())
+    free = [slot for slot in range(SLOTS_MAX) if slot not in taken]
+    free += [slot for name, slot in before.items() if name not in kept]
+    fresh = [name for name in names if name not in kept]
+    if len(fresh) > len(free):
+        what = f"it declares {len(names)} endpoints or their targets; one machine can have {SLOTS_MAX} of each"
+        raise ConfigError([Problem(file, 0, 0, "roles", what, "split the service")])
+    return kept | dict(zip(fresh, free, strict=False))

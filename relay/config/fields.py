@@ -1,0 +1,162 @@
+"""The types of the two files' keys: how each is read, and how the JSON Schema describes its text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+from relay.config import values
+from relay.config.values import IPAddress, IPNetwork, Ports
+
+# The pydantic error type of a problem that only follows from another one, which is reported; load.py leaves it out.
+FOLLOWS = "follows"
+
+
+def text(parse: Callable[[object], object], pattern: str, *examples: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """A key whose value is a text of this pattern."""
+    return BeforeValidator(parse), WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
+
+
+def whole(largest: int, example: int) -> tuple[BeforeValidator, WithJsonSchema]:
+    """A key whose value is a whole number from 1 to `largest`."""
+    schema = {"type": "integer", "minimum": 1, "maximum": largest, "examples": [example]}
+    return BeforeValidator(values.whole_number(largest)), WithJsonSchema(schema)
+
+
+def words(*allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """A key whose value is one of these words."""
+    return BeforeValidator(values.choice(*allowed)), WithJsonSchema({"type": "string", "enum": list(allowed)})
+
+
+def several_ports(*examples: int | str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """A key whose value is a port or a range of ports."""
+    one = {"type": "integer", "minimum": 1, "maximum": 65535}
+    schema = {"anyOf": [one, {"type": "string", "pattern": values.PORTS_PATTERN}], "examples": list(examples)}
+    return BeforeValidator(values.ports), WithJsonSchema(schema)
+
+
+def _protocol(value: object) -> str:
+    word = value.lower() if isinstance(value, str) else ""
+    if word == "udp":
+        raise ValueError(
+            f"relay does not forward UDP ({values.shown(value)}): a datagram has no connection that could be decided on "
+            "and cut; write `tcp`, or serve it without relay"
+        )
+    if word == "any":
+        raise ValueError(
+            f"relay forwards TCP on declared ports, not {values.shown(value)}; write `protocol: tcp` and the ports as a "
+            "range, such as `port: 8995-8999`"
+        )
+    return values.choice("tcp", "http", "https")(value)
+
+
+Protocol = Annotated[Literal["tcp", "http", "https"], BeforeValidator(_protocol)]
+Flag = Annotated[bool, BeforeValidator(values.flag)]
+Duration = Annotated[float, *text(values.duration, values.DURATION_PATTERN, "15s", "200ms")]
+Connections = Annotated[int | None, *whole(values.CONNECTIONS_MAX, 10_000)]
+Port = Annotated[int | None, *whole(65535, 80)]
+ListenPorts = Annotated[Ports, *several_ports(8080, "8995-8999")]
+InstancePorts = Annotated[Ports | None, *several_ports("10105-10109")]
+Network = Annotated[
+    IPNetwork | None, *text(values.network, values.NETWORK_PATTERN, "203.0.113.0/24", "2001:db8::/32", "192.0.2.7")
+]
+Address = Annotated[IPAddress, *text(values.address, values.ADDRESS_PATTERN, "10.0.0.4")]
+RoleName = Annotated[str, *text(values.role_name, values.ROLE_NAME_PATTERN, "web")]
+EndpointName = Annotated[str, *text(values.endpoint_name, values.ENDPOINT_NAME_PATTERN, "http-in")]
+ListName = Annotated[str, *text(values.endpoint_name, values.ENDPOINT_NAME_PATTERN, "office")]
+
+
+def absent() -> Any:
+    """The default of a field whose validator works it out: unlike `default=None` it stays out of the schema."""
+    return None
+
+
+class Keys(BaseModel):
+    """What every mapping of the two files has in common: no unknown key, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+
+class AccessRule(Keys):
+    """One access rule: exactly one of `deny` and `permit`."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    deny: Network = None
+    """Clients of this network are refused. Host bits are dropped, with a warning."""
+
+    permit: Network = None
+    """Clients of this network may connect, and clients that no rule names may not. Host bits are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One access rule. `text` is the network as written; `line` (0: not known) is where the file has it.
+
+    Two rules are equal when they decide alike: where and how they are written does not count.
+    """
+
+    action: Literal["deny", "permit"]
+    network: IPNetwork
+    text: str = field(default="", compare=False)
+    line: int = field(default=0, compare=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(cls._from_keys, handler.generate_schema(AccessRule))
+
+    @classmethod
+    def _from_keys(cls, written: Any, validate: Callable[[Any], AccessRule]) -> "Rule":
+        keys = validate(written)
+        if keys.deny is not None and keys.permit is None:
+            return cls("deny", keys.deny, written["deny"])
+        if keys.permit is not None and keys.deny is None:
+            return cls("permit", keys.permit, written["permit"])
+        raise ValueError(
+            "a rule has one action; write `deny: NETWORK` or `permit: NETWORK`, each as an item of its own"
+        )
+
+
+class _RulesOrName:
+    """Reads a list of rules, or the name of one. Not a union of pydantic's: an error in a rule has one place, the rule's."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(tuple[Rule, ...]))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", "pattern": values.ENDPOINT_NAME_PATTERN}, handler(schema)]}
+
+    @staticmethod
+    def _read(written: Any, validate: Callable[[Any], tuple[Rule, ...]]) -> tuple[Rule, ...] | str:
+        if not isinstance(written, str):
+            return validate(written)
+        try:
+            return values.endpoint_name(written)
+        except ValueError:
+            what = f"{values.shown(written)} is neither a list of rules nor the name of one"
+            raise ValueError(f"{what}; write `[{{deny: 203.0.113.0/24}}]`, or a name from `access_lists`") from None
+
+
+Access = Annotated[tuple[Rule, ...] | str, _RulesOrName()]
+
+
+class AddressesOrCount:
+    """Reads a list of addresses, or how many there may be. As above: an error in an address has one place, the address's."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(tuple[Address, ...]))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        count = {"type": "integer", "minimum": 1, "maximum": values.INSTANCES_MAX, "examples": [3]}
+        return {"anyOf": [count, handler(schema)]}
+
+    @staticmethod
+    def _read(written: Any, validate: Callable[[Any], tuple[IPAddress, ...]]) -> tuple[IPAddress, ...] | int:
+        if isinstance(written, int) and not isinstance(written, bool):
+            return values.whole_number(values.INSTANCES_MAX)(written)
+        if not isinstance(written, list | tuple):
+            what = f"{values.shown(written)} is neither a list of addresses nor a number of instances"
+            raise ValueError(f"{what}; write `[10.0.0.4]`, or with a registry a number such as `3`")
+        return validate(written)

@@ -1,0 +1,315 @@
+"""A file's path to its model, or to every problem of the file in an operator's words."""
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from relay.config.check import check_pair, check_service
+from relay.config.fields import FOLLOWS, Rule
+from relay.config.lint import lint_service
+from relay.config.model import Service
+from relay.config.schema import service_schema, settings_schema
+from relay.config.settings import Settings
+from relay.config.source import KeyPath, Source, dotted, read
+from relay.config.values import nearest, shown
+from relay.errors import ConfigError, Problem, RelayBug
+
+__all__ = [
+    "Loaded",
+    "check_files",
+    "find_settings",
+    "kind_of",
+    "load_service",
+    "load_settings",
+    "parse_service",
+    "parse_settings",
+]
+
+Model = TypeVar("Model", bound=BaseModel)
+Unknown = dict[KeyPath, str | None]
+"""Where the unknown keys are, and the known key that each most likely misspells."""
+
+# pydantic names a default that fails by its field, not by its key. The fields are an endpoint's.
+_KEY_OF_FIELD = {"listen_ports": "port"}
+
+
+SERVICE_FILE = "/etc/relay/service.yaml"
+"""Where the service is described, unless something else says where."""
+SETTINGS_FILE = "/etc/relay/instance.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[Model]):
+    """A file that can be used: its model, what its author should still look at, and its text's data and marks."""
+
+    value: Model
+    warnings: tuple[Problem, ...]
+    source: Source
+
+
+def load_service(path: str) -> Loaded[Service]:
+    """The service file at `path`. Raises ConfigError with every problem, warnings among them."""
+    return parse_service(read(path))
+
+
+def load_settings(path: str, *, required: bool) -> Loaded[Settings]:
+    """The settings file at `path`; the defaults when there is none and it is not `required`. Raises ConfigError."""
+    if not required:
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            return Loaded(Settings(), (), Source(path, {}, {}, {}))
+        except (OSError, ValueError):
+            pass  # there may be one: let reading it say what is wrong
+    return parse_settings(read(path))
+
+
+def find_settings(path: str | None) -> Loaded[Settings]:
+    """The settings at `path`, else where RELAY_SETTINGS says, else the usual file if there is one. Raises ConfigError."""
+    named = path or os.environ.get("RELAY_SETTINGS")
+    return load_settings(named or SETTINGS_FILE, required=named is not None)
+
+
+def parse_service(source: Source) -> Loaded[Service]:
+    """The service in `source`. Raises ConfigError with every problem, warnings among them."""
+    if not source.data:
+        raise ConfigError([Problem(source.path, 1, 1, "", "the file is empty", "start it with `version: 1`")])
+    service, errors = _validate(Service, source.data)
+    unknown = _unknown_keys(errors, service_schema())
+    problems = _problems(errors, unknown, source, service_schema())
+    if errors:
+        # What is right is still checked as a whole, so that one run shows all there is to do.
+        service, _ = _validate(Service, _without(source.data, errors, unknown))
+    if service is not None:
+        problems += check_service(service, source) + lint_service(service, source)
+    if service is None or any(problem.severity == "error" for problem in problems):
+        raise ConfigError(problems)
+    _number_rules(service, source)
+    return Loaded(service, tuple(problems), source)
+
+
+def parse_settings(source: Source) -> Loaded[Settings]:
+    """The settings in `source`, which may be empty. Raises ConfigError with every problem."""
+    settings, errors = _validate(Settings, source.data)
+    unknown = _unknown_keys(errors, settings_schema())
+    problems = _problems(errors, unknown, source, settings_schema())
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return Loaded(settings, (), source)
+
+
+def kind_of(source: Source) -> Literal["service", "settings"]:
+    """Which of the two files it is, by its keys (slips of spelling count too); where they do not tell, by its name."""
+    kinds: dict[str, Literal["service", "settings"]] = {}
+    kinds |= dict.fromkeys(service_schema()["properties"], "service")
+    kinds |= dict.fromkeys(settings_schema()["properties"], "settings")
+    votes = Counter(kinds[near] for key in source.data if (near := nearest(key, kinds)))
+    if votes["service"] != votes["settings"]:
+        return max(votes, key=lambda kind: votes[kind])
+    return "settings" if os.path.basename(source.path).startswith("instance") else "service"
+
+
+def check_files(paths: Iterable[str]) -> list[Problem]:
+    """Every problem of the files, errors and warnings, sorted by place. No problem: an empty list. Raises nothing."""
+    found: list[Problem] = []
+    services: list[Service] = []
+    settings: list[Loaded[Settings]] = []
+    for path in paths:
+        try:
+            source = read(path)
+            if kind_of(source) == "service":
+                service = parse_service(source)
+                services.append(service.value)
+                found += service.warnings
+            else:
+                settings.append(parse_settings(source))
+        except ConfigError as error:
+            found += error.problems
+    if len(services) == 1:  # with several nobody knows which belongs to which
+        for each in settings:
+            found += check_pair(services[0], each.value, each.source)
+    return sorted(found)
+
+
+def _number_rules(service: Service, source: Source) -> None:
+    lists: list[tuple[KeyPath, tuple[Rule, ...]]] = [
+        (("access_lists", name), rules) for name, rules in service.access_lists.items()
+    ]
+    lists += [
+        (("roles", role_name, "endpoints", name, "access"), endpoint.access)
+        for role_name, role in service.roles.items()
+        for name, endpoint in role.endpoints.items()
+        if not isinstance(endpoint.access, str)
+    ]
+    for path, rules in lists:
+        for index, rule in enumerate(rules):
+            # Nobody else has the rule yet, and its equality and hash leave `line` out.
+            object.__setattr__(rule, "line", source.mark((*path, index))[0])
+
+
+def _validate(model: type[Model], data: dict[str, Any]) -> tuple[Model | None, list[ErrorDetails]]:
+    try:
+        return model.model_validate(data), []
+    except ValidationError as error:
+        return None, error.errors(include_url=False)
+
+
+def _path(error: ErrorDetails) -> KeyPath:
+    """The error's place in the file."""
+    loc = error["loc"]
+    if error["type"] == "extra_forbidden":
+        return loc
+    if _in_name(error):
+        return loc[:-1]
+    return (*loc[:4], _KEY_OF_FIELD.get(str(loc[4]), loc[4])) if len(loc) == 5 and loc[0] == "roles" else loc
+
+
+def _in_name(error: ErrorDetails) -> bool:
+    """Whether it is the name of a role or endpoint that is wrong: pydantic puts `[key]` behind it."""
+    return error["loc"][-1:] == ("[key]",) and len(error["loc"]) in (3, 5) and error["type"] != "extra_forbidden"
+
+
+def _without(data: dict[str, Any], errors: list[ErrorDetails], unknown: Unknown) -> dict[str, Any]:
+    """The data less every endpoint, or else role, that has an error, and with keys read as what they most likely meant."""
+    rest: dict[str, Any] = copy.deepcopy(data) | {"version": 1, "service": "service"}
+    for path, near in unknown.items():
+        holder = _at(rest, path[:-1])
+        value = holder.pop(path[-1])
+        if near is not None and near not in holder and len(path) > 4:  # inside an endpoint
+            holder[near] = value
+    meant = _meant(unknown)
+    for error in errors:
+        path = _path(error)
+        if path in unknown or path in meant or path[0] in ("version", "service"):
+            continue
+        # Half an endpoint would clash with others in ways that its author never wrote.
+        path = path[:4] if path[2:3] in (("endpoints",), ("uses",)) else path[:2]
+        holder = _at(rest, path[:-1])
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    return rest
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    """The value at `path`; None where there is none."""
+    for step in path:
+        try:
+            data = data[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
+
+
+def _unknown_keys(errors: list[ErrorDetails], schema: Any) -> Unknown:
+    paths = [error["loc"] for error in errors if error["type"] == "extra_forbidden"]
+    return {path: nearest(str(path[-1]), _keys(_schema_at(schema, path[:-1]))) for path in paths}
+
+
+def _meant(unknown: Unknown) -> set[KeyPath]:
+    return {(*path[:-1], near) for path, near in unknown.items() if near is not None}
+
+
+def _problems(errors: list[ErrorDetails], unknown: Unknown, source: Source, schema: Any) -> list[Problem]:
+    """One problem for each mistake: pydantic's errors in plain words, and the keys that were left empty."""
+    found = [_problem(source, path, *_unknown(path, near, schema), key=True) for path, near in unknown.items()]
+    nulls = {path for path in _nulls(source.data, ()) if not any(path[:end] in unknown for end in range(len(path) + 1))}
+    found += [_problem(source, path, *_empty(path, schema)) for path in nulls]
+    misspelt = {path for path in _meant(unknown) if path not in source.values}  # not missing, but under another name
+    for error in errors:
+        path = _path(error)
+        if error["type"] != FOLLOWS and path not in unknown and path not in nulls and path not in misspelt:
+            found.append(_problem(source, path, *_wording(error, path, schema), key=_in_name(error)))
+    return found
+
+
+def _problem(source: Source, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
+    return Problem(source.path, *source.mark(path, key=key), dotted(path), what, fix)
+
+
+def _nulls(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """Where nothing is written. No key of either file can have no value."""
+    if value is None:
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _nulls(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nulls(item, (*path, index))
+
+
+def _empty(path: KeyPath, schema: Any) -> tuple[str, str]:
+    needed = path and path[-1] in _schema_at(schema, path[:-1]).get("required", ())
+    example = _example(schema, _schema_at(schema, path))
+    return "is empty", f"write a value such as `{example}`" + ("" if needed else ", or remove the key")
+
+
+def _unknown(path: KeyPath, near: str | None, schema: Any) -> tuple[str, str]:
+    listed = ", ".join(f"`{key}`" for key in _keys(_schema_at(schema, path[:-1])))
+    return f"unknown key {shown(path[-1])}", f"did you mean `{near}`?" if near else f"the keys here are {listed}"
+
+
+def _wording(error: ErrorDetails, path: KeyPath, schema: Any) -> tuple[str, str]:
+    """What is wrong with a value, and what to write."""
+    part = _schema_at(schema, path)
+    match error["type"]:
+        case "value_error":
+            what, _, fix = str(error["ctx"]["error"]).partition("; ")
+            return what, fix
+        case "missing":
+            return "is missing", f"write `{path[-1]}: {_example(schema, part)}`"
+        case "tuple_type":
+            return f"{shown(error['input'])} is not a list", f"write `{_example(schema, part)}`"
+        case "dict_type":
+            return f"{shown(error['input'])} is not a mapping", "write names with keys below them"
+        case "model_type":
+            keys = ", ".join(f"`{key}`" for key in _keys(part))
+            return f"{shown(error['input'])} is not a mapping", f"write one or more of the keys {keys}"
+        case other:
+            raise RelayBug(f"no wording for pydantic's error {other} at {dotted(path)}")
+
+
+def _schema_at(schema: Any, path: KeyPath) -> Any:
+    """The part of a JSON Schema of model.py that describes the value at `path`; {} where it describes nothing."""
+    part = _resolved(schema, schema)
+    for step in path:
+        if isinstance(step, int):
+            part = next((each["items"] for each in (part, *part.get("anyOf", ())) if "items" in each), {})
+        else:
+            part = part.get("properties", {}).get(step) or part.get("additionalProperties") or {}
+        part = _resolved(schema, part)
+    return part
+
+
+def _resolved(schema: Any, part: Any) -> Any:
+    for choice in part.get("anyOf", ()):
+        if "$ref" in choice:
+            part = choice
+    return schema["definitions"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+
+
+def _keys(part: Any) -> list[str]:
+    return list(part.get("properties", {}))
+
+
+def _example(schema: Any, part: Any) -> str:
+    """How a value of this part of the schema may look, as YAML on one line."""
+    if "const" in part:
+        return str(part["const"])
+    if "enum" in part:
+        return str(part["enum"][0])
+    if part.get("examples"):
+        return str(part["examples"][0])
+    if "anyOf" in part:
+        return _example(schema, part["anyOf"][-1])
+    if part.get("type") == "array":
+        item = _resolved(schema, part["items"])
+        return f"[{_example(schema, item)}]"
+    keys = part.get("required") or _keys(part)[:1] or ["name"]
+    return "{" + ", ".join(f"{key}: …" for key in keys) + "}"

@@ -1,0 +1,341 @@
+"""The service file as a frozen model: `Service` (service.yaml, the same on every machine).
+
+The YAML names are the promise; a Python name that differs only adds its unit or avoids a keyword (`connect_s` is
+`connect`, `from_roles` is `from`). The docstring under a field is its text in the JSON Schema.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
+
+from relay.config import places, values
+from relay.config.fields import (
+    FOLLOWS,
+    Access,
+    AddressesOrCount,
+    Connections,
+    Duration,
+    EndpointName,
+    Flag,
+    InstancePorts,
+    Keys,
+    ListenPorts,
+    ListName,
+    Port,
+    Protocol,
+    RoleName,
+    Rule,
+    absent,
+    text,
+    words,
+)
+from relay.config.values import HostPort, IPAddress, Target
+
+
+class Limits(Keys):
+    """How much an endpoint takes on each instance. A limit left out does not exist."""
+
+    connections: Connections = None
+    """Open connections at most, over all clients."""
+
+    per_source: Connections = None
+    """Open connections at most from one client address."""
+
+    rate_per_s: Annotated[float | None, *text(values.rate, values.RATE_PATTERN, "500/s", "30/m")] = Field(
+        default=None, alias="rate"
+    )
+    """New connections at most, per second (`500/s`) or per minute (`30/m`)."""
+
+
+class Timeouts(Keys):
+    """How long an endpoint waits."""
+
+    connect_s: Duration = Field(default=5.0, alias="connect", json_schema_extra={"default": "5s"})
+    """For the target to take the connection."""
+
+    first_byte_s: Duration = Field(default=10.0, alias="first_byte", json_schema_extra={"default": "10s"})
+    """For a client's first bytes, where they must be looked at: `http`, `https`."""
+
+    idle_s: Annotated[float | None, *text(values.duration_or_off, values.DURATION_OR_OFF_PATTERN, "4m", "off")] = Field(
+        default=240.0, alias="idle", json_schema_extra={"default": "4m"}
+    )
+    """For any byte, in either direction, on an open connection; then it is closed. `off`: for ever."""
+
+
+class Probe(Keys):
+    """How an edge finds out whether an instance may get new connections. It asks by way of the instance's relay."""
+
+    # Before `path`, whose validator sees it.
+    protocol: Annotated[Literal["tcp", "http"], *words("tcp", "http")] = "tcp"
+    """`tcp`: the application takes the connection. `http`: it answers `GET path` with the status 200."""
+
+    path: Annotated[str | None, *text(values.probe_path, values.PROBE_PATH_PATTERN, "/healthz")] = Field(
+        default_factory=absent, validate_default=True
+    )
+    """What an `http` probe asks for."""
+
+    interval_s: Duration = Field(default=15.0, alias="interval", json_schema_extra={"default": "15s"})
+    """From one probe to the next, give or take a tenth."""
+
+    timeout_s: Duration = Field(default=31.0, alias="timeout", json_schema_extra={"default": "31s"})
+    """An instance that gives no answer for so long gets no new connections. A wrong answer has that effect at once."""
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _path_of_http(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        kind = info.data.get("protocol")
+        if written is None and kind == "http":
+            raise ValueError("is missing; write what to ask for, such as `path: /healthz`")
+        if written is not None and kind == "tcp":
+            raise ValueError("a tcp probe asks for nothing; remove it, or write `protocol: http`")
+        return None if written is None else parse(written)
+
+
+class Endpoint(Keys):
+    """One declared port of a role, and the local service behind it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": "internal"}}, "required": ["type"]},
+            "then": {
+                "required": ["port"],
+                "properties": dict.fromkeys(
+                    ("public_port", "instance_ports", "access", "probe", "distribution"), False
+                ),
+            },
+            "else": {
+                "anyOf": [{"required": ["public_port"]}, {"required": ["instance_ports", "port"]}],
+                "properties": {"from": False},
+            },
+        }
+    )
+
+    # The order counts: a validator below sees the fields above its own, and `type` rules them all.
+    type: Annotated[Literal["input", "internal"], *words("input", "internal")]
+    """`input`: open to the outside. `internal`: open to the instances of this service only."""
+
+    protocol: Protocol = "tcp"
+    """`http` and `https`: a connection whose first bytes are something else is refused. `tcp`: anything goes."""
+
+    instance_ports: InstancePorts = None
+    """Ports that the outside knows, one for each instance: the first port leads to instance 0. Unique in the service."""
+
+    public_port: Port = Field(default_factory=absent, validate_default=True)
+    """The port that the outside knows. Input endpoints have this or `instance_ports`, or both. Unique in the service."""
+
+    listen_ports: ListenPorts = Field(default_factory=absent, validate_default=True, alias="port")
+    """The port that each instance listens on, or a range of ports. Default for an input endpoint: its public port."""
+
+    target: Annotated[
+        Target,
+        *text(values.target, values.TARGET_PATTERN, "127.0.0.1:3000", "[::1]:3000", "unix:/run/app.sock"),
+    ]
+    """The local service that the connections go to: an address or `localhost` with a port, or `unix:` and a path. Behind a
+    range of ports: a range of as many, port for port, or one port for all."""
+
+    unsafe_target: Flag = False
+    """`true`: the target may be on another machine, where others reach it without relay."""
+
+    access: Access = ()
+    """Who may connect to an input endpoint: rules, or the name of a list in `access_lists`. The first rule that matches
+    decides. No rule: everyone may. Any `permit`: everyone else may not. Only `deny`: everyone else may."""
+
+    from_roles: tuple[RoleName, ...] | None = Field(default=None, alias="from", json_schema_extra={"minItems": 1})
+    """The roles whose instances may connect to an internal endpoint. Default: every role of the service."""
+
+    enforce: Annotated[Literal["strict", "audit"], *words("strict", "audit")] = "strict"
+    """`strict`: who may not connect is refused. `audit`: is let in, counted and logged as one who would be refused; for a
+    trial of new rules."""
+
+    deny: Annotated[Literal["reset", "drop"], *words("reset", "drop")] = "reset"
+    """How the envelope refuses: `reset` at once, or `drop`, as if nobody were there. Limits always reset."""
+
+    limits: Limits = Limits()
+    """How much the endpoint takes on each instance."""
+
+    timeouts: Timeouts = Timeouts()
+    """How long the endpoint waits."""
+
+    send_proxy: Annotated[Literal["v1", "v2"] | None, *words("v1", "v2")] = None
+    """Tell the target who the client is, in a PROXY protocol header of this version. Default: no header."""
+
+    transparent: Flag = False
+    """`true`: the target is dialled from the client's own address. Needs CAP_NET_RAW and the routing rules of
+    systemd/transparent."""
+
+    @field_validator("transparent", mode="after")
+    @classmethod
+    def _transparent_by_tcp(cls, transparent: bool, info: ValidationInfo) -> bool:
+        if transparent and "target" in info.data and info.data["target"].kind == "unix":
+            raise ValueError("a Unix socket knows no client addresses; remove it, or write `send_proxy: v2`")
+        return transparent
+
+    probe: Probe = Probe()
+    """How the edge finds out whether an instance may get new connections."""
+
+    distribution: Annotated[
+        Literal["five-tuple", "source-ip", "least-connections"], *words("five-tuple", "source-ip", "least-connections")
+    ] = "five-tuple"
+    """How the edge spreads connections over instances. `five-tuple`: by a hash of both addresses and ports. `source-ip`: the
+    same client always to the same instance. `least-connections`: to the one that has the fewest from this edge."""
+
+    @field_validator("probe", "distribution", mode="before")
+    @classmethod
+    def _of_input(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("type") == "internal":
+            raise ValueError("an internal endpoint is not behind the edge; remove it, or write `type: input`")
+        return written
+
+    @field_validator("instance_ports", mode="before")
+    @classmethod
+    def _instance_ports_of_input(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("type") == "internal":
+            raise ValueError("an internal endpoint has no public ports; write `port`, or `type: input`")
+        return written
+
+    @field_validator("public_port", mode="wrap")
+    @classmethod
+    def _public_port_of_input(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        kind = info.data.get("type")
+        if written is not None and kind == "internal":
+            raise ValueError("an internal endpoint has no public port; write `port`, or `type: input`")
+        if written is not None:
+            return parse(written)
+        if kind == "input" and "instance_ports" not in info.data:
+            raise PydanticCustomError(FOLLOWS, "may be missing, once `instance_ports` is right")
+        if kind == "input" and info.data["instance_ports"] is None:
+            raise ValueError("is missing; write the port that the outside knows, such as `public_port: 80`")
+        return None
+
+    @field_validator("listen_ports", mode="wrap")
+    @classmethod
+    def _port_or_public_port(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        if written is not None:
+            return parse(written)
+        if info.data.get("public_port") is not None:
+            return parse(info.data["public_port"])
+        if info.data.get("type") == "internal" or info.data.get("instance_ports") is not None:
+            raise ValueError("is missing; write the port that each instance listens on, such as `port: 5432`")
+        # `type` or `public_port` has its own problem already: one mistake, one problem.
+        raise PydanticCustomError(FOLLOWS, "cannot be told before the keys above it are right")
+
+    @field_validator("target", mode="after")
+    @classmethod
+    def _target_as_long_as_ports(cls, target: Target, info: ValidationInfo) -> Target:
+        count = len(info.data["listen_ports"]) if "listen_ports" in info.data else target.port_count
+        if target.port_count not in (1, count):
+            raise ValueError(
+                f"`{target}` has {target.port_count} ports, and the endpoint has {count}; write as many, or one for all"
+            )
+        return target
+
+    @field_validator("access", mode="before")
+    @classmethod
+    def _access_of_input(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("type") == "internal":
+            raise ValueError("an internal endpoint has no access rules; write `from` with the roles that may connect")
+        return written
+
+    @field_validator("from_roles", mode="before")
+    @classmethod
+    def _from_of_internal(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("type") == "input":
+            raise ValueError("an input endpoint is open to the outside; write `access` rules, or `type: internal`")
+        if written == []:
+            raise ValueError("names no role; write the roles that may connect, or remove it to admit every role")
+        return written
+
+    def target_port(self, port: int) -> int:
+        """The port of the target that connections to `port`, one of the endpoint's, lead to."""
+        offset = port - self.listen_ports.first if self.target.port_count > 1 else 0
+        return self.target.port + offset
+
+
+class Door(Keys):
+    """A door out: a port of this machine alone that leads to another role's endpoint."""
+
+    endpoint: Annotated[tuple[str, str], *text(places.endpoint, places.ENDPOINT_PATTERN, "store/postgres")]
+    """Where it leads to: a role of this service, and an endpoint that admits this role. A healthy instance is chosen."""
+
+    listen: Annotated[HostPort, *text(places.loopback, places.LOOPBACK_PATTERN, "127.0.0.1:5432")]
+    """The loopback address and port that programs on this machine connect to."""
+
+    connect_s: Duration = Field(default=5.0, alias="connect", json_schema_extra={"default": "5s"})
+    """For some instance to take the connection."""
+
+
+class Role(Keys):
+    """The instances that do one job, the endpoints that each of them has, and what it uses of others."""
+
+    listed: Annotated[tuple[IPAddress, ...] | int, AddressesOrCount()] = Field(alias="instances")
+    """The address of each instance: the first of role `web` is `web_IN_0`, the next `web_IN_1`. Or, with a registry, how
+    many there may be: each takes the lowest number that is free."""
+
+    endpoints: dict[EndpointName, Endpoint] = Field(default_factory=dict)
+    """The role's endpoints by name. Nothing else of it can be reached through relay."""
+
+    uses: dict[EndpointName, Door] = Field(default_factory=dict)
+    """Doors out by name: what programs on its instances reach on a port of their own machine."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether a registry tells where its instances are."""
+        return isinstance(self.listed, int)
+
+    @property
+    def count(self) -> int:
+        """How many instances there are, or may be."""
+        return self.listed if isinstance(self.listed, int) else len(self.listed)
+
+    @property
+    def instances(self) -> tuple[IPAddress, ...]:
+        """The addresses that the file lists; none for a counted role."""
+        return () if isinstance(self.listed, int) else self.listed
+
+
+class Edge(Keys):
+    """The machines that listen on the public ports and spread connections over the instances."""
+
+    instances: Annotated[
+        tuple[Annotated[IPAddress, *text(values.address, values.ADDRESS_PATTERN, "198.51.100.10")], ...],
+        BeforeValidator(values.not_empty),
+    ] = Field(json_schema_extra={"minItems": 1})
+    """The address of each of them, where it listens and from where the instances are reached: `edge_IN_0`, `edge_IN_1`."""
+
+
+class Service(Keys):
+    """A whole service: the file that every machine of it has unchanged."""
+
+    version: Annotated[Literal[1], BeforeValidator(values.version)]
+    """The format of this file: 1."""
+
+    service: Annotated[str, *text(values.service_name, values.SERVICE_NAME_PATTERN, "shop")]
+    """The service's name: a DNS label in lower case."""
+
+    edge: Edge | None = None
+    """The machines that carry the public ports. Without any, clients reach the instances themselves."""
+
+    access_lists: dict[ListName, tuple[Rule, ...]] = Field(default_factory=dict)
+    """Lists of access rules by name, for endpoints that share one."""
+
+    roles: dict[RoleName, Role] = Field(json_schema_extra={"minProperties": 1})
+    """The roles of the service by name."""
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _some_role(cls, written: object) -> object:
+        # pydantic's own `min_length` counts what is left of the roles, and would call a wrong one none at all.
+        if written == {}:
+            raise ValueError("is empty; write at least one role")
+        return written
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The roles of which a registry tells where their instances are."""
+        return tuple(name for name, role in self.roles.items() if role.counted)
+
+    def rules_of(self, endpoint: Endpoint) -> tuple[Rule, ...]:
+        """The endpoint's access rules: its own, or those of the list that it names. KeyError: there is no such list."""
+        return self.access_lists[endpoint.access] if isinstance(endpoint.access, str) else endpoint.access

@@ -1,0 +1,116 @@
+"""Who is in the service, and where: one immutable value, wherever it comes from.
+
+A role lists its instances' addresses in the service file, or says how many there may be; of those a registry
+(relay/fleet) tells who is there.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a worker that starts in new code must not wait for pydantic: it would be half of its pause
+    from relay.config.model import Service
+
+EDGE = "edge"
+"""What an edge's id has in place of a role: `edge_IN_0`."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One instance that is there. Addresses are texts, as `str(IPv4Address)` writes them."""
+
+    role: str
+    ordinal: int
+    address: str
+    metrics: str = ""  # host:port that answers `GET /metrics`; empty: not told
+    busy: bool = False  # it asks for no new connections (`relay drain`)
+    down: tuple[str, ...] = ()  # its endpoints whose local service does not answer
+
+    @property
+    def id(self) -> str:
+        """`web_IN_0`."""
+        return f"{self.role}_IN_{self.ordinal}"
+
+    def serves(self, endpoint: str) -> bool:
+        """Whether new connections to its endpoint of this name are wanted, by all that it tells."""
+        return not self.busy and endpoint not in self.down
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Every instance of the service that is there, by role in the file's order and by ordinal. No id is there twice."""
+
+    members: tuple[Member, ...] = ()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    def of(self, role: str) -> tuple[Member, ...]:
+        """The instances of a role, or of `edge`, by ordinal."""
+        return tuple(member for member in self.members if member.role == role)
+
+    def get(self, instance: str) -> Member | None:
+        """The instance with this id."""
+        return next((member for member in self.members if member.id == instance), None)
+
+    def busy(self, instance: str) -> "Roster":
+        """The same, but that the instance with this id asks for no new connections."""
+        return Roster(tuple(replace(each, busy=True) if each.id == instance else each for each in self.members))
+
+    @classmethod
+    def of_service(cls, service: "Service", registered: Iterable[Member] = (), me: Member | None = None) -> "Roster":
+        """Those that the service file lists, and of its counted roles those that are `registered`, and `me`.
+
+        Whoever is registered and can have no place there (another role, an ordinal beyond the count, the address of
+        somebody else, above all mine) is left out: a registry is not believed in everything.
+        """
+        listed = [
+            Member(name, ordinal, str(address))
+            for name, addresses in _listed(service).items()
+            for ordinal, address in enumerate(addresses)
+        ]
+        taken = {member.address for member in listed}
+        places: dict[tuple[str, int], Member] = {}
+        others = sorted(member for member in registered if me is None or member.id != me.id)
+        for member in (*([me] if me is not None else []), *others):
+            role = service.roles.get(member.role)
+            if role is None or not role.counted or not 0 <= member.ordinal < role.count:
+                continue
+            if member.address not in taken and (member.role, member.ordinal) not in places:
+                taken.add(member.address)
+                places[member.role, member.ordinal] = member
+        order = {name: n for n, name in enumerate((*service.roles, EDGE))}
+        everybody = [*listed, *places.values()]
+        return cls(tuple(sorted(everybody, key=lambda member: (order[member.role], member.ordinal))))
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """The roster as plain data for JSON."""
+        return [asdict(member) for member in self.members]
+
+    @classmethod
+    def from_plain(cls, plain: Iterable[Mapping[str, Any]]) -> "Roster":
+        """What `to_plain` wrote. Raises TypeError or KeyError for anything else."""
+        return cls(tuple(Member(**{**each, "down": tuple(each["down"])}) for each in plain))
+
+
+def difference(old: Roster, new: Roster) -> dict[str, list[str]]:
+    """The ids of who `joined`, `left`, and is there as before but `changed`."""
+    before, after = ({member.id: member for member in roster} for roster in (old, new))
+    return {
+        "joined": [name for name in after if name not in before],
+        "left": [name for name in before if name not in after],
+        "changed": [name for name, member in after.items() if name in before and before[name] != member],
+    }
+
+
+def split_instance(instance: str) -> tuple[str, int]:
+    """`web_IN_0` as ("web", 0). Raises ValueError for anything else."""
+    role, mark, number = instance.rpartition("_IN_")
+    if not mark or not role or not number.isascii() or not number.isdecimal() or str(int(number)) != number:
+        raise ValueError(f"`{instance}` is not an instance id; write ROLE_IN_NUMBER, such as web_IN_0")
+    return role, int(number)
+
+
+def _listed(service: "Service") -> dict[str, tuple[Any, ...]]:
+    found = {name: role.instances for name, role in service.roles.items()}
+    return found if service.edge is None else found | {EDGE: service.edge.instances}

@@ -1,0 +1,189 @@
+"""What one instance does, whole: the immutable value that the data plane works by.
+
+It is plain data, so that it travels to workers as JSON and a new worker can read the one that stands. compile.py makes it.
+"""
+
+import base64
+import ipaddress
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from relay.config.roster import Roster
+from relay.envelope.cidr import Table
+
+FORMAT = 4  # of the JSON below
+SLOTS_MAX = 1024  # rows of counters that the ledger has
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """One rule of an endpoint's envelope, in the order of writing. `source` says where it came from."""
+
+    permit: bool
+    network: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRow:
+    """A local service: `host` and `port`, or a Unix socket's `path`. `text` is how the file names it.
+
+    With a `port_count` above 1 it is a range that begins at `port`, one port for each of the endpoint's.
+    """
+
+    text: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    port_count: int = 1
+    slot: int = -1  # on an edge: row of counters in the ledger; stays the same over reloads
+    instance: str = ""  # on an edge: whose address it is
+
+    def at(self, offset: int) -> "TargetRow":
+        """The one port of the range that is `offset` from its first; the whole range where it has no such port."""
+        if not 0 <= offset < self.port_count:
+            return self
+        port = self.port + offset
+        return TargetRow(join_host_port(self.host, port), host=self.host, port=port)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """How the targets of an endpoint are probed. `path` is empty for tcp."""
+
+    path: str
+    interval_s: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRow:
+    """Everything the data plane knows of one endpoint. Limits and the idle timeout are None where there is none.
+
+    It listens on `port_count` ports from `listen_port` on, with one gate and one row of counters.
+    """
+
+    name: str  # role/endpoint; of a door out: role/its own name
+    slot: int  # row of counters in the ledger; stays the same over reloads
+    type: Literal["input", "internal", "door"]
+    protocol: Literal["tcp", "http", "https"]
+    listen_host: str
+    listen_port: int
+    port_count: int
+    targets: tuple[TargetRow, ...]
+    rules: tuple[RuleRow, ...]
+    permit_unmatched: bool
+    denied_reason: Literal["access", "roster"]
+    enforce: Literal["strict", "audit"]
+    deny: Literal["reset", "drop"]
+    drop_filter: str  # the program (hex) that has the kernel drop whom the envelope denies; empty: it drops nobody
+    connections: int | None
+    per_source: int | None
+    rate_per_s: float | None
+    connect_s: float
+    first_byte_s: float
+    idle_s: float | None
+    send_proxy: Literal["v1", "v2"] | None
+    transparent: bool = False  # dial the target from the client's own address
+    edges: tuple[str, ...] = ()  # addresses of the edge: only they connect, and they say who the client is
+    # On an edge, and of a door out. None: targets are tried in their order. `instance`: the n-th port leads to the instance
+    # with that number.
+    distribution: Literal["five-tuple", "source-ip", "least-connections", "instance"] | None = None
+    probe: ProbeRow | None = None
+    dial_from: str = ""  # on an edge, and of a door out: this machine's address, which the instances know it by
+    leads_to: str = ""  # of a door out: role/endpoint
+    table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
+
+    @property
+    def listen(self) -> str:
+        """The listening address as `host:port` or `[v6]:port`; a range of ports as `host:first-last`."""
+        first = join_host_port(self.listen_host, self.listen_port)
+        return first if self.port_count == 1 else f"{first}-{self.listen_port + self.port_count - 1}"
+
+    @property
+    def listens(self) -> dict[str, int]:
+        """The address of each of its listening sockets, as `host:port`, and that socket's port."""
+        ports = range(self.listen_port, self.listen_port + self.port_count)
+        return {join_host_port(self.listen_host, port): port for port in ports}
+
+    def target(self, attempt: int) -> TargetRow:
+        """The target whose turn it is at this attempt, counted from 0: one after the other, and then the last."""
+        return self.targets[min(attempt, len(self.targets) - 1)]
+
+    @property
+    def role(self) -> str:
+        """The role's name."""
+        return self.name.split("/", 1)[0]
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's name inside its role."""
+        return self.name.split("/", 1)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one instance does, whole. `generation` counts the snapshots of one daemon from 1."""
+
+    generation: int
+    service: str
+    instance: str
+    endpoints: tuple[EndpointRow, ...]
+    drain_s: float
+    log_level: Literal["debug", "info", "warning", "error"]
+    roster: Roster = field(default_factory=Roster)
+    file: str = ""  # the service file that it was compiled from, and its text
+    source: str = ""
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Places in the ledger, by endpoint and by endpoint and target: what the next snapshot goes by."""
+        mine = {row.name: row.slot for row in self.endpoints}
+        targets = ((f"{row.name} {each.text}", each.slot) for row in self.endpoints for each in row.targets)
+        return mine | {name: slot for name, slot in targets if slot >= 0}
+
+    def to_json(self) -> bytes:
+        """The snapshot as JSON text."""
+        raw = {"format": FORMAT, **asdict(replace(self, roster=Roster())), "roster": self.roster.to_plain()}
+        for row in raw["endpoints"]:
+            row["table"] = base64.b64encode(row["table"]).decode()
+        return json.dumps(raw, separators=(",", ":")).encode()
+
+    def for_workers(self) -> "Snapshot":
+        """The same without roster and source, and the rules as they were written: their tables say all that a worker asks.
+
+        Reading 20,000 rules takes 50 ms, for which every connection of a worker would stand still.
+        """
+        rows = (replace(row, rules=()) if row.table else row for row in self.endpoints)
+        return replace(self, endpoints=tuple(rows), roster=Roster(), file="", source="")
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Snapshot":
+        """The snapshot that `to_json` wrote. Raises ValueError for another format."""
+        raw: dict[str, Any] = json.loads(text)
+        if raw.pop("format", None) != FORMAT:
+            raise ValueError("a snapshot of another version of relay")
+        rows = tuple(_endpoint_from(row) for row in raw.pop("endpoints"))
+        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), **raw)
+
+
+def join_host_port(host: str, port: int) -> str:
+    """`host:port`, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def compile_rules(rules: Iterable[RuleRow]) -> Table:
+    """The table of an endpoint's rules: an address leads to twice the index of the rule that decides, plus 1 for a permit."""
+    networks = ((ipaddress.ip_network(rule.network), 2 * n + rule.permit) for n, rule in enumerate(rules))
+    return Table.build((network.network_address.packed, network.prefixlen, value) for network, value in networks)
+
+
+def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:
+    raw["targets"] = tuple(TargetRow(**row) for row in raw["targets"])
+    raw["rules"] = tuple(RuleRow(**row) for row in raw["rules"])
+    raw["edges"] = tuple(raw["edges"])
+    raw["probe"] = ProbeRow(**raw["probe"]) if raw["probe"] else None
+    raw["table"] = base64.b64decode(raw["table"])
+    return EndpointRow(**raw)

@@ -1,0 +1,113 @@
+"""The exception tree.
+
+RelayError
+├── OperatorError          the file, the command or the machine must change; exit status 1
+│   ├── ConfigError        one or more `Problem`s in a YAML file
+│   ├── IdentityError      which instance this machine is cannot be told
+│   ├── ListenError        a declared port cannot be listened on
+│   ├── RegistryError      the registry does not answer, or refused the request
+│   ├── UnknownError       no role, instance or endpoint of this name is in the service
+│   ├── ClashError         two names of the file become one where they are needed apart
+│   └── AdminError         the running daemon cannot be reached, or refused the request
+│       └── RefusedError   it refused what a file says, problem by problem
+└── RelayBug               relay itself is wrong; exit status 70 and a traceback
+
+An `OSError` becomes one of these where relay meets the operating system on an operator's behalf: `os_reason`
+is that boundary's wording. On the way of a connection an `OSError` is a cause or a counter, never an exception.
+"""
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong in a file: where it stands, what is wrong, what to write instead.
+
+    `line` and `column` count from 1; 0 means the file as a whole. `path` is dotted (`roles.web.endpoints.http-in.port`).
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    what: str
+    fix: str
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: "
+        kind = "warning: " if self.severity == "warning" else ""
+        path = f"{self.path}: " if self.path else ""
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{where}{kind}{path}{self.what}{fix}"
+
+
+class RelayError(Exception):
+    """Root of everything relay raises on purpose. Raise one of its leaves."""
+
+
+class OperatorError(RelayError):
+    """Something outside relay must change. The message says what, and where."""
+
+
+class ConfigError(OperatorError):
+    """A file cannot be used. Carries every problem found, sorted by place."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        if not problems:
+            raise RelayBug("a ConfigError needs at least one problem")
+        self.problems = sorted(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class IdentityError(OperatorError):
+    """No instance id: none was given and no roster address is local, or more than one is."""
+
+
+class ListenError(OperatorError):
+    """A declared address and port cannot be listened on."""
+
+
+class RegistryError(OperatorError):
+    """No endpoint of the registry answers, or it answered with a refusal."""
+
+
+class UnknownError(OperatorError):
+    """No role, instance or endpoint of this name is in the service. The message says which there are."""
+
+
+class ClashError(OperatorError):
+    """Two names of the service file become one where they are needed apart. The message has both."""
+
+
+class AdminError(OperatorError):
+    """The daemon's admin socket does not answer, or answered with a refusal."""
+
+
+class RefusedError(AdminError):
+    """The daemon refused a configuration. The message is its problems, each on a line of its own."""
+
+
+class RelayBug(RelayError):
+    """relay contradicts itself. Never the operator's fault."""
+
+
+_REASONS = {
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOENT: "no such file",
+    errno.EISDIR: "is a directory, not a file",
+    errno.EADDRINUSE: "the address is in use by another program",
+    errno.EADDRNOTAVAIL: "the address is not on any interface of this machine",
+    errno.ECONNREFUSED: "nobody listens there",
+}
+
+
+def os_reason(error: OSError) -> str:
+    """The operator's wording of an OS error (errno(3)); the system's own text where there is no better one."""
+    if error.errno is None:
+        return str(error)
+    return _REASONS.get(error.errno) or os.strerror(error.errno).lower()

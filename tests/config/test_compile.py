@@ -1,0 +1,537 @@
+"""From a service and its roster to what one instance does."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config.compile import compile_snapshot, drop_filter
+from relay.config.load import parse_service, parse_settings
+from relay.config.model import Service
+from relay.config.roster import Member, Roster
+from relay.config.settings import Settings
+from relay.config.snapshot import (
+    SLOTS_MAX,
+    EndpointRow,
+    ProbeRow,
+    RuleRow,
+    Snapshot,
+    TargetRow,
+    compile_rules,
+)
+from relay.config.source import parse
+from relay.envelope.decide import Envelope
+from relay.errors import ConfigError
+from tests.envelope.interpreter import keeps
+from tests.harness import examples
+
+SERVICE = """\
+version: 1
+service: shop
+roles:
+  web:
+    instances: [10.0.0.4, "2001:db8::5"]
+    endpoints:
+      http-in:
+        type: input
+        protocol: http
+        public_port: 80
+        port: 8080
+        target: localhost:3000
+        access:
+          - deny: 203.0.113.9/24
+          - permit: 203.0.0.0/8
+        limits: {connections: 10, per_source: 2, rate: 30/m}
+        timeouts: {connect: 1s, first_byte: 2s, idle: 3s}
+        send_proxy: v2
+      open: {type: input, public_port: 81, target: "[::1]:1"}
+      closed-to-one: {type: input, public_port: 82, target: "127.0.0.1:1", access: [{deny: 192.0.2.7}]}
+  store:
+    instances: [10.0.1.4]
+    endpoints:
+      postgres: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {idle: off}}
+      own: {type: internal, port: 5433, target: "127.0.0.1:9"}
+"""
+
+
+def service(text: str = SERVICE) -> Service:
+    return parse_service(parse(text.encode(), "service.yaml")).value
+
+
+def compiled(instance: str, **keys: Any) -> Snapshot:
+    given: dict[str, Any] = {"generation": 1, "file": "service.yaml", **keys}
+    return compile_snapshot(given.pop("service", service()), given.pop("settings", Settings()), instance, **given)
+
+
+def test_an_input_endpoint() -> None:
+    row = compiled("web_IN_0").endpoints[0]
+    assert row.table == compile_rules(row.rules).to_bytes()
+    assert replace(row, table=b"") == EndpointRow(
+        name="web/http-in",
+        slot=0,
+        type="input",
+        protocol="http",
+        listen_host="10.0.0.4",
+        listen_port=8080,
+        port_count=1,
+        targets=(
+            TargetRow("127.0.0.1:3000", host="127.0.0.1", port=3000),
+            TargetRow("[::1]:3000", host="::1", port=3000),
+        ),
+        rules=(
+            RuleRow(False, "203.0.113.0/24", "service.yaml:14"),
+            RuleRow(True, "203.0.0.0/8", "service.yaml:15"),
+        ),
+        permit_unmatched=False,
+        denied_reason="access",
+        enforce="strict",
+        deny="reset",
+        drop_filter="",
+        connections=10,
+        per_source=2,
+        rate_per_s=0.5,
+        connect_s=1.0,
+        first_byte_s=2.0,
+        idle_s=3.0,
+        send_proxy="v2",
+    )
+    assert (row.role, row.endpoint, row.listen) == ("web", "http-in", "10.0.0.4:8080")
+
+
+def test_who_is_admitted_where_no_rule_matches() -> None:
+    by_name = {row.endpoint: row.permit_unmatched for row in compiled("web_IN_0").endpoints}
+    assert by_name == {"http-in": False, "open": True, "closed-to-one": True}
+
+
+def test_an_internal_endpoint_admits_the_roster() -> None:
+    postgres, own = compiled("store_IN_0").endpoints
+    web = (RuleRow(True, "10.0.0.4/32", "web_IN_0"), RuleRow(True, "2001:db8::5/128", "web_IN_1"))
+    assert postgres.rules == web
+    assert own.rules == (*web, RuleRow(True, "10.0.1.4/32", "store_IN_0"))
+    assert not postgres.permit_unmatched
+    assert not own.permit_unmatched
+    assert {postgres.denied_reason, own.denied_reason} == {"roster"}
+    assert postgres.targets == (TargetRow("unix:/run/pg", path="/run/pg"),)
+    assert postgres.idle_s is None
+
+
+def test_each_instance_listens_on_its_own_address() -> None:
+    assert {row.listen for row in compiled("web_IN_1").endpoints} == {
+        "[2001:db8::5]:8080", "[2001:db8::5]:81", "[2001:db8::5]:82",
+    }  # fmt: skip
+
+
+def ranges(target: str) -> EndpointRow:
+    text = "version: 1\nservice: s\nroles:\n  web:\n    instances: ['2001:db8::5']\n    endpoints:\n"
+    text += f"      in: {{type: internal, port: 8995-8997, target: '{target}'}}\n"
+    [row] = compiled("web_IN_0", service=service(text)).endpoints
+    return row
+
+
+def test_a_range_of_ports() -> None:
+    row = ranges("localhost:5-7")
+    assert (row.listen_port, row.port_count, row.listen) == (8995, 3, "[2001:db8::5]:8995-8997")
+    assert row.listens == {f"[2001:db8::5]:{port}": port for port in (8995, 8996, 8997)}
+    assert row.targets == (
+        TargetRow("127.0.0.1:5-7", host="127.0.0.1", port=5, port_count=3),
+        TargetRow("[::1]:5-7", host="::1", port=5, port_count=3),
+    )
+    assert [row.target(n) for n in range(3)] == [*row.targets, row.targets[1]]
+    assert row.targets[1].at(2) == TargetRow("[::1]:7", host="::1", port=7)
+    for nowhere in (-1, 3):
+        assert row.targets[0].at(nowhere) == row.targets[0]
+    assert ranges("unix:/x").targets == (TargetRow("unix:/x", path="/x"),)
+    assert ranges("127.0.0.1:5").targets == (TargetRow("127.0.0.1:5", host="127.0.0.1", port=5),)
+
+
+def test_rules_of_a_shared_list_are_the_endpoints_and_stand_where_they_are_written() -> None:
+    text = """\
+version: 1
+service: s
+access_lists:
+  office:
+    - deny: 175.1.0.0/24
+    - permit: 175.0.0.0/8
+roles:
+  web:
+    instances: [10.0.0.4]
+    endpoints:
+      a: {type: input, public_port: 80, target: "unix:/x", access: office}
+      b: {type: input, public_port: 81, target: "unix:/x", access: office}
+"""
+    one, other = compiled("web_IN_0", service=service(text)).endpoints
+    assert one.rules == (
+        RuleRow(False, "175.1.0.0/24", "service.yaml:5"),
+        RuleRow(True, "175.0.0.0/8", "service.yaml:6"),
+    )
+    assert (one.rules, one.permit_unmatched) == (other.rules, other.permit_unmatched)
+    assert not one.permit_unmatched
+
+
+def with_keys(keys: str, *, address: str = "10.0.0.4") -> EndpointRow:
+    text = f"version: 1\nservice: s\nroles:\n  web:\n    instances: ['{address}', 10.0.0.9]\n    endpoints:\n"
+    text += f"      in: {{type: input, public_port: 80, target: 'unix:/x', {keys}}}\n"
+    [row] = compiled("web_IN_0", service=service(text)).endpoints
+    return row
+
+
+def test_whom_the_kernel_drops() -> None:
+    row = with_keys("deny: drop, access: [{deny: 192.0.2.7}]")
+    assert row.deny == "drop"
+    program = bytes.fromhex(row.drop_filter)
+    assert not keeps(program, ip_address("192.0.2.7"))
+    assert keeps(program, ip_address("192.0.2.8"))
+    assert keeps(program, ip_address("2001:db8::1")), "it does not come to an IPv4 socket"
+    v6 = bytes.fromhex(with_keys("deny: drop, access: [{permit: '2001:db8::/32'}]", address="2001:db8::5").drop_filter)
+    assert [keeps(v6, ip_address(text)) for text in ("2001:db8::1", "2001:db9::1")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "access: [{deny: 192.0.2.7}]",
+        "deny: reset, access: [{deny: 192.0.2.7}]",
+        "deny: drop",
+        "deny: drop, access: [{deny: '2001:db8::/32'}]",
+        "deny: drop, enforce: audit, access: [{deny: 192.0.2.7}]",
+    ],
+)
+def test_whom_it_does_not(keys: str) -> None:
+    assert with_keys(keys).drop_filter == ""
+
+
+def test_an_internal_endpoint_drops_all_but_the_roster() -> None:
+    text = SERVICE.replace('"unix:/run/pg", from: [web]', '"unix:/run/pg", from: [web], deny: drop')
+    program = bytes.fromhex(compiled("store_IN_0", service=service(text)).endpoints[0].drop_filter)
+    assert [keeps(program, ip_address(text)) for text in ("10.0.0.4", "10.0.1.4", "127.0.0.1")] == [True, False, False]
+
+
+def isolated(count: int) -> tuple[RuleRow, ...]:
+    """Rules for so many networks that nothing joins."""
+    return tuple(
+        RuleRow(False, f"{10 + n // 65536}.{n // 256 % 256}.{n % 256}.{n % 128 * 2}/32", "") for n in range(count)
+    )
+
+
+def test_more_networks_than_a_filter_has_room_for() -> None:
+    assert drop_filter(isolated(1900), True, 4, 1)
+    with pytest.raises(ValueError, match="room for the first") as caught:
+        drop_filter(isolated(20_000), True, 4, 1)
+    fits = int(str(caught.value).split()[8])
+    assert str(caught.value) == (
+        f"the kernel's filter has room for the first {fits} of these 20000 networks (IPv4); "
+        "write `deny: reset`, or fewer networks"
+    )
+    assert 1900 < fits < 2100
+    assert drop_filter(isolated(fits), True, 4, 1)
+    with pytest.raises(ValueError, match="room for"):
+        drop_filter(isolated(fits + 1), True, 4, 1)
+
+
+def test_all_ports_of_a_range_share_the_room() -> None:
+    assert drop_filter(isolated(20), True, 4, 1024)
+    with pytest.raises(
+        ValueError, match=r"the kernel's filters for 1024 ports have room for the first [23]. of these 100"
+    ):
+        drop_filter(isolated(100), True, 4, 1024)
+
+
+def test_a_filter_of_the_settings_address_that_does_not_fit() -> None:
+    """The roster is IPv6 alone, and so it was checked; the settings say IPv4."""
+    access = ", ".join(f"{{deny: '{rule.network}'}}" for rule in isolated(3000))
+    text = "version: 1\nservice: s\nroles:\n  web:\n    instances: ['2001:db8::5']\n    endpoints:\n"
+    text += f"      in: {{type: input, public_port: 80, target: 'unix:/x', deny: drop, access: [{access}]}}\n"
+    assert compiled("web_IN_0", service=service(text)).endpoints[0].drop_filter == ""
+    found = parse_settings(parse(b"address: 10.0.0.4\n", "instance.yaml")).value
+    with pytest.raises(
+        ConfigError, match=r"service.yaml:0:0: roles.web.endpoints.in.deny: the kernel's filter has room"
+    ):
+        compiled("web_IN_0", service=service(text), settings=found)
+
+
+def test_what_the_settings_say() -> None:
+    found = parse_settings(
+        parse(b"address: 0.0.0.0\nunsafe_listen: true\ndrain: 2s\nlog: {level: error}\n", "instance.yaml")
+    ).value
+    snapshot = compiled("web_IN_1", settings=found, generation=7)
+    assert {row.listen_host for row in snapshot.endpoints} == {"0.0.0.0"}
+    assert (snapshot.generation, snapshot.service, snapshot.instance) == (7, "shop", "web_IN_1")
+    assert (snapshot.drain_s, snapshot.log_level) == (2.0, "error")
+
+
+def slots(snapshot: Snapshot) -> dict[str, int]:
+    return {row.name: row.slot for row in snapshot.endpoints}
+
+
+EDGE = (
+    SERVICE.replace('"2001:db8::5"', "10.0.0.5")  # an edge and its instances are of one IP version
+    .replace("service: shop\n", "service: shop\nedge: {instances: [198.51.100.10, 198.51.100.11]}\n")
+    .replace(
+        "        send_proxy: v2\n",
+        "        send_proxy: v1\n        transparent: true\n        instance_ports: 8000-8004\n",
+    )
+    .replace(
+        "      open: {",
+        "      open: {probe: {protocol: http, path: ok, interval: 1s, timeout: 2s}, distribution: source-ip, ",
+    )
+)
+
+
+def test_an_edge_listens_on_the_public_ports_of_input_endpoints() -> None:
+    rows = compiled("edge_IN_1", service=service(EDGE)).endpoints
+    assert [(row.name, row.listen, row.distribution) for row in rows] == [
+        ("web/http-in", "198.51.100.11:80", "five-tuple"),
+        ("web/http-in@instance", "198.51.100.11:8000-8001", "instance"),
+        ("web/open", "198.51.100.11:81", "source-ip"),
+        ("web/closed-to-one", "198.51.100.11:82", "five-tuple"),
+    ]
+    assert [row.probe for row in rows] == [
+        *[ProbeRow("", 15.0, 31.0)] * 2,
+        ProbeRow("/ok", 1.0, 2.0),
+        ProbeRow("", 15.0, 31.0),
+    ]
+    assert {row.dial_from for row in rows} == {"198.51.100.11"}
+    assert {row.send_proxy for row in rows} == {"v2"}, (
+        "to the instance; what the application gets is the instance's to say"
+    )
+    assert {(row.transparent, row.edges) for row in rows} == {(False, ())}
+    limits = {(row.connections, row.per_source, row.rate_per_s) for row in rows}
+    assert limits == {(None, None, None)}, "an instance counts, by the client's address"
+
+
+def test_an_edges_targets_are_the_instances_at_their_private_port() -> None:
+    public, each, *_ = compiled("edge_IN_0", service=service(EDGE)).endpoints
+    expected = [
+        TargetRow("10.0.0.4:8080", host="10.0.0.4", port=8080, slot=0, instance="web_IN_0"),
+        TargetRow("10.0.0.5:8080", host="10.0.0.5", port=8080, slot=1, instance="web_IN_1"),
+    ]
+    assert list(public.targets) == expected
+    assert [replace(target, slot=target.slot - 2) for target in each.targets] == expected, "with counts of their own"
+
+
+def test_an_edge_decides_by_the_same_rules_as_the_instance() -> None:
+    edge = compiled("edge_IN_0", service=service(EDGE)).endpoints[0]
+    instance = compiled("web_IN_0", service=service(EDGE)).endpoints[0]
+    for name in (
+        "rules",
+        "table",
+        "permit_unmatched",
+        "denied_reason",
+        "protocol",
+        "connect_s",
+        "first_byte_s",
+        "idle_s",
+    ):
+        assert getattr(edge, name) == getattr(instance, name), name
+
+
+def test_an_instance_behind_an_edge_takes_nobody_else() -> None:
+    rows = compiled("web_IN_0", service=service(EDGE)).endpoints
+    assert {row.edges for row in rows} == {("198.51.100.10", "198.51.100.11")}
+    row = rows[0]
+    assert (row.send_proxy, row.transparent, row.connections, row.listen) == ("v1", True, 10, "10.0.0.4:8080")
+    assert (row.distribution, row.probe, row.dial_from) == (None, None, "")
+    assert {target.slot for target in row.targets} == {-1}
+    internal = compiled("store_IN_0", service=service(EDGE)).endpoints
+    assert {row.edges for row in internal} == {()}
+
+
+def test_a_role_without_instances_is_not_on_the_edge() -> None:
+    text = EDGE.replace("instances: [10.0.0.4, 10.0.0.5]", "instances: []")
+    assert compiled("edge_IN_0", service=service(text)).endpoints == ()
+
+
+def test_an_edge_listens_where_its_settings_say_and_dials_as_the_roster_says() -> None:
+    found = parse_settings(parse(b"address: 0.0.0.0\nunsafe_listen: true\n", "instance.yaml")).value
+    rows = compiled("edge_IN_0", service=service(EDGE), settings=found).endpoints
+    assert {(row.listen_host, row.dial_from) for row in rows} == {("0.0.0.0", "198.51.100.10")}
+
+
+def test_the_kernel_drops_at_the_edge_and_not_behind_it() -> None:
+    """Behind it the packets are the edge's own, whoever the client is."""
+    text = EDGE.replace("public_port: 82,", "public_port: 82, deny: drop,")
+    edge = compiled("edge_IN_0", service=service(text)).endpoints[-1]
+    assert [keeps(bytes.fromhex(edge.drop_filter), ip_address(who)) for who in ("192.0.2.7", "192.0.2.8")] == [
+        False,
+        True,
+    ]
+    assert compiled("web_IN_0", service=service(text)).endpoints[-1].drop_filter == ""
+
+
+def test_the_roster_has_the_edge() -> None:
+    assert {each.id: each.address for each in compiled("web_IN_0", service=service(EDGE)).roster} == {
+        "web_IN_0": "10.0.0.4", "web_IN_1": "10.0.0.5", "store_IN_0": "10.0.1.4",
+        "edge_IN_0": "198.51.100.10", "edge_IN_1": "198.51.100.11",
+    }  # fmt: skip
+
+
+def edge_of(*addresses: str) -> Service:
+    text = f"version: 1\nservice: s\nedge: {{instances: [198.51.100.10]}}\nroles:\n  web:\n    instances: {list(addresses)}\n"
+    return service(text + "    endpoints:\n      a: {type: input, public_port: 80, port: 8080, target: 'unix:/x'}\n")
+
+
+def target_slots(snapshot: Snapshot) -> dict[str, int]:
+    return {target.host: target.slot for row in snapshot.endpoints for target in row.targets}
+
+
+def test_a_slot_stays_with_its_target() -> None:
+    first = compiled("edge_IN_0", service=edge_of("10.0.0.1", "10.0.0.2", "10.0.0.3"))
+    assert target_slots(first) == {"10.0.0.1": 0, "10.0.0.2": 1, "10.0.0.3": 2}
+    second = compiled("edge_IN_0", service=edge_of("10.0.0.3", "10.0.0.4", "10.0.0.1"), slots=first.slots)
+    assert target_slots(second) == {"10.0.0.3": 2, "10.0.0.4": 3, "10.0.0.1": 0}, "and is not handed on at once"
+    assert second.slots == {
+        "web/a": 0, "web/a 10.0.0.3:8080": 2, "web/a 10.0.0.4:8080": 3, "web/a 10.0.0.1:8080": 0,
+    }  # fmt: skip
+
+
+@examples(30)
+@given(st.lists(st.sets(st.integers(1, 9), min_size=1), min_size=2, max_size=6))
+def test_targets_slots_over_many_reloads(steps: list[set[int]]) -> None:
+    before: Snapshot | None = None
+    for members in steps:
+        addresses = [f"10.0.0.{n}" for n in sorted(members)]
+        after = compiled("edge_IN_0", service=edge_of(*addresses), slots=before.slots if before else {})
+        now, old = target_slots(after), target_slots(before) if before else {}
+        assert sorted(now) == sorted(addresses)
+        assert len(set(now.values())) == len(now)
+        assert all(now[host] == old[host] for host in now if host in old)
+        assert not {slot for host, slot in now.items() if host not in old} & set(old.values())
+        before = after
+
+
+def test_more_targets_than_slots() -> None:
+    addresses = [f"10.0.{n // 200}.{n % 200 + 1}" for n in range(SLOTS_MAX + 1)]
+    with pytest.raises(ConfigError, match=f"declares {SLOTS_MAX + 1} endpoints or their targets; one machine can have"):
+        compiled("edge_IN_0", service=edge_of(*addresses))
+
+
+def with_endpoints(*names: str) -> Service:
+    lines = [f"{name}: {{type: internal, port: {1000 + n}, target: 'unix:/x'}}" for n, name in enumerate(names)]
+    head = "version: 1\nservice: s\nroles:\n  web:\n    instances: [10.0.0.1]\n    endpoints:\n"
+    return service(head + "".join(f"      {line}\n" for line in lines))
+
+
+def test_a_slot_stays_with_its_endpoint() -> None:
+    first = slots(compiled("web_IN_0", service=with_endpoints("a", "b", "c")))
+    assert first == {"web/a": 0, "web/b": 1, "web/c": 2}
+    second = slots(compiled("web_IN_0", service=with_endpoints("c", "new", "a"), slots=first))
+    assert second == {"web/a": 0, "web/c": 2, "web/new": 3}, "b's slot is not handed on at once"
+
+
+@examples(30)
+@given(st.lists(st.sets(st.sampled_from("abcdefgh"), min_size=1), min_size=2, max_size=6))
+def test_slots_over_many_reloads(steps: list[set[str]]) -> None:
+    before: dict[str, int] = {}
+    for names in steps:
+        after = slots(compiled("web_IN_0", service=with_endpoints(*sorted(names)), slots=before))
+        assert len(set(after.values())) == len(after)
+        assert set(after.values()) <= set(range(SLOTS_MAX))
+        assert all(after[name] == before[name] for name in after if name in before)
+        assert not {slot for name, slot in after.items() if name not in before} & set(before.values())
+        before = after
+
+
+def test_freed_slots_are_handed_on_when_there_are_no_others() -> None:
+    before = {f"web/old{n}": n for n in range(SLOTS_MAX)}
+    assert slots(compiled("web_IN_0", service=with_endpoints("old5", "new"), slots=before)) == {
+        "web/old5": 5, "web/new": 0,
+    }  # fmt: skip
+
+
+def test_more_endpoints_than_slots() -> None:
+    names = [f"e{n}" for n in range(SLOTS_MAX + 1)]
+    with pytest.raises(
+        ConfigError, match=f"declares {SLOTS_MAX + 1} endpoints .*; one machine can have {SLOTS_MAX} of"
+    ):
+        compiled("web_IN_0", service=with_endpoints(*names))
+
+
+# --- counted roles, and doors out ---------------------------------------------------------------------------------------
+
+FLEET = """\
+version: 1
+service: shop
+edge: {instances: [198.51.100.10]}
+roles:
+  web:
+    instances: 4
+    endpoints:
+      http: {type: input, public_port: 80, instance_ports: 8101-8104, port: 8080, target: "127.0.0.1:3000"}
+    uses:
+      db: {endpoint: store/pg, listen: "127.0.0.1:5432", connect: 2s}
+      db6: {endpoint: store/pg, listen: "[::1]:5432"}
+  store:
+    instances: 2000
+    endpoints:
+      pg: {type: internal, port: 5432, target: "unix:/run/pg", from: [web]}
+"""
+
+
+def in_fleet(instance: str, *members: Member) -> dict[str, EndpointRow]:
+    """The rows of an instance, by name, when these are registered."""
+    fleet = service(FLEET)
+    roster = Roster.of_service(fleet, members)
+    return {row.name: row for row in compiled(instance, service=fleet, roster=roster).endpoints}
+
+
+def test_an_internal_endpoint_admits_who_is_registered() -> None:
+    members = [Member("store", 0, "10.0.1.4"), Member("web", 2, "10.0.0.6"), Member("web", 0, "10.0.0.4")]
+    rules = in_fleet("store_IN_0", *members)["store/pg"].rules
+    assert rules == (RuleRow(True, "10.0.0.4/32", "web_IN_0"), RuleRow(True, "10.0.0.6/32", "web_IN_2"))
+
+
+def test_an_edge_has_every_public_port_open_whoever_is_there() -> None:
+    rows = in_fleet("edge_IN_0")
+    assert (rows["web/http"].targets, rows["web/http@instance"].targets) == ((), ())
+    rows = in_fleet("edge_IN_0", Member("web", 3, "10.0.0.7"))
+    assert [target.text for target in rows["web/http"].targets] == ["10.0.0.7:8080"]
+    row = rows["web/http@instance"]
+    assert (row.listen_port, row.port_count, [target.instance for target in row.targets]) == (8101, 4, ["web_IN_3"])
+
+
+def test_a_door_out() -> None:
+    me = Member("web", 1, "10.0.0.5")
+    stores = [Member("store", n, f"10.0.1.{n}") for n in range(3)]
+    rows = in_fleet("web_IN_1", me, *stores)
+    row = rows["web/db"]
+    assert (row.type, row.listen, row.leads_to, row.connect_s, row.idle_s) == (
+        "door", "127.0.0.1:5432", "store/pg", 2.0, None,
+    )  # fmt: skip
+    assert (row.distribution, row.dial_from, row.probe, row.send_proxy) == ("least-connections", "10.0.0.5", None, None)
+    assert [(each.text, each.instance) for each in row.targets] == [
+        (f"10.0.1.{n}:5432", f"store_IN_{n}") for n in range(3)
+    ]
+    envelope = Envelope.of(row)
+    for address, permit in {"127.0.0.1": True, "127.9.9.9": True, "10.0.0.5": True, "10.0.0.4": False}.items():
+        assert envelope.decide(ip_address(address).packed).permit is permit
+    assert Envelope.of(rows["web/db6"]).decide(ip_address("::1").packed).permit
+
+
+def test_a_door_leads_to_those_who_serve() -> None:
+    me = Member("web", 1, "10.0.0.5")
+    busy, down = Member("store", 0, "10.0.1.1", busy=True), Member("store", 1, "10.0.1.2", down=("pg",))
+    other = Member("store", 2, "10.0.1.3", down=("another",))
+    assert [target.instance for target in in_fleet("web_IN_1", me, busy, down, other)["web/db"].targets] == [
+        "store_IN_2"
+    ]
+    assert len(in_fleet("web_IN_1", me, busy, down)["web/db"].targets) == 2, "some are better than nobody"
+
+
+def test_a_door_leads_to_instances_of_this_machines_ip_version() -> None:
+    me = Member("web", 1, "fd00::5")
+    stores = [Member("store", 0, "10.0.1.4"), Member("store", 1, "fd00::6")]
+    assert [target.text for target in in_fleet("web_IN_1", me, *stores)["web/db"].targets] == ["[fd00::6]:5432"]
+
+
+def test_each_machine_takes_a_few_of_many() -> None:
+    stores = [Member("store", n, f"10.1.{n // 250}.{n % 250}") for n in range(1000)]
+    webs = [Member("web", n, f"10.0.0.{n}") for n in range(4)]
+    taken = [{target.instance for target in in_fleet(me.id, *webs, *stores)["web/db"].targets} for me in webs]
+    assert [len(each) for each in taken] == [32] * 4
+    assert len(set.union(*taken)) > 100, "not the same ones"
+    fewer = [store for store in stores if store.ordinal % 2 or store.id not in taken[0]]
+    after = {target.instance for target in in_fleet("web_IN_0", *webs, *fewer)["web/db"].targets}
+    assert taken[0] & {store.id for store in fewer} <= after, "who stays is kept"

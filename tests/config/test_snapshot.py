@@ -1,0 +1,135 @@
+"""What one instance does, as JSON and back; and the rows that other tests are made of."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from ipaddress import ip_network
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config.compile import drop_filter
+from relay.config.snapshot import (
+    SLOTS_MAX,
+    EndpointRow,
+    ProbeRow,
+    RuleRow,
+    Snapshot,
+    TargetRow,
+    join_host_port,
+)
+from relay.dataplane.words import SLOTS
+from tests.config.test_compile import EDGE, SERVICE, compiled, service
+from tests.harness import examples
+
+
+def endpoint_row(name: str = "web/in", **keys: Any) -> EndpointRow:
+    """A row that admits everybody without a limit on 127.0.0.1; `keys` differ."""
+    row = EndpointRow(
+        name=name,
+        slot=0,
+        type="input",
+        protocol="tcp",
+        listen_host="127.0.0.1",
+        listen_port=0,
+        port_count=1,
+        targets=(TargetRow("127.0.0.1:1", host="127.0.0.1", port=1),),
+        rules=(),
+        permit_unmatched=True,
+        denied_reason="access",
+        enforce="strict",
+        deny="reset",
+        drop_filter="",
+        connections=None,
+        per_source=None,
+        rate_per_s=None,
+        connect_s=5.0,
+        first_byte_s=10.0,
+        idle_s=None,
+        send_proxy=None,
+    )
+    return replace(row, **keys)
+
+
+def dropping(*denied: str, version: Literal[4, 6] = 4) -> dict[str, Any]:
+    """The keys of a row that has the kernel drop these sources."""
+    rules = tuple(RuleRow(False, str(ip_network(source)), "f:1") for source in denied)
+    return {"rules": rules, "deny": "drop", "drop_filter": drop_filter(rules, True, version, 1).hex()}
+
+
+def snapshot_of(*rows: EndpointRow, **keys: Any) -> Snapshot:
+    """A snapshot of these endpoints; `keys` differ."""
+    return replace(Snapshot(1, "test", "web_IN_0", rows, drain_s=30.0, log_level="info"), **keys)
+
+
+def test_what_workers_get_has_no_rules_and_decides_alike() -> None:
+    whole = compiled("web_IN_0")
+    short = Snapshot.from_json(whole.for_workers().to_json())
+    assert [row.rules for row in short.endpoints] == [()] * len(whole.endpoints)
+    assert [row.table for row in short.endpoints] == [row.table for row in whole.endpoints]
+    assert replace(short, endpoints=whole.endpoints, roster=whole.roster) == whole
+
+
+def test_a_snapshot_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        compiled("web_IN_0").generation = 2  # type: ignore[misc]
+
+
+def test_the_ledger_has_a_row_for_every_slot() -> None:
+    assert SLOTS_MAX == SLOTS
+
+
+@pytest.mark.parametrize("instance", ["web_IN_0", "web_IN_1", "store_IN_0"])
+def test_json_comes_back_equal(instance: str) -> None:
+    for text in (SERVICE, EDGE):
+        snapshot = compiled(instance, service=service(text))
+        assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+@examples(50)
+@given(
+    st.builds(
+        endpoint_row,
+        name=st.from_regex(r"\A[a-z]{1,5}/[a-z._-]{1,8}\Z"),
+        slot=st.integers(0, SLOTS_MAX - 1),
+        targets=st.lists(
+            st.builds(
+                TargetRow, st.text(), host=st.text(), path=st.text(), slot=st.integers(-1, 9), instance=st.text()
+            ),
+            min_size=1,
+        ).map(tuple),
+        edges=st.lists(st.text()).map(tuple),
+        distribution=st.sampled_from([None, "five-tuple", "source-ip", "least-connections", "instance"]),
+        probe=st.none() | st.builds(ProbeRow, st.text(), st.floats(0.001, 86400), st.floats(0.001, 86400)),
+        dial_from=st.text(),
+        transparent=st.booleans(),
+        port_count=st.integers(1, 1024),
+        rules=st.lists(st.builds(RuleRow, st.booleans(), st.text(), st.text())).map(tuple),
+        enforce=st.sampled_from(["strict", "audit"]),
+        deny=st.sampled_from(["reset", "drop"]),
+        drop_filter=st.binary().map(bytes.hex),
+        rate_per_s=st.none() | st.floats(0.01, 1e7),
+        idle_s=st.none() | st.floats(0.001, 86400),
+        send_proxy=st.sampled_from([None, "v1", "v2"]),
+    )
+)
+def test_any_row_comes_back_equal(row: EndpointRow) -> None:
+    snapshot = snapshot_of(row, row)
+    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": "1"}, {"format": None}])
+def test_another_format_is_refused(change: dict[str, Any]) -> None:
+    raw = json.loads(compiled("web_IN_0").to_json()) | change
+    with pytest.raises(ValueError, match="another version"):
+        Snapshot.from_json(json.dumps(raw).encode())
+
+
+def test_host_and_port() -> None:
+    assert (join_host_port("10.0.0.1", 80), join_host_port("::1", 80)) == ("10.0.0.1:80", "[::1]:80")
+
+
+def test_one_port_is_an_address_as_ever() -> None:
+    row = endpoint_row(listen_port=80)
+    assert (row.listen, row.listens) == ("127.0.0.1:80", {"127.0.0.1:80": 80})
