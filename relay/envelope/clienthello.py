@@ -1,0 +1,182 @@
+"""The first message of a TLS connection, as far as relay needs it: is it one, for which name, for which protocols."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+
+LIMIT_BYTES: Final = 5 + 2**14
+"""How far into the connection a ClientHello may reach: one full record (RFC 8446 section 5.1: 5 bytes of header and at
+most 2^14). The message's own length field allows 16 MiB (section 4), but a hello with post-quantum key shares has about
+1.7 kB, and what is looked at stays in the socket's buffer until it is decided."""
+
+_RECORD_HEADER_BYTES = 5
+_RECORD_MAX_BYTES = 2**14
+_MESSAGE_HEADER_BYTES = 4  # RFC 8446 section 4: type and a length of 3 bytes
+_CONTENT_HANDSHAKE = 22  # RFC 8446 section 5.1
+_CLIENT_HELLO = 1  # RFC 8446 section 4
+_EXTENSION_SERVER_NAME = 0  # RFC 6066 section 3
+_EXTENSION_ALPN = 16  # RFC 7301 section 3.1
+_NAME_TYPE_HOST = 0  # RFC 6066 section 3, the only one there is
+_HOST_MAX_BYTES = 255  # RFC 1035 section 2.3.4: no DNS name is longer
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A ClientHello. `sni` is the server name as sent, or None; `alpn` the offered protocols in the client's order.
+
+    ALPN identifiers are opaque bytes: each byte is one character (ISO 8859-1), GREASE values (RFC 8701) included.
+    """
+
+    sni: str | None
+    alpn: tuple[str, ...]
+
+
+class _Wrong(Exception):
+    """The bytes cannot become a ClientHello; the text says why."""
+
+
+class _Short(Exception):
+    """The bytes end before the message does."""
+
+
+def look(data: bytes) -> Incomplete | Hello | Reject:
+    """Look at the start of a connection for a TLS ClientHello, over as many records as it takes.
+
+    Rejects as soon as a wrong field is complete; an extension is one field. What follows the message is not looked at.
+    Version numbers are not judged beyond the record's 3: between client and server, supported_versions decides.
+    Source: RFC 8446 sections 4.1.2, 4.2 and 5.1; RFC 6066 section 3; RFC 7301 section 3.1.
+    """
+    message, wrong_record = _unframe(data[:LIMIT_BYTES])
+    try:
+        return _hello(message)
+    except _Wrong as wrong:
+        return Reject(f"no TLS ClientHello: {wrong}")
+    except _Short:
+        # Judged last: a message that is whole, or wrong in itself, is not changed by the record after it.
+        if wrong_record:
+            return Reject(f"no TLS ClientHello: {wrong_record}")
+        if len(data) >= LIMIT_BYTES:
+            return Reject(f"no TLS ClientHello within {LIMIT_BYTES} bytes")
+        return INCOMPLETE
+
+
+def _unframe(data: bytes) -> tuple[bytes, str]:
+    """The handshake bytes up to the first wrong record or the end of `data`, and what is wrong with it (or "")."""
+    message = bytearray()
+    at = 0
+    while at < len(data):
+        header = data[at : at + _RECORD_HEADER_BYTES]
+        if wrong := _wrong_record(header):
+            return bytes(message), wrong
+        length = int.from_bytes(header[3:], "big")
+        at += _RECORD_HEADER_BYTES
+        message += data[at : at + length]
+        at += length
+    return bytes(message), ""
+
+
+def _wrong_record(header: bytes) -> str:
+    if header[0] != _CONTENT_HANDSHAKE:
+        return f"a record of type {header[0]}, not handshake"
+    if len(header) > 1 and header[1] != 3:
+        return f"a record of major version {header[1]}, not 3"
+    if len(header) == _RECORD_HEADER_BYTES and not 1 <= int.from_bytes(header[3:], "big") <= _RECORD_MAX_BYTES:
+        return f"a record of {int.from_bytes(header[3:], 'big')} bytes, not 1 to {_RECORD_MAX_BYTES}"
+    return ""
+
+
+class _Reader:
+    """Reads fields in order up to `end`, which a length field declared; the bytes may end earlier."""
+
+    __slots__ = ("at", "data", "end")
+
+    def __init__(self, data: bytes, end: int) -> None:
+        self.data = data
+        self.end = end
+        self.at = 0
+
+    def take(self, length: int) -> bytes:
+        """The next `length` bytes. Raises _Wrong if they reach past `end`, _Short if they have not come."""
+        start, self.at = self.at, self.at + length
+        if self.at > self.end:
+            raise _Wrong("a field that reaches past the end of what holds it")
+        if self.at > len(self.data):
+            raise _Short
+        return self.data[start : self.at]
+
+    def number(self, width_bytes: int) -> int:
+        return int.from_bytes(self.take(width_bytes), "big")
+
+    def vector(self, width_bytes: int, least: int, most: int) -> bytes:
+        """A field with its length before it (RFC 8446 section 3.4)."""
+        length = self.number(width_bytes)
+        if not least <= length <= most:
+            raise _Wrong(f"a vector of {length} bytes where {least} to {most} are allowed")
+        return self.take(length)
+
+
+def _hello(message: bytes) -> Hello:
+    reader = _Reader(message, _MESSAGE_HEADER_BYTES)
+    kind = reader.number(1)
+    if kind != _CLIENT_HELLO:
+        raise _Wrong(f"a handshake message of type {kind}")
+    length = reader.number(3)
+    if length > _RECORD_MAX_BYTES - _MESSAGE_HEADER_BYTES:
+        raise _Wrong(f"a message of {length} bytes, more than a record holds")
+    reader.end += length
+    reader.take(2 + 32)  # legacy_version, random
+    reader.vector(1, 0, 32)  # legacy_session_id
+    if len(reader.vector(2, 2, 2**16 - 2)) % 2:
+        raise _Wrong("half a cipher suite")
+    reader.vector(1, 1, 2**8 - 1)  # legacy_compression_methods
+    # TLS 1.2 and before allow a hello without the extensions block (RFC 5246 section 7.4.1.2).
+    if reader.at == reader.end:
+        return Hello(None, ())
+    return _extensions(reader)
+
+
+def _extensions(reader: _Reader) -> Hello:
+    if reader.number(2) != reader.end - reader.at:
+        raise _Wrong("extensions that do not end where the message does")
+    sni: str | None = None
+    alpn: tuple[str, ...] = ()
+    while reader.at < reader.end:
+        header = reader.number(4)
+        kind, body = header >> 16, reader.take(header & 0xFFFF)
+        # Section 4.2 forbids repetition. Here it would let the server see another name than relay did.
+        if kind == _EXTENSION_SERVER_NAME:
+            if sni is not None:
+                raise _Wrong("two server_name extensions")
+            sni = _server_name(body)
+        elif kind == _EXTENSION_ALPN:
+            if alpn:
+                raise _Wrong("two ALPN extensions")
+            alpn = _protocols(body)
+    return Hello(sni, alpn)
+
+
+def _server_name(body: bytes) -> str:
+    """RFC 6066 section 3 allows one name of each type, and there is one type: exactly one name, then."""
+    outer = _Reader(body, len(body))
+    names = outer.vector(2, 1, 2**16 - 1)
+    reader = _Reader(names, len(names))
+    kind = reader.number(1)
+    host = reader.vector(2, 1, _HOST_MAX_BYTES)
+    if kind != _NAME_TYPE_HOST or outer.at != len(body) or reader.at != len(names):
+        raise _Wrong("a server_name extension without exactly one host name")
+    if not host.isascii() or b"\0" in host:
+        raise _Wrong("a server name that is not ASCII, or holds a NUL")
+    return host.decode("ascii")
+
+
+def _protocols(body: bytes) -> tuple[str, ...]:
+    outer = _Reader(body, len(body))
+    names = outer.vector(2, 2, 2**16 - 1)
+    if outer.at != len(body):
+        raise _Wrong("an ALPN extension with bytes after its list")
+    reader = _Reader(names, len(names))
+    found = []
+    while reader.at < reader.end:
+        found.append(reader.vector(1, 1, 2**8 - 1).decode("latin-1"))
+    return tuple(found)

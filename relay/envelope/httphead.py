@@ -1,0 +1,66 @@
+"""The first line of an HTTP connection, as far as relay needs it: is it HTTP."""
+
+import re
+from dataclasses import dataclass
+
+from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+
+LIMIT_BYTES = 8192
+"""How far into the connection the request line may reach, empty lines before it and its own end included. RFC 9112
+section 3 recommends 8000 bytes as the least to support; 8 KiB is also what common servers take by default."""
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 section 3.4
+
+# RFC 9112 section 2.2: empty lines before the request line are ignored, and a bare LF may end a line.
+_EMPTY_LINES = rb"(?:\r?\n)*"
+_METHOD = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"  # RFC 9110 section 5.6.2, token
+# RFC 9112 section 3.2, wider: every byte but controls and space, as clients do send raw UTF-8 and servers take it.
+_TARGET = rb"[^\x00-\x20\x7f]+"
+
+_LINE = re.compile(rb"%b(%b) (%b) (HTTP/1\.[01])\r?\n" % (_EMPTY_LINES, _METHOD, _TARGET))
+
+
+def _beginning_of(*parts: bytes) -> bytes:
+    """A pattern for every beginning of the sequence of `parts`, the longest first."""
+    pattern = b""
+    for part in reversed(parts):
+        pattern = b"(?:%b%b)?" % (part, pattern)
+    return pattern
+
+
+# No part can swallow a byte of the next one, so the match ends at the first byte that cannot be in a request line.
+_BEGINNING = re.compile(
+    _EMPTY_LINES
+    + b"(?:\r|%b)?"
+    % _beginning_of(_METHOD, b" ", _TARGET, b" ", b"H", b"T", b"T", b"P", b"/", b"1", rb"\.", b"[01]", b"\r")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request line's three parts as sent, or the HTTP/2 preface's (`PRI`, `*`, `HTTP/2.0`)."""
+
+    method: bytes
+    target: bytes
+    version: bytes
+
+
+def look(data: bytes) -> Incomplete | Head | Reject:
+    """Look at the start of a connection for an HTTP/1.0 or 1.1 request line or the whole HTTP/2 preface.
+
+    Rejects at the first byte that makes it impossible. What follows the line is not looked at.
+    Source: RFC 9112 sections 2.2 and 3; RFC 9113 section 3.4 (prior knowledge).
+    """
+    if data.startswith(_PREFACE):
+        return Head(b"PRI", b"*", b"HTTP/2.0")
+    if _PREFACE.startswith(data):
+        return INCOMPLETE
+    if line := _LINE.match(data, 0, LIMIT_BYTES):
+        return Head(*line.groups())
+    beginning = _BEGINNING.match(data, 0, LIMIT_BYTES)
+    end = beginning.end() if beginning else 0
+    if end < min(len(data), LIMIT_BYTES):
+        return Reject(f"no HTTP request line: byte {end + 1} is 0x{data[end]:02x}")
+    if len(data) >= LIMIT_BYTES:
+        return Reject(f"no HTTP request line within {LIMIT_BYTES} bytes")
+    return INCOMPLETE
