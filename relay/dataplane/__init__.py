@@ -1,0 +1,1 @@
+"""The way of a connection: listen, decide, dial, splice, close, record."""

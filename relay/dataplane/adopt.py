@@ -1,0 +1,217 @@
+"""Adoption: a new worker takes over what a dead one left, from the ledger and from the kernel.
+
+The descriptor table was the dead worker's too, so everything that it had opened is still open: the flows' sockets, the
+pipes with bytes in flight, and what nobody needs any more. The ledger says which is which, and was always written before the
+fact (`ending` before a close, the scratch pipe's owner before the bytes); what it cannot know, because the kill came between
+accept(2) and the record, is told by the socket's own address.
+"""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from relay.dataplane.gate import Gate
+from relay.dataplane.ledger import NO_PIPE, FlowRecord, owner_of
+from relay.dataplane.listener import Listener
+from relay.dataplane.pipes import Pipe, PipePool
+from relay.dataplane.plane import Plane
+from relay.dataplane.session import Session
+from relay.dataplane.sockets import (
+    Accepted,
+    connected_addresses,
+    finish_on_close,
+    readable_bytes,
+    readable_now,
+    reset_on_close,
+)
+from relay.dataplane.words import CAUSES, Flag, State, Word
+
+_CLEAN: Final = ("client_fin", "target_fin")
+_MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
+_SLICE_FLOWS: Final = 256  # taken over in one go, some 10 ms; then those that are taken over are served
+
+
+@dataclass(slots=True)
+class Adoption:
+    """One take-over. `left` are the descriptors that the dead worker opened; what is taken over is removed from it."""
+
+    plane: Plane
+    pool: PipePool
+    gates: dict[int, Gate]  # by the endpoint's slot
+    listeners: dict[str, Listener]  # by address
+    records: list[FlowRecord]  # what the ledger says of the dead worker's flows
+    left: set[int]
+    serve: Callable[[], None]  # let bytes of the flows move that are taken over so far
+    failed: Callable[[Session, Exception], None]
+
+    def run(self) -> int:
+        """Take over every flow; how many. Nothing of the dead worker is left open that no flow needs.
+
+        Those come first whose peers wait for something, and are served before the others are taken over.
+        """
+        ledger, records = self.plane.ledger, self.records
+        here = [record for record in records if self._goes_on(record)]
+        over = sorted((record for record in records if not self._goes_on(record)), key=self._counted)
+        scratch = self._scratch()
+        for gate in self.gates.values():
+            if gate.pool is not None:
+                gate.pool.recount()
+        for slot in {record.target_slot for record in records} - {-1}:
+            ledger.recount_target(slot)  # one that has left the set is in no pool, and may come back
+        live = Counter(record.slot for record in here)
+        for slot in self.gates:
+            ledger.reconcile(slot, live[slot], [_cause(record) for record in over if record.slot == slot])
+        # After they were counted: a record that is gone cannot be counted any more.
+        for record in over:
+            self._finish(record)
+        here = self._in_order(here, scratch)
+        for first in range(0, len(here), _SLICE_FLOWS):
+            for record in here[first : first + _SLICE_FLOWS]:
+                self._resume(record, scratch)
+            if not first:
+                self.plane.mover.prepare()  # the dead worker's scratch pipe is the first one's now, if there were bytes in it
+            self.serve()
+        self._arrivals()
+        for fd in self.left:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        if not here:
+            self.plane.mover.prepare()
+        ledger[Word.FLOWS_ADOPTED] += len(here)
+        return len(here)
+
+    def _goes_on(self, record: FlowRecord) -> bool:
+        """Whether the flow can be taken over: it has not ended, its socket is open, and its endpoint exists."""
+        return record.state is not State.END and record.slot in self.gates and record.client_fd in self.left
+
+    def _in_order(self, here: list[FlowRecord], scratch: tuple[int, Pipe] | None) -> list[FlowRecord]:
+        """Whose bytes are in the scratch pipe; then who has something to say; then the others.
+
+        Last those who have yet to be let in or sent somewhere: that goes by counts of all the others.
+        """
+        owner = -1 if scratch is None else (scratch[0] - 1) // 2
+        readable = readable_now(
+            [fd for record in here for fd in (record.client_fd, record.target_fd) if fd in self.left]
+        )
+
+        def rank(record: FlowRecord) -> int:
+            if record.index == owner:
+                return 0
+            if record.state not in _MOVING:
+                return 3
+            return 1 if record.client_fd in readable or record.target_fd in readable else 2
+
+        return sorted(here, key=rank)
+
+    def _counted(self, record: FlowRecord) -> int:
+        """How likely the end of a flow that is over is counted: never, perhaps, surely."""
+        if record.state is not State.END:
+            return 0
+        return 1 if record.index + 1 == self.plane.ledger[Word.ENDING] else 2
+
+    def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
+        gate = self.gates[record.slot]
+        client = Accepted(record.client_fd)
+        self.left.discard(record.client_fd)
+        target = None
+        if record.state in _MOVING and record.target_fd in self.left:
+            target = Accepted(record.target_fd)
+            self.left.discard(record.target_fd)
+        up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
+        via = connected_addresses(record.client_fd) if gate.declared.edges else None
+        edge = via[1][0] if via is not None else ""
+        # Before the edge's header was taken the connection was the edge's own, for the limits.
+        source = edge if edge and record.state is State.HEADER else record.peer.rpartition(":")[0].strip("[]")
+        gate.readmit(source)
+        session = Session(self.plane, gate, client, source, record.peer, record.started_ns, record.index)
+        session.via = edge
+        try:
+            session.resume(record, target, up, down)
+        except Exception as error:
+            self.failed(session, error)
+
+    def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:
+        """The pipe that holds bytes of this direction: the flow's own, or the scratch pipe if its bytes are in it."""
+        if scratch is not None and scratch[0] == owner_of(record.index, direction):
+            pipe, ledger = scratch[1], self.plane.ledger
+            ledger.hold(record.index, direction, (pipe.r, pipe.w))  # before it stops being the scratch pipe
+            ledger[Word.SCRATCH_OWNER] = 0
+            return pipe
+        held = r, w = record.up_pipe if direction == 0 else record.down_pipe
+        if r in self.left and w in self.left and readable_bytes(r):
+            self.left -= {r, w}
+            return self.pool.adopt(r, w)
+        if held != NO_PIPE:
+            # It was emptied, and is about to be closed. Soon its numbers are another pipe's, with another flow's bytes.
+            self.plane.ledger.hold(record.index, direction, NO_PIPE)
+        return None
+
+    def _scratch(self) -> tuple[int, Pipe] | None:
+        """The dead worker's scratch pipe and whose bytes are in it; None when it is empty."""
+        ledger = self.plane.ledger
+        owner, r, w = ledger[Word.SCRATCH_OWNER], ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W]
+        if not owner or r not in self.left or w not in self.left or not readable_bytes(r):
+            ledger[Word.SCRATCH_OWNER] = 0  # or the numbers would soon mean something else
+            return None
+        self.left -= {r, w}
+        return owner, self.pool.adopt(r, w)
+
+    def _finish(self, record: FlowRecord) -> None:
+        """Close what a flow that is over has still open, as its cause demands."""
+        clean = _cause(record) in _CLEAN
+        for fd in (record.client_fd, record.target_fd):
+            if fd in self.left:
+                self.left.discard(fd)
+                with contextlib.suppress(OSError):
+                    sock = Accepted(fd)
+                    if clean:
+                        finish_on_close(fd)
+                    else:
+                        reset_on_close(sock)
+                    sock.close()
+        self.plane.ledger.end(record.index)
+
+    def _arrivals(self) -> None:
+        """Connections that were accepted and not yet recorded: they come from a listener's address, and nobody has them."""
+        now_ns = time.monotonic_ns()
+        for fd in sorted(self.left):
+            found = connected_addresses(fd)
+            if found is None or not self.plane.has_room():
+                continue
+            listener = self._listener_at(found[0])
+            if listener is not None:
+                self.left.discard(fd)
+                listener.take(fd, found[1], now_ns)
+
+    def _listener_at(self, address: str) -> Listener | None:
+        port = address.rpartition(":")[2]
+        return next(
+            (self.listeners[each] for each in (address, f"0.0.0.0:{port}", f"[::]:{port}") if each in self.listeners),
+            None,
+        )
+
+
+def _cause(record: FlowRecord) -> str:
+    """Why a flow that does not go on is over."""
+    return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state is State.END else "error"
+
+
+def held_by(records: Iterable[FlowRecord]) -> set[int]:
+    """Descriptors that are surely sockets of these flows. What may be stale in a record is left out."""
+    held = set()
+    for record in records:
+        if record.state is not State.END:
+            held.add(record.client_fd)
+        if record.state in _MOVING:
+            held.add(record.target_fd)
+    return held
+
+
+def free_records(records: Iterable[FlowRecord], high: int, capacity: int) -> tuple[list[int], range]:
+    """The indexes of records that no flow has: those below `high` (FLOWS_HIGH), the lowest last, and those never used."""
+    taken = {record.index for record in records}
+    return [index for index in range(min(high, capacity) - 1, -1, -1) if index not in taken], range(high, capacity)

@@ -1,0 +1,202 @@
+"""One endpoint at work: who is let in, and how many. Its declaration may change under it; its counts stay.
+
+Limits are the instance's, not a worker's. What a worker has open stands in the ledger, where it alone writes it, and a
+limit is held against the sum over all workers: first count oneself in, then look, then take it back. So two workers
+that let the last one in at the same moment may both refuse it, and can never both admit it.
+"""
+
+import socket
+from typing import Final
+
+from relay.config.snapshot import EndpointRow
+from relay.dataplane.ledger import WorkerLedger
+from relay.dataplane.sources import Sources
+from relay.dataplane.words import CAUSES, ENVELOPE_REASONS, REASONS, Count
+from relay.envelope.cidr import unmap
+from relay.envelope.decide import Envelope
+from relay.targets.pool import Pool
+
+# Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
+_REMEMBERED_MAX: Final = 16384
+_ACCEPTED: Final = int(Count.ACCEPTED)
+_ACTIVE: Final = int(Count.ACTIVE)
+_WINDOW: Final = int(Count.RATE_WINDOW)
+_REASON: Final = {name: int(Count.DENIED) + n for n, name in enumerate(REASONS)}
+_CAUSE: Final = {name: int(Count.CLOSED) + n for n, name in enumerate(CAUSES)}
+_SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so that `30/m` means 30 and not none
+
+
+class Gate:
+    """Admission to one endpoint. `declared` is its row in the snapshot in force."""
+
+    def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: Sources) -> None:
+        self.row = ledger.claim(declared.slot, declared.name)
+        self._rows = ledger.all_rows(declared.slot)
+        self._words = ledger.words
+        self._sources = sources if len(self._rows) > 1 else None
+        self._per_source: dict[str, int] = {}  # of this worker
+        self._shared = False  # whether these stand in the ledger too
+        self._ledger = ledger
+        self.pool: Pool | None = None  # on an edge
+        self.declared = declared
+        self.declare(declared)
+
+    def declare(self, declared: EndpointRow) -> None:
+        """Work by this declaration from now on."""
+        if declared.targets != self.declared.targets:
+            self._words[self.row + Count.TARGET_UP] = 0  # the new one has not been dialled yet
+        if declared.distribution is None:
+            self.pool = None
+        elif self.pool is None or declared.targets != self.pool.targets or declared != self.declared:
+            self.pool = Pool(declared, self._ledger)
+        self.declared = declared
+        self._edges = frozenset(declared.edges)
+        self.audits = declared.enforce == "audit"
+        self._envelope = Envelope.of(declared)
+        self._verdicts: dict[str, bool] = {}
+        shared = self._sources is not None and declared.per_source is not None
+        if shared != self._shared:
+            self._shared = True
+            for source, count in self._per_source.items():
+                self._share(source, count if shared else -count)
+            self._shared = shared
+
+    def permits(self, source: str) -> bool:
+        """The envelope's answer alone: may this address connect."""
+        permit = self._verdicts.get(source)
+        if permit is None:
+            if len(self._verdicts) >= _REMEMBERED_MAX:
+                self._verdicts.clear()
+            permit = self._verdicts[source] = self._envelope.decide(packed(source)).permit
+        return permit
+
+    def keeps(self, source: str, via: str) -> bool:
+        """Whether an open connection may stay open: of `source`, which came by the edge's address `via` ("": directly)."""
+        if self._edges and (via not in self._edges or source == via):
+            return via in self._edges
+        return self.audits or self.permits(source)
+
+    def admit(self, source: str, now_s: float) -> str | None:
+        """Let a connection in (None), or say why not: one of `ledger.REASONS`.
+
+        One that is let in is `accepted` once it is in the ledger, and must be `release`d when it ends.
+
+        The envelope comes before the limits, so that a source that may not connect uses nobody's share up. One that is
+        let in all the same, because the envelope is not enforced, is held to the limits like any other.
+        """
+        if self._edges:
+            if source not in self._edges:
+                return "roster"
+            self._enter(source, 1)  # whom it brings is asked about in `identify`
+            return None
+        return self._admit(source, now_s)
+
+    def identify(self, edge: str, source: str, now_s: float) -> str | None:
+        """As `admit`, of the client that the edge names for a connection that was let in from it.
+
+        None: the connection is the client's from here on. Else it is still the edge's, to be released.
+        """
+        self._enter(edge, -1)
+        reason = self._admit(source, now_s)
+        if reason is not None:
+            self._enter(edge, 1)
+        return reason
+
+    def _admit(self, source: str, now_s: float) -> str | None:
+        declared = self.declared
+        # The usual answer is remembered; written out because a flood of refusals passes here.
+        permit = self._verdicts.get(source)
+        if not (self.permits(source) if permit is None else permit) and not self.audits:
+            return declared.denied_reason
+        if self.pool is not None and not self.pool.any_up():
+            return "no_target"
+        self._enter(source, 1)
+        if declared.connections is not None and self._total(_ACTIVE) > declared.connections:
+            reason = "connections"
+        elif declared.per_source is not None and self._from(source) > declared.per_source:
+            reason = "per_source"
+        elif declared.rate_per_s is not None and self._exceeds(declared.rate_per_s, now_s):
+            reason = "rate"
+        else:
+            return None
+        self._enter(source, -1)
+        return reason
+
+    def accepted(self) -> None:
+        """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
+        self._words[self.row + _ACCEPTED] += 1
+
+    def readmit(self, source: str) -> None:
+        """Count in a connection that was let in by a predecessor, which has counted it as accepted."""
+        self._enter(source, 1)
+
+    def release(self, source: str, cause: str) -> None:
+        """A connection that was let in has ended, for one of `ledger.CAUSES`."""
+        self._enter(source, -1)
+        self._words[self.row + _CAUSE[cause]] += 1
+
+    def target_failed(self, dialled_ns: int) -> None:
+        """The dial that began then (CLOCK_MONOTONIC) came to nothing."""
+        self._words[self.row + Count.CONNECT_FAILURES] += 1
+        self._words[self.row + Count.TARGET_UP] = dialled_ns << 1
+
+    def target_answered(self, dialled_ns: int) -> None:
+        """The dial that began then was answered."""
+        self._words[self.row + Count.TARGET_UP] = dialled_ns << 1 | 1
+
+    def denied(self, reason: str, count: int = 1) -> None:
+        """Count a refusal, or several."""
+        self._words[self.row + _REASON[reason]] += count
+
+    def would_deny(self) -> None:
+        """Count one whom the envelope refuses, and who is let in because it is not enforced."""
+        self._words[self.row + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
+
+    def _enter(self, source: str, change: int) -> None:
+        self._words[self.row + _ACTIVE] += change
+        sources = self._per_source
+        count = sources.get(source, 0) + change
+        if count:
+            sources[source] = count
+        else:
+            del sources[source]
+        if self._shared:
+            self._share(source, change)
+
+    def _share(self, source: str, change: int) -> None:
+        assert self._sources is not None
+        self._sources.add(self._sources.name(self.declared.slot, packed(source)), change)
+
+    def _from(self, source: str) -> int:
+        """Connections that this source has open."""
+        own = self._per_source[source]
+        if not self._shared or self._sources is None:
+            return own
+        return max(own, self._sources.total(self._sources.name(self.declared.slot, packed(source))))
+
+    def _total(self, count: int) -> int:
+        words = self._words
+        return sum([words[row + count] for row in self._rows])
+
+    def _exceeds(self, rate_per_s: float, now_s: float) -> bool:
+        """Count one more in this second (or minute); whether that is more than the rate allows, over all workers.
+
+        The word is the window's number and the count in it, so that a count of an older window counts as none.
+        """
+        window_s = 1 if rate_per_s >= 1 else _SLOW_WINDOW_S
+        window = int(now_s / window_s)
+        words = self._words
+        own = words[self.row + _WINDOW]
+        words[self.row + _WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
+        used = sum([word & 0xFFFFFFFF for row in self._rows if (word := words[row + _WINDOW]) >> 32 == window])
+        if used > rate_per_s * window_s:
+            words[self.row + _WINDOW] -= 1
+            return True
+        return False
+
+
+def packed(source: str) -> bytes:
+    """An address as accept(2) gives it, as 4 or 16 bytes: an IPv4-mapped one is IPv4, and a link-local one has no zone."""
+    if ":" in source:
+        return unmap(socket.inet_pton(socket.AF_INET6, source.partition("%")[0]))
+    return socket.inet_pton(socket.AF_INET, source)

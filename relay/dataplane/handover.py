@@ -1,0 +1,97 @@
+"""The live upgrade's hinge: what a process leaves to the code that takes its place by execve(2).
+
+The keeper, then each holder, replaces its own program. A process that executes another program keeps its pid, its children,
+its parent and every descriptor that is not close-on-exec, and nothing else. So all that the new code must know stands in
+one memory file that every process of the daemon has open from the start: numbers of descriptors, which are the same in all of
+them, and a few plain facts. Nothing in it depends on how either version lays out its objects.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NoReturn
+
+FORMAT: Final = 2  # of the JSON below; the new code refuses to try with another one
+
+VARIABLE: Final = "RELAY_HANDOVER"
+"""In the environment of a keeper that was replaced: the number of the memory file's descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What stands when a keeper is replaced. Every int is a descriptor, unless it is named a pid."""
+
+    keeper_pid: int
+    control_pid: int  # 0: there is none at the moment
+    holder_pids: tuple[int, ...]  # by worker; 0: none at the moment
+    memory: int  # this file
+    ledger: int
+    log_sink: int
+    log_source: int
+    keeper_end: int  # of the channel to control
+    control_end: int
+    worker_ends: tuple[tuple[int, int], ...]
+    control_only: dict[str, int]  # by what is served there
+    listeners: dict[str, int]  # by listening address
+    prepared: int  # what the trial left to the new keeper, see control/upgrade.py
+    version: str  # of the code that is replaced
+    snapshot: str = ""  # for the holders: the snapshot of the new code, as JSON
+
+    def of_holders(self) -> tuple[int, ...]:
+        """The descriptors that a holder has from its start. All others in its table are its worker's."""
+        ends = (fd for pair in self.worker_ends for fd in pair)
+        return (self.memory, self.ledger, self.log_sink, self.log_source, *ends)
+
+    def of_keeper(self) -> tuple[int, ...]:
+        """The descriptors that a keeper has, and needs again."""
+        only = (self.keeper_end, self.control_end, *self.control_only.values(), *self.listeners.values(), self.prepared)
+        return (*self.of_holders(), *only)
+
+    def write(self) -> None:
+        """Put it into the memory file, in place of what is there."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}).encode()
+        os.ftruncate(self.memory, 0)
+        os.pwrite(self.memory, text, 0)
+
+    def with_snapshot(self, text: bytes) -> "Handover":
+        """The same, with the snapshot that holders start from."""
+        return replace(self, snapshot=text.decode())
+
+
+def create() -> int:
+    """The memory file, empty."""
+    return os.memfd_create("relay-handover", os.MFD_CLOEXEC)
+
+
+def read(memory: int) -> Handover:
+    """What was written. Raises ValueError where that was in another format."""
+    raw: dict[str, Any] = json.loads(os.pread(memory, os.fstat(memory).st_size, 0))
+    if raw.pop("format", None) != FORMAT:
+        raise ValueError(f"the running version hands over in another format than {FORMAT}")
+    raw["holder_pids"] = tuple(raw["holder_pids"])
+    raw["worker_ends"] = tuple(map(tuple, raw["worker_ends"]))
+    return Handover(**raw)
+
+
+def module(name: str) -> list[str]:
+    """The interpreter's arguments that run the module `name` from where this program was installed."""
+    # `-m` looks in the working directory first. A daemon that was not started so must not begin to look there.
+    return ["-m", name] if sys.orig_argv[1:2] == ["-m"] else ["-P", "-m", name]
+
+
+def execute(arguments: list[str], keep: Iterable[int], environment: dict[str, str] | None = None) -> NoReturn:
+    """Become `python ARGUMENTS`, with the descriptors `keep` still open. Raises OSError, and then nothing has happened."""
+    kept = []
+    for fd in keep:
+        with contextlib.suppress(OSError):  # listing the descriptors took one itself
+            os.set_inheritable(fd, True)
+            kept.append(fd)
+    try:
+        os.execve(sys.executable, [sys.executable, *arguments], os.environ | (environment or {}))
+    except OSError:
+        for fd in kept:
+            os.set_inheritable(fd, False)
+        raise

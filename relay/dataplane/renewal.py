@@ -1,0 +1,62 @@
+"""After a live upgrade's execve(2) of the keeper: the holders follow, one after the other.
+
+So the connections of one worker stand still at a time, and never those of all; new ones are accepted by the others.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import Head, Word
+from relay.log import Log
+
+LOOK_S: Final = 0.005  # how often to look whether one is up: the connections of the next wait for it
+_PATIENCE_S: Final = 10.0  # a holder is up in new code within half a second; one that is not is told again, ever later
+
+
+def behind(ledger: Ledger) -> list[int]:
+    """Workers that still run in the program that was replaced, or are just being started in the new one."""
+    program = ledger.words[Head.PROGRAM]
+    return [n for n in range(ledger.workers) if ledger.worker(n)[Word.PROGRAM] != program]
+
+
+class Renewal:
+    """Tells the holders to replace their program. `step` it until `done`."""
+
+    def __init__(self, ledger: Ledger, log: Log, pid_of: Callable[[int], int], workers: Sequence[int] = ()) -> None:
+        """`workers` are to be renewed; `pid_of` tells a worker's holder, 0 for none at the moment."""
+        self._ledger = ledger
+        self._log = log
+        self._pid_of = pid_of
+        self._left = list(workers)
+        self._until_s = 0.0  # 0: the first has not been told yet
+        self._patience_s = _PATIENCE_S
+        self._began_s = time.monotonic()
+
+    @property
+    def done(self) -> bool:
+        """Whether every worker runs in the new program."""
+        return not self._left
+
+    def step(self, now_s: float) -> None:
+        """Look whether the one that was told is up, and tell the next."""
+        while self._left:
+            index = self._left[0]
+            if index not in behind(self._ledger):
+                self._left.pop(0)
+                self._until_s = 0.0
+                if not self._left:
+                    self._log.event("info", "upgraded", took_s=round(now_s - self._began_s, 3))
+            elif now_s >= self._until_s:
+                if self._until_s:
+                    self._patience_s *= 2
+                    message = f"worker-{index} is not up in the new program; it is told again"
+                    self._log.event("error", "upgrade", message=message)
+                self._until_s = now_s + self._patience_s
+                if pid := self._pid_of(index):
+                    os.kill(pid, signal.SIGUSR2)
+            else:
+                return

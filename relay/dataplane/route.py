@@ -1,0 +1,110 @@
+"""Which target a connection goes to: the one whose turn it is, and at its failure another, within the time for connecting."""
+
+import time
+from typing import Final
+
+from relay.config.snapshot import TargetRow
+from relay.dataplane.gate import Gate, packed
+from relay.dataplane.sockets import AnySocket
+
+_ATTEMPTS_MAX: Final = 2  # without a pool: the first target and one other; a client waits for no more
+# Of a pool's target, before the next is tried: a handshake that was lost is sent again after 1 s (tcp(7)), and within
+# the time for connecting there must be room for others.
+_PATIENCE_MAX_S: Final = 1.0
+_PATIENCE_SHARE: Final = 4
+
+
+class Route:
+    """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
+
+    __slots__ = ("_attempt", "_gate", "_place", "_pool", "_tried", "_until_s", "dialled_ns", "target")
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._pool = gate.pool
+        self._attempt = 0
+        self._tried = 0  # a bit for the place of each of the pool's targets that failed
+        self._place: int | None = None  # of the pool's target that was chosen
+        self._until_s = 0.0
+        self.target: TargetRow | None = None
+        self.dialled_ns = 0
+
+    @property
+    def slot(self) -> int:
+        """The pool's target in the ledger; -1: none."""
+        return -1 if self._pool is None or self._place is None else self._pool.targets[self._place].slot
+
+    def begin(self, client: AnySocket, peer: str) -> TargetRow | None:
+        """The target to dial now, for the client at `peer`; None: there is none, or none any more."""
+        self.dialled_ns = time.monotonic_ns()
+        if not self._until_s:
+            self._until_s = time.monotonic() + self._gate.declared.connect_s
+        self.target = self._own(client) if self._pool is None else self._of_pool(client, peer)
+        return self.target
+
+    def _own(self, client: AnySocket) -> TargetRow | None:
+        declared = self._gate.declared
+        row = declared.target(self._attempt)
+        if row.port_count > 1:
+            # Which port the client came to, its socket knows, however long ago and by whomever it was accepted.
+            row = row.at(client.getsockname()[1] - declared.listen_port)
+        return (
+            row if row.port_count == 1 else None
+        )  # its ports were changed meanwhile, and the client's is none of them
+
+    def _of_pool(self, client: AnySocket, peer: str) -> TargetRow | None:
+        assert self._pool is not None  # it was asked before
+        declared = self._gate.declared
+        source, _, source_port = peer.rpartition(":")
+        port = declared.listen_port if declared.port_count == 1 else client.getsockname()[1]
+        address = packed(source.strip("[]"))
+        self._place = self._pool.choose(address, int(source_port), port, self._tried, self.dialled_ns)
+        return None if self._place is None else self._pool.targets[self._place]
+
+    def patience_s(self) -> float:
+        """How long to wait for the answer to this dial."""
+        left_s = self._until_s - time.monotonic()
+        if self._pool is None or len(self._pool.targets) == 1:
+            return left_s
+        return min(left_s, _PATIENCE_MAX_S, self._gate.declared.connect_s / _PATIENCE_SHARE)
+
+    def failed(self) -> bool:
+        """The dial came to nothing; whether another target may be tried."""
+        self._gate.target_failed(self.dialled_ns)
+        self._attempt += 1
+        if self._pool is None:
+            return self._attempt < min(_ATTEMPTS_MAX, len(self._gate.declared.targets))
+        if self._place is not None:
+            self._pool.failed(self._place, time.monotonic_ns())
+            self._tried |= 1 << self._place
+            self._place = None
+        return time.monotonic() < self._until_s
+
+    def reached(self, took_s: float) -> None:
+        """The target answered. It has one connection more until `leave`."""
+        self._gate.target_answered(self.dialled_ns)
+        if self._pool is not None and self._place is not None:
+            self._pool.answered(self._place, took_s)
+            self._pool.enter(self._place, 1)
+            if self._gate.declared.type != "door":  # see `leave`
+                self._pool.proved(self._place)
+
+    def resume(self, slot: int, client: AnySocket) -> None:
+        """A predecessor's connection is with the target that has this slot in the ledger."""
+        if self._pool is None:
+            self.target = self._own(client)
+        elif (place := self._pool.place_of(slot)) is not None:
+            self._place, self.target = place, self._pool.targets[place]
+            self._pool.enter(place, 1)
+
+    def leave(self, cause: str, sent_bytes: int) -> None:
+        """The connection that had reached its target has ended; so many bytes had come from there."""
+        if self._pool is not None and self._place is not None:
+            self._pool.enter(self._place, -1)
+            # A door's target is another machine's relay, which takes every connection, and resets it where the service
+            # behind it is gone. An edge is told so by its probes; and its clients could bring such a reset about.
+            if self._gate.declared.type == "door":
+                if cause == "target_reset" and not sent_bytes:
+                    self._pool.failed(self._place, time.monotonic_ns())
+                elif sent_bytes:
+                    self._pool.proved(self._place)

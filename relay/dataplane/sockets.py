@@ -1,0 +1,290 @@
+"""What relay asks of a single socket or descriptor: dialling, closing, and what the kernel knows about it."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+import struct
+import termios
+from array import array
+from collections.abc import Iterable
+from socket import SO_LINGER, SOL_SOCKET, SocketType
+from typing import Any, Final
+
+from relay.config.snapshot import TargetRow, join_host_port
+from relay.dataplane.gate import packed
+from relay.envelope import proxyproto
+
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # socket(7) SO_LINGER on, 0 s: close(2) sends RST
+_FIN_ON_CLOSE: Final = struct.pack("ii", 0, 0)
+_libc: Final = ctypes.PyDLL(None)
+_setsockopt: Final = _libc.setsockopt
+_getsockopt: Final = _libc.getsockopt
+_poll: Final = ctypes.PyDLL(None, use_errno=True).poll
+_poll.argtypes = (ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int)
+_ON: Final = struct.pack("i", 1)
+# accept(2), socket(2): this machine has no more to give; a moment later it may.
+CAPACITY: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# asm-generic/socket.h: Python has no names for these.
+_SO_ATTACH_FILTER: Final = 26
+_SO_DETACH_FILTER: Final = 27
+_SO_MEMINFO: Final = 55
+_MEMINFO: Final = struct.Struct("9I")
+_MEMINFO_DROPS: Final = 8  # linux/sock_diag.h, SK_MEMINFO_DROPS
+NOT_TRANSPARENT: Final = {  # why a target cannot be dialled from the client's address
+    errno.EPERM: "`transparent` needs CAP_NET_RAW: grant it to the unit, see systemd/README.md",
+    errno.EAFNOSUPPORT: "`transparent` needs a target of the client's IP version: write `localhost` for both",
+}
+_EPHEMERAL_MIN: Final = 32768  # ip(7), ip_local_port_range: below it no connection is given its own port
+_IP_TRANSPARENT: Final = 19  # linux/in.h
+_IP_BIND_ADDRESS_NO_PORT: Final = 24  # the port is chosen by connect(2), when it knows which are free for the target
+_IPV6_TRANSPARENT: Final = 75  # linux/in6.h
+_TCP_CLOSE: Final = 7  # tcp_states.h; the first byte of TCP_INFO
+_state: Final = (ctypes.c_ubyte * 1)()  # where the kernel writes that byte
+_state_bytes: Final = ctypes.pointer(ctypes.c_uint(1))
+
+
+class Accepted:
+    """A socket as accept(2) gave it: a descriptor. The object that Python needs for asking more is made when asked for.
+
+    Most connections come and go without one, and making it asks the kernel for the socket's name under its lock, which
+    with the object itself is a tenth of a short connection's cost.
+    """
+
+    __slots__ = ("_fd", "_socket")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._socket: SocketType | None = None
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """close(2)."""
+        if self._socket is not None:
+            self._socket.detach()
+        os.close(self._fd)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._socket is None:
+            self._socket = SocketType(fileno=self._fd)
+        return getattr(self._socket, name)
+
+
+AnySocket = SocketType | Accepted
+
+
+def target_socket(row: TargetRow, speaks_as: str = "", *, foreign: bool = False) -> SocketType:
+    """A socket for dialling `row`, not blocking, from the address `speaks_as` if given: see `_speak_as`.
+
+    Raises OSError where the machine has none to give, and what `_speak_as` raises.
+    """
+    if row.path:
+        return SocketType(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    family = socket.AF_INET6 if ":" in row.host else socket.AF_INET
+    made = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    if speaks_as:
+        try:
+            _speak_as(made, speaks_as, foreign=foreign)
+        except OSError:
+            made.close()
+            raise
+    return made
+
+
+def no_delay(sock: AnySocket) -> None:
+    """What came apart is passed on apart: tcp(7), TCP_NODELAY. A Unix socket never waits."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _speak_as(target: SocketType, address: str, *, foreign: bool) -> None:
+    """Connect from `address`. A `foreign` one is not this machine's: ip(7), IP_TRANSPARENT.
+
+    Raises OSError: EPERM for a foreign one without CAP_NET_RAW or CAP_NET_ADMIN, EAFNOSUPPORT for one of the other IP
+    version. Its answers come back here only with the routing rules of systemd/transparent.
+    """
+    if (":" in address) is not (target.family == socket.AF_INET6):
+        raise OSError(errno.EAFNOSUPPORT, "the address is of the other IP version")
+    if foreign:
+        level, option = socket.IPPROTO_IP, _IP_TRANSPARENT
+        if target.family == socket.AF_INET6:
+            level, option = socket.IPPROTO_IPV6, _IPV6_TRANSPARENT
+        target.setsockopt(level, option, 1)
+    target.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+    target.bind((address, 0))
+
+
+def connect(target: SocketType, row: TargetRow) -> int:
+    """Begin to connect: 0 when it is connected already, EINPROGRESS when that will be told, else what went wrong."""
+    if row.path:
+        return target.connect_ex(row.path)
+    code = target.connect_ex((row.host, row.port))
+    if code == errno.EINPROGRESS:
+        # Over loopback the handshake is over by now. Asking again is cheaper than a round of epoll (connect(2)).
+        code = target.connect_ex((row.host, row.port))
+    if code in (0, errno.EISCONN):
+        return errno.ECONNREFUSED if row.port >= _EPHEMERAL_MIN and _met_itself(target) else 0
+    return errno.EINPROGRESS if code == errno.EALREADY else code
+
+
+def _met_itself(target: SocketType) -> bool:
+    """Whether a socket is connected to itself: TCP lets it, where nobody listens on the port that it was given as its own."""
+    return bool(target.getsockname() == target.getpeername())
+
+
+def introduce(target: AnySocket, client: AnySocket, version: str, peer: str) -> bool:
+    """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`, as `host:port`.
+
+    False: the target did not take it. It fits any new socket's buffer, so it goes whole or not at all.
+    """
+    build = proxyproto.build_v1 if version == "v1" else proxyproto.build_v2
+    host, _, port = peer.rpartition(":")  # getpeername fails for a client that has left already
+    try:
+        local_host, local_port = client.getsockname()[:2]
+        header = build(packed(host.strip("[]")), int(port), packed(local_host), local_port)
+        return target.send(header) == len(header)
+    except OSError:
+        return False
+
+
+def address_text(packed_address: bytes) -> str:
+    """An address of 4 or 16 bytes as accept(2) would give it."""
+    return socket.inet_ntop(socket.AF_INET if len(packed_address) == 4 else socket.AF_INET6, packed_address)
+
+
+def unsent_bytes(sock: AnySocket) -> int:
+    """Bytes in the send buffer that the peer has not acknowledged: tcp(7), SIOCOUTQ."""
+    return _ioctl_int(sock.fileno(), termios.TIOCOUTQ)
+
+
+def readable_bytes(fd: int) -> int:
+    """Bytes that stand in a pipe: pipe(7), FIONREAD. 0 where there is no such pipe any more."""
+    return _ioctl_int(fd, termios.FIONREAD)
+
+
+def is_gone(sock: AnySocket) -> bool:
+    """Whether a TCP socket's connection is over in both directions: reset, or finished by both sides."""
+    # By the descriptor alone, like `finish_on_close`: a new worker asks this of every socket that it takes over.
+    failed = _getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, _state, _state_bytes)
+    return not failed and _state[0] == _TCP_CLOSE  # it fails for a Unix socket
+
+
+def listening_address(fd: int) -> str | None:
+    """The address that a socket listens on, as `host:port`; None for anything else."""
+    with contextlib.suppress(OSError):
+        sock = SocketType(fileno=fd)
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockopt(SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return join_host_port(*sock.getsockname()[:2])
+        finally:
+            sock.detach()
+    return None
+
+
+def connected_addresses(fd: int) -> tuple[str, tuple[str, int]] | None:
+    """A TCP connection's own address as `host:port`, and its peer's (host, port); None for anything else."""
+    with contextlib.suppress(OSError):
+        sock = SocketType(fileno=fd)
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                return join_host_port(*sock.getsockname()[:2]), sock.getpeername()[:2]
+        finally:
+            sock.detach()
+    return None
+
+
+def descriptors(among: Iterable[int] | None = None) -> dict[int, str]:
+    """The open descriptors of this process and what they are (proc(5), /proc/PID/fd): `socket:[123]`, `pipe:[4]` …
+
+    All of them, or those `among` some: asking takes 5 µs each.
+    """
+    found = {}
+    for fd in map(int, os.listdir("/proc/self/fd")) if among is None else among:
+        with contextlib.suppress(OSError):  # the one that listdir itself used
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def other_descriptors(known: dict[int, str]) -> set[int]:
+    """Every open descriptor but the known ones, as `descriptors` told them. What has a known one's number is another."""
+    opened = _open_descriptors()
+    return opened - {fd for fd, what in descriptors(known).items() if known[fd] == what}
+
+
+def _open_descriptors() -> set[int]:
+    """The numbers of all open descriptors. poll(2) says which ones of a list are not open.
+
+    That takes a tenth of what listing /proc/self/fd does, where the kernel makes a file for each, while clients wait.
+    """
+    with open("/proc/self/status", "rb") as status:
+        size = next(int(line.split()[1]) for line in status if line.startswith(b"FDSize:"))
+    polled = array("i", bytes(8 * size))  # of struct pollfd: int fd, short events, short revents
+    polled[::2] = array("i", range(size))
+    address, limit = polled.buffer_info()[0], resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    at_once = size if limit == resource.RLIM_INFINITY else min(size, limit)  # poll(2): EINVAL for more
+    for first in range(0, size, at_once):
+        if _poll(address + 8 * first, min(at_once, size - first), 0) < 0:
+            raise OSError(ctypes.get_errno(), "poll")
+    told = memoryview(polled).cast("B").cast("h")[3::4]
+    return {fd for fd, events in enumerate(told) if events != select.POLLNVAL}
+
+
+def readable_now(fds: list[int]) -> set[int]:
+    """Which of these have bytes, an end or an error to tell. None where the limit of descriptors was lowered: poll(2)."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    with contextlib.suppress(OSError):
+        return {fd for fd, _ in poll.poll(0)}
+    return set()
+
+
+def not_blocking(fd: int) -> None:
+    """Set O_NONBLOCK: ioctl(2), FIONBIO."""
+    fcntl.ioctl(fd, termios.FIONBIO, _ON)
+
+
+def finish_on_close(fd: int) -> None:
+    """Make close(2) of an accepted socket send what is still in its buffer, and a FIN: see `listener.open_listener`."""
+    # By the descriptor alone: the object that Python wants for it costs more than the call.
+    _setsockopt(fd, SOL_SOCKET, SO_LINGER, _FIN_ON_CLOSE, len(_FIN_ON_CLOSE))
+
+
+def reset_on_close(sock: AnySocket) -> None:
+    """Make close(2) send a reset."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+
+
+def attach_filter(sock: SocketType, program: bytes) -> None:
+    """Have the kernel run this classic BPF program on every packet to the socket, in place of the one before: socket(7).
+
+    Raises OSError: EPERM where the kernel wants CAP_NET_ADMIN for it, ENOMEM where net.core.optmem_max is too small.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    sock.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
+
+
+def detach_filter(fd: int) -> None:
+    """Have the kernel run no program on packets to this socket any more."""
+    _setsockopt(fd, SOL_SOCKET, _SO_DETACH_FILTER, _ON, len(_ON))  # ENOENT where there is none, which is as well
+
+
+def dropped_packets(sock: SocketType) -> int:
+    """Packets to this socket that the kernel has dropped, modulo 2^32: socket(7), SO_MEMINFO."""
+    raw = sock.getsockopt(SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    return int(_MEMINFO.unpack(raw)[_MEMINFO_DROPS])
+
+
+def _ioctl_int(fd: int, request: int) -> int:
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0\0\0\0"))[0])
+    except OSError:
+        return 0

@@ -1,0 +1,256 @@
+"""Moving bytes: socket → pipe → socket, by splice(2), never through this process's memory.
+
+A `Lane` is one direction of a flow. It owns a pipe only while bytes stand in it: reading goes into the worker's
+scratch pipe, and in the usual case all of it goes out again in the same turn. Only when the other socket takes less
+than came does the lane keep that pipe, and the worker takes another scratch.
+
+Where the bytes are is in the ledger at every moment, so that a worker that dies in the middle of a turn loses none: before
+reading, whose bytes come into the scratch pipe; before the scratch pipe changes, whose pipe it became.
+
+Two rules make the rest simple (each learnt from a forwarder that broke it; sozu PR#1323, haproxy#2505):
+* A lane reads only into an empty pipe. So EAGAIN from socket → pipe means "the socket is empty" and never "the pipe is out
+  of slots", and what is held is bounded by one pipe, whatever is sent: backpressure is the kernel's.
+* FIN goes on only after the pipe is empty. `done` says so.
+"""
+
+import os
+from enum import IntEnum
+from os import splice
+from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
+from typing import Final
+
+from relay.dataplane.ledger import NO_PIPE, WorkerLedger, owner_of
+from relay.dataplane.pipes import Pipe, PipePool
+from relay.dataplane.poller import READ, WRITE
+from relay.dataplane.sockets import AnySocket, no_delay
+from relay.dataplane.words import Count, Word
+
+# SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
+# part it holds the data back for 200 ms (golang/go#10948).
+_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops sending keeps nobody else waiting
+_NOWHERE: Final = bytearray(64 * 1024)
+
+_RECEIVED: Final = int(Count.RECEIVED)
+_SENT: Final = int(Count.SENT)
+
+
+class Turn(IntEnum):
+    """What a turn of a lane came to."""
+
+    SAME = 0  # whatever it wanted before, it wants now
+    CHANGED = 1  # what it holds, or its end, changed: compute interest anew
+    SOURCE_BROKEN = 2  # reading failed: all that will ever come is in the pipe
+    SINK_BROKEN = 3  # writing failed: nothing can be delivered any more
+    STARVED = 4  # no pipe to read into: try again later
+
+
+_SAME: Final = Turn.SAME  # looked up for every message
+
+
+class Lane:
+    """One direction of a flow: bytes of `source` go to `sink`."""
+
+    __slots__ = (
+        "abandoned", "delays", "direction", "eof", "fin", "held_bytes", "owner", "pipe", "record", "row", "sink",
+        "sink_fd", "source", "source_fd", "total_bytes",
+    )  # fmt: skip
+
+    def __init__(self, source: AnySocket, sink: AnySocket, row: int, record: int, direction: int) -> None:
+        self.source = source
+        self.source_fd = source.fileno()
+        self.sink_fd = sink.fileno()
+        self.sink = sink
+        self.row = row  # the ledger's word that counts this direction's bytes
+        self.record = record  # of the flow, in the ledger
+        self.direction = direction  # 0 to the target, 1 to the client
+        self.owner = owner_of(record, direction)
+        self.pipe: Pipe | None = None
+        self.held_bytes = 0
+        self.total_bytes = 0  # taken by the sink's socket
+        self.delays = direction == 0  # accepted sockets have their listener's TCP_NODELAY, the target's not yet
+        self.eof = False  # nothing more will be read
+        self.fin = False  # the sink has been told
+        self.abandoned = False  # the sink is broken: what still comes is thrown away
+
+    @property
+    def done(self) -> bool:
+        """All that came has been passed on, and no more will come."""
+        return self.eof and not self.held_bytes
+
+    def adopt(self, pipe: Pipe, held_bytes: int) -> None:
+        """Take over a pipe that a predecessor left with bytes of this lane in it."""
+        self.pipe, self.held_bytes = pipe, held_bytes
+
+    def finish(self) -> None:
+        """Pass the end of the stream on: shutdown(2) for writing. Only when `done`, and once."""
+        self.fin = True
+        try:
+            self.sink.shutdown(SHUT_WR)
+        except OSError:
+            # ENOTCONN: the sink was reset meanwhile. Its own lane finds that out, after what it sent has been read.
+            return
+
+
+class Mover:
+    """Turns lanes. One for each worker, because the scratch pipe is."""
+
+    def __init__(self, pool: PipePool, ledger: WorkerLedger) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._words = ledger.words
+        self._owner = ledger.word_index(Word.SCRATCH_OWNER)
+        self._scratch: Pipe | None = None
+
+    def prepare(self) -> None:
+        """Open the scratch pipe while there are descriptors for it. After adoption, which needs the ledger's old one."""
+        self._new_scratch()
+
+    def turn(self, lane: Lane) -> Turn:
+        """Deliver what the lane holds, then read once and deliver that: a bounded piece of work.
+
+        Raises nothing; a socket's error is the turn's result.
+        """
+        result = _SAME
+        if lane.held_bytes:
+            result = self._deliver_held(lane)
+            if lane.held_bytes or result is Turn.SINK_BROKEN:
+                return result
+        if lane.eof:
+            return result
+        pipe = self._scratch
+        if pipe is None:
+            pipe = self._new_scratch()
+            if pipe is None:
+                return Turn.STARVED
+        self._words[self._owner] = lane.owner  # before the bytes come
+        try:
+            came = splice(lane.source_fd, pipe.w, pipe.size_bytes, None, None, _FLAGS)
+        except BlockingIOError:
+            came = self._past_urgent(lane, pipe)
+            if came <= 0:
+                lane.eof = came < 0
+                return Turn.SOURCE_BROKEN if lane.eof else result
+        except OSError:
+            lane.eof = True
+            return Turn.SOURCE_BROKEN
+        if not came:
+            lane.eof = True
+            return Turn.CHANGED
+        if lane.delays and lane.total_bytes:
+            # The first bytes wait for no acknowledgement, so a connection with one request does without this.
+            no_delay(lane.sink)
+            lane.delays = False
+        try:
+            left = came - splice(pipe.r, lane.sink_fd, came, None, None, _FLAGS)
+        except BlockingIOError:
+            left = came
+        except OSError:
+            return self._sink_broken(pipe)
+        lane.total_bytes += came - left
+        self._words[lane.row] += came - left
+        return self._keep(lane, pipe, left) if left else result
+
+    def abandon(self, lane: Lane) -> None:
+        """The sink takes nothing any more: throw away what the lane holds. What still comes is for `discard`."""
+        self.drop(lane)
+        lane.eof = lane.fin = lane.abandoned = True
+
+    def discard(self, lane: Lane) -> None:
+        """Read away, up to a bound, what an abandoned lane's source has sent.
+
+        Left unread it would fill the receive buffer, and a full one can make this kernel drop the peer's acknowledgements
+        with the data they come with (Linux 6.18: zero window, peer's SND.NXT beyond it): then the other direction, whose
+        bytes are still to be delivered, stands still for minutes.
+        """
+        left = _DISCARD_BYTES
+        try:
+            # MSG_TRUNC on a TCP socket: counted and freed, not copied (tcp(7)).
+            while left > 0 and (count := lane.source.recv_into(_NOWHERE, 0, MSG_TRUNC)):
+                left -= count
+        except OSError:  # nothing there, or broken as well, which its own lane finds out
+            return
+
+    def drop(self, lane: Lane) -> None:
+        """Throw away what the lane holds: nobody will take it."""
+        if lane.pipe is not None:
+            self._ledger.hold(lane.record, lane.direction, NO_PIPE)
+            self._pool.give_back(lane.pipe, empty=not lane.held_bytes)
+            lane.pipe = None
+            lane.held_bytes = 0
+
+    def _past_urgent(self, lane: Lane, pipe: Pipe) -> int:
+        """splice found nothing. It stops before a byte of urgent data for good (tcp_read_sock), so take that one by hand.
+
+        The byte goes on as an ordinary one, in its place. Returns how many bytes are in the pipe now, 0 or 1; -1 when
+        the source is broken, for an error is told once.
+        """
+        try:
+            lane.source.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            byte = lane.source.recv(1)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return -1
+        return os.write(pipe.w, byte) if byte else 0
+
+    def _keep(self, lane: Lane, pipe: Pipe, left: int) -> Turn:
+        """The sink took less than came: the rest stays in this pipe, which is the lane's until it is empty."""
+        lane.pipe, lane.held_bytes = pipe, left
+        self._ledger.hold(lane.record, lane.direction, (pipe.r, pipe.w))  # before it stops being the scratch pipe
+        self._new_scratch()
+        return Turn.CHANGED
+
+    def _new_scratch(self) -> Pipe | None:
+        pipe = self._scratch = self._pool.take()
+        self._words[self._owner] = 0
+        ledger = self._ledger
+        ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W] = (pipe.r, pipe.w) if pipe else (0, 0)
+        return pipe
+
+    def _sink_broken(self, pipe: Pipe) -> Turn:
+        """What is in the scratch pipe is nobody's any more."""
+        self._words[self._owner] = 0
+        self._pool.give_back(pipe, empty=False)
+        self._new_scratch()  # at once: its descriptors have just become free
+        return Turn.SINK_BROKEN
+
+    def _deliver_held(self, lane: Lane) -> Turn:
+        pipe = lane.pipe
+        assert pipe is not None  # held_bytes says so
+        before = left = lane.held_bytes
+        try:
+            while left and (moved := splice(pipe.r, lane.sink_fd, left, None, None, _FLAGS)):
+                left -= moved
+        except BlockingIOError:
+            pass
+        except OSError:
+            return Turn.SINK_BROKEN
+        lane.held_bytes = left
+        lane.total_bytes += before - left
+        self._words[lane.row] += before - left
+        if left:
+            return Turn.SAME
+        lane.pipe = None
+        self._ledger.hold(lane.record, lane.direction, NO_PIPE)  # before somebody else gets it
+        self._pool.give_back(pipe, empty=True)
+        return Turn.CHANGED
+
+
+def lanes(client: AnySocket, target: AnySocket, row: int, record: int) -> tuple[Lane, Lane]:
+    """The two directions of a flow, (client to target, target to client), counted in the endpoint's `row`."""
+    return Lane(client, target, row + _RECEIVED, record, 0), Lane(target, client, row + _SENT, record, 1)
+
+
+def interest(out: Lane, back: Lane, hup: int, starved: bool) -> int | None:
+    """What a socket is watched for. `out` reads from it, `back` writes to it. None: not at all.
+
+    Bytes that wait in `out`'s pipe mean "do not read"; bytes that wait in `back`'s mean "tell me when it takes more". A
+    socket without either is still watched for its breaking, until it has reported that.
+    """
+    wanted = 0
+    if not out.eof and not out.held_bytes and not starved:
+        wanted |= READ
+    if back.held_bytes:
+        wanted |= WRITE
+    return None if hup and not wanted else wanted

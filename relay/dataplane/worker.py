@@ -1,0 +1,430 @@
+"""A worker: it accepts, decides, dials and splices, and does nothing else. It works by the snapshot it has.
+
+It is told about new snapshots by control (channel.py), and to drain by SIGTERM from the keeper; a second SIGTERM
+stops it at once.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.config.snapshot import Snapshot
+from relay.dataplane import channel
+from relay.dataplane.adopt import Adoption, free_records, held_by
+from relay.dataplane.denials import Denials
+from relay.dataplane.gate import Gate
+from relay.dataplane.ledger import WorkerLedger
+from relay.dataplane.listener import Listener
+from relay.dataplane.pipes import PipePool
+from relay.dataplane.plane import Flow, Plane
+from relay.dataplane.poller import Handler, Poller
+from relay.dataplane.session import Session
+from relay.dataplane.sockets import listening_address, other_descriptors
+from relay.dataplane.sources import Sources
+from relay.dataplane.splice import Mover
+from relay.dataplane.words import Word
+from relay.log import Log
+
+_uvloop: Callable[[], asyncio.AbstractEventLoop] | None = None
+with contextlib.suppress(ImportError):
+    import uvloop  # here and not where it is used, or each new worker would spend a third of its start on that
+
+    _uvloop = uvloop.new_event_loop
+
+TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
+FAST_TICK_S: Final = 0.05  # deadlines of LOOK and DIAL, and pauses; runs only while there are any
+SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
+SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
+_DECIDE_SLICE_S: Final = 0.005  # of a reload's work on established connections; then bytes move
+PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
+PAUSE_S: Final = 0.1  # how long accepting rests when the machine has no more to give (trio waits as long)
+NOFILE_RESERVED: Final = 64  # descriptors for everything that is not a flow
+# Two sockets, and one direction's pipe. Only a flow that stalls both ways needs more, and it then waits for one.
+NOFILE_PER_FLOW: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a holder gives a new worker. They share the descriptor table, so nothing here is ever closed."""
+
+    index: int
+    ledger: WorkerLedger
+    program: int  # which of the daemon's programs this one runs, see `Head.PROGRAM`
+    drain_until: Callable[[], int]  # CLOCK_MONOTONIC, ns; 0: the daemon does not drain
+    control: socket.socket
+    log_sink: socket.socket
+    snapshot: Snapshot  # the one that stood when the holder began
+    baseline: dict[int, str]  # the holder's own descriptors
+
+
+class Worker:
+    """One worker process's state. `run` returns when it has drained or was told to stop."""
+
+    def __init__(self, inherited: Inherited, flows_max: int, left: set[int]) -> None:
+        self._index = inherited.index
+        self._ledger = inherited.ledger
+        self._control = inherited.control
+        self._program = inherited.program
+        self._drain_until = inherited.drain_until
+        self._snapshot = _snapshot_in_force(inherited)
+        self._log = Log(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
+        self._plane: Plane
+        self._poller = Poller(self._on_error, lambda: self._plane.closed())
+        self._pool = PipePool(inherited.ledger)
+        capacity = min(flows_max, inherited.ledger.capacity_flows)
+        self._records = list(inherited.ledger.flows())  # a predecessor's
+        free, unused = free_records(self._records, inherited.ledger[Word.FLOWS_HIGH], capacity)
+        self._plane = Plane(
+            poller=self._poller,
+            mover=Mover(self._pool, inherited.ledger),
+            ledger=inherited.ledger,
+            log=self._log,
+            denials=Denials(self._log),
+            free_records=free,
+            unused_records=unused,
+            exhausted=self._pause,
+        )
+        self._sources = Sources(inherited.ledger)
+        self._sources.clear()
+        self._left = left
+        self._sockets = self._find_listeners()
+        self._gates: dict[str, Gate] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._resume_at_s = 0.0
+        self._fast_timer: asyncio.TimerHandle | None = None
+        self._pause_said_s = -PAUSE_SAID_S
+        self._drain_deadline_s: float | None = None
+        self._answer = "ready"  # the first time
+        self._undecided: list[Flow] = []  # established before the snapshot in force, and not asked about since
+        self._deciding: asyncio.Handle | None = None
+        self._stopped = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Work until drained."""
+        loop = self._loop
+        self._ledger[Word.PID] = os.getpid()
+        self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
+        self._ledger[Word.PIPES] = 0
+        if until_ns := self._drain_until():  # a predecessor was draining: listen nowhere
+            self._drain_deadline_s = until_ns / 1e9
+        self._make_gates()
+        adopted = self._adopt()
+        self._ledger[Word.PROGRAM] = self._program
+        self._rewire()
+        gc.freeze()
+        gc.enable()  # see `main`
+        if self._drain_deadline_s is not None:
+            self._drain(self._drain_deadline_s)
+        # Not at once: the snapshot that wants them may still be on its way to us.
+        loop.call_later(SETTLE_S, self._close_unwanted)
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_reader(self._poller.fileno(), self._serve)
+        loop.add_reader(self._control.fileno(), self._on_control)
+        # Not at once: it looks at every flow, and the peers of those that were taken over have waited long enough.
+        loop.call_later(FAST_TICK_S, self._tick)
+        self._serve()
+        # Only now: a message wakes the process that it is for, which may take this one's CPU.
+        if self._ledger[Word.RESTARTS]:
+            self._log.event("info", "adopted", **adopted)
+        self._apply()
+        await self._stopped.wait()
+        # An integer descriptor that is closed while registered aborts the process under uvloop: remove first.
+        loop.remove_reader(self._poller.fileno())
+        loop.remove_reader(self._control.fileno())
+        self._poller.shut()
+        self._log.flush()
+
+    # --- the data plane -----------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self._poller.serve()
+        self._after()
+
+    def _after(self) -> None:
+        """After anything that may have changed what the ticks must look at."""
+        self._poller.bury()
+        self._log.flush()
+        plane = self._plane
+        if self._fast_timer is None and (plane.waiting or plane.starved or self._resume_at_s):
+            self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
+        if self._drain_deadline_s is not None and not plane.sessions:
+            self._stopped.set()
+
+    def _fast_tick(self) -> None:
+        self._fast_timer = None
+        now_s = time.monotonic()
+        for session in list(self._plane.waiting):
+            self._guard(session, lambda session=session: session.tick(now_s))  # type: ignore[misc]
+        starved, self._plane.starved = self._plane.starved, set()
+        for session in starved:
+            self._guard(session, session.read_on)
+        if self._resume_at_s and now_s >= self._resume_at_s:
+            self._resume_at_s = 0.0
+            self._accept_on()
+        self._after()
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
+        dropped, self._log.dropped = self._log.dropped, 0
+        self._ledger[Word.LOG_DROPPED] += dropped
+        if self._index == 0:
+            for listener in self._listeners.values():
+                listener.count_dropped()
+        self._plane.denials.tick()
+        for session in list(self._plane.sessions):
+            self._guard(session, lambda session=session: session.sweep(now_s))  # type: ignore[misc]
+        if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
+            self._cut_all("drain")
+        self._after()
+        idle = [row.idle_s for row in self._snapshot.endpoints if row.idle_s is not None]
+        shortest_s = min([TICK_S, *(idle_s / SWEEP_PER_IDLE for idle_s in idle)])
+        self._loop.call_later(max(FAST_TICK_S, shortest_s), self._tick)
+
+    def _pause(self, why: str) -> None:
+        """Stop accepting for a moment: `why` names what ran out."""
+        now_s = time.monotonic()
+        if not self._resume_at_s:
+            self._ledger[Word.ACCEPT_PAUSES] += 1
+            if now_s - self._pause_said_s >= PAUSE_SAID_S:
+                self._pause_said_s = now_s
+                self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._plane.sessions))
+        self._resume_at_s = now_s + PAUSE_S
+        for listener in self._listeners.values():
+            listener.pause()
+
+    def _accept_on(self) -> None:
+        if self._drain_deadline_s is None:
+            for listener in self._listeners.values():
+                listener.resume()
+
+    # --- change -------------------------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        """Work by `self._snapshot` and `self._sockets` from now on."""
+        self._log.level = self._snapshot.log_level
+        self._make_gates()
+        self._rewire()
+        self._undecided = list(self._plane.sessions)
+        if self._deciding is None:
+            self._decide_again()
+
+    def _decide_again(self) -> None:
+        """Ask the envelope in force about established connections: cut those that it no longer lets in, touch no other.
+
+        A slice of them at a time, so that no byte waits longer than that. New ones are decided by it already.
+        """
+        self._deciding = None
+        declared = {row.name for row in self._snapshot.endpoints}
+        until_s = time.monotonic() + _DECIDE_SLICE_S
+        while self._undecided:
+            session = self._undecided.pop()
+            if session.gate.declared.name not in declared or not session.gate.keeps(session.source, session.via):
+                self._guard(session, lambda session=session: session.cut("revoked"))  # type: ignore[misc]
+            if time.monotonic() >= until_s:
+                self._deciding = self._loop.call_soon(self._decide_again)
+                return self._after()
+        for name in [name for name in self._gates if name not in declared]:
+            self._ledger.clear(self._gates.pop(name).declared.slot)
+        self._ledger[Word.GENERATION] = self._snapshot.generation
+        self._say_applied()
+        return self._after()
+
+    def _make_gates(self) -> None:
+        for row in self._snapshot.endpoints:
+            if row.name in self._gates:
+                self._gates[row.name].declare(row)
+            else:
+                self._gates[row.name] = Gate(row, self._ledger, self._sources)
+
+    def _find_listeners(self) -> dict[str, socket.socket]:
+        """Every listening socket among what a predecessor or the keeper left: it says itself where it listens."""
+        found = {}
+        for fd in self._left - held_by(self._records):
+            if (address := listening_address(fd)) is not None and address not in found:
+                found[address] = socket.socket(fileno=fd)
+                self._left.discard(fd)
+        return found
+
+    def _adopt(self) -> dict[str, Any]:
+        """Take over what a predecessor left, at the first start nothing; what the log says of it."""
+        listeners = {
+            address: Listener(self._plane, self._gates[row.name], self._sockets[address])
+            for row in self._snapshot.endpoints
+            for address in row.listens
+            if address in self._sockets
+        }
+        began_s = time.monotonic()
+        gates = {gate.declared.slot: gate for gate in self._gates.values()}
+
+        def failed(session: Session, error: Exception) -> None:
+            self._on_error(session.tick, error)
+
+        records, self._records = self._records, []
+        serve = self._poller.serve  # and not `_serve`: accepting, ticks and the end of a drain wait until all are here
+        adopted = Adoption(self._plane, self._pool, gates, listeners, records, self._left, serve, failed).run()
+        return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
+
+    def _rewire(self) -> None:
+        """Listen exactly where the snapshot says."""
+        draining = self._drain_deadline_s is not None
+        rows = () if draining else self._snapshot.endpoints
+        wanted = {address: self._gates[row.name] for row in rows for address in row.listens}
+        for address in [address for address in self._listeners if address not in wanted]:
+            self._listeners.pop(address).pause()
+        for address, gate in wanted.items():
+            if address not in self._listeners and (sock := self._sockets.get(address)) is not None:
+                self._listeners[address] = Listener(self._plane, gate, sock)
+            if (listener := self._listeners.get(address)) is not None:
+                listener.serve(gate)
+            else:
+                self._log.event("error", "bug", message=f"no socket for {address}, where {gate.declared.name} listens")
+        if not self._resume_at_s:
+            self._accept_on()
+
+    def _close_unwanted(self) -> None:
+        """Close every listening socket that the snapshot has no use for."""
+        for address in [address for address in self._sockets if address not in self._listeners]:
+            self._sockets.pop(address).close()
+
+    def _on_control(self) -> None:
+        while (received := channel.receive(self._control)) is not None:
+            message, fds = received
+            if message.get("op") == "listeners":
+                self._take_listeners(message["addresses"], fds)
+            elif message.get("op") == "snapshot":
+                self._take_snapshot(fds)
+        self._after()
+
+    def _take_listeners(self, addresses: list[str], fds: list[int]) -> None:
+        for address, fd in zip(addresses, fds, strict=True):
+            if address in self._sockets:  # inherited already: this worker is younger than the message
+                os.close(fd)
+            else:
+                self._sockets[address] = socket.socket(fileno=fd)
+
+    def _take_snapshot(self, fds: list[int]) -> None:
+        try:
+            snapshot = Snapshot.from_json(read_memfd(fds[0]))
+        except ValueError:  # of a control process that was replaced meanwhile; the next one sends its own
+            os.close(fds[0])
+            return
+        if snapshot.generation > self._snapshot.generation:
+            # The file stays open, so that a successor finds it. First the new one, then the old one goes.
+            before, self._ledger[Word.SNAPSHOT_FD] = self._ledger[Word.SNAPSHOT_FD], fds[0]
+            if before:
+                os.close(before)
+            self._snapshot = snapshot
+            self._apply()
+        else:
+            os.close(fds[0])
+            self._say_applied()
+        self._close_unwanted()
+
+    def _say_applied(self) -> None:
+        self._say({"op": self._answer, "generation": self._snapshot.generation})
+        self._answer = "applied"
+
+    def _say(self, message: dict[str, Any]) -> None:
+        channel.send(self._control, {"worker": self._index, **message})
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _on_term(self) -> None:
+        # The ledger says how long, and a second stop moves that into the past: signals may merge, a word does not.
+        if self._drain_deadline_s is None:
+            self._drain(self._drain_until() / 1e9 or time.monotonic() + self._snapshot.drain_s)
+        else:
+            self._cut_all("drain")
+
+    def _drain(self, until_s: float) -> None:
+        """Accept no more, and end when the last connection has; cut those that are open at `until_s`."""
+        self._drain_deadline_s = until_s
+        for listener in self._listeners.values():
+            try:
+                listener.finish()
+            except Exception as error:  # of one connection, as in the poller
+                self._on_error(listener.finish, error)
+        self._listeners.clear()
+        self._close_unwanted()
+        self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
+        self._after()
+
+    def _cut_all(self, cause: str) -> None:
+        for session in list(self._plane.sessions):
+            self._guard(session, lambda session=session: session.cut(cause))  # type: ignore[misc]
+        self._after()
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def _guard(self, session: Flow, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:
+            self._on_error(session.tick, error)
+
+    def _on_error(self, handler: Handler | Callable[[float], None] | Callable[[], None], error: Exception) -> None:
+        """A bug in the handling of one flow ends that flow, loudly, and no other."""
+        text = "".join(traceback.format_exception(error))
+        self._log.event("error", "bug", message="relay failed a connection; please report this", traceback=text)
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, Session):
+            with contextlib.suppress(Exception):
+                owner.cut("error")
+
+
+def read_memfd(fd: int) -> bytes:
+    """The whole of a memory file. Read by position: the offset is shared with every process that has the file."""
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def _snapshot_in_force(inherited: Inherited) -> Snapshot:
+    fd = inherited.ledger[Word.SNAPSHOT_FD]
+    return Snapshot.from_json(read_memfd(fd)) if fd else inherited.snapshot
+
+
+def flows_max(nofile: int) -> int:
+    """How many flows a worker may hold, with `nofile` descriptors for its process."""
+    return max(1, (nofile - NOFILE_RESERVED) // NOFILE_PER_FLOW)
+
+
+def main(inherited: Inherited, flows: int) -> None:
+    """Be a worker until drained. Runs in a process of its own, which shares its descriptors with its holder."""
+    # While a worker takes flows over it makes thousands of objects, and the collector would look through them again and
+    # again. None of them is garbage: `run` spares it looking at them at all.
+    gc.disable()
+    # Before anything is opened here: what is open and not the holder's own was a predecessor's.
+    left = other_descriptors(inherited.baseline)
+    if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:
+        left.discard(snapshot_fd)
+
+    if walk := os.environ.get("RELAY_FAULT"):
+        from relay.dataplane import faults
+
+        faults.install(inherited.ledger, Log(inherited.log_sink, f"worker-{inherited.index}", "error"), walk)
+
+    async def work() -> None:
+        await Worker(inherited, flows, left).run()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(work())
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's loop; the stock one where uvloop is not installed, or RELAY_LOOP=asyncio asks for it."""
+    if os.environ.get("RELAY_LOOP") == "asyncio":
+        return asyncio.new_event_loop
+    if _uvloop is None:
+        print("relay: uvloop is not installed; using asyncio's own loop", file=sys.stderr)  # noqa: T201
+        return asyncio.new_event_loop
+    return _uvloop

@@ -1,0 +1,428 @@
+"""Lanes: every byte once, in order, to its end; and what is held is one pipe."""
+
+import contextlib
+import hashlib
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+
+from relay.dataplane.ledger import NO_PIPE, Ledger, owner_of
+from relay.dataplane.pipes import PipePool
+from relay.dataplane.splice import Mover, Turn, lanes
+from relay.dataplane.words import Count, State, Word
+from tests.dataplane.test_ledger import new_ledger
+from tests.dataplane.test_pipes import close, no_descriptors, pool_of
+from tests.harness import examples
+
+Kind = Literal["tcp", "unix"]
+PATIENCE_S: Final = 10.0  # a bound for hanging, not for speed
+
+
+class Bench:
+    """A lane between two connections: `source` is where a test writes, `sink` where it reads."""
+
+    def __init__(self, kind: Kind, pool: PipePool, ledger: Ledger, stack: contextlib.ExitStack) -> None:
+        self.ledger = ledger
+        self.pool = pool
+        self.part = ledger.worker(0)
+        self.mover = Mover(pool, self.part)
+        stack.callback(self._close_pipes)
+        self.source, inner_source = connected(kind, stack)
+        self.sink, inner_sink = connected(kind, stack)
+        self.inner = inner_source, inner_sink
+        self.up, self.down = lanes(inner_source, inner_sink, ledger.worker(0).row(0), record=3)
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.mover._scratch, self.up.pipe, self.down.pipe):
+            if pipe is not None:
+                close(pipe)
+
+    def turn(self) -> Turn:
+        return self.mover.turn(self.up)
+
+    def read(self) -> bytes:
+        """What has arrived."""
+        parts: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while part := self.sink.recv(1 << 20):
+                parts.append(part)
+        return b"".join(parts)
+
+    def write(self, data: bytes) -> int:
+        """How much of it the kernel takes now."""
+        with contextlib.suppress(BlockingIOError):
+            return self.source.send(data)
+        return 0
+
+    def say(self, data: bytes) -> None:
+        """Send it, and wait until the lane can read it."""
+        self.source.sendall(data)
+        wait(self.inner[0])
+
+    def answer(self, data: bytes) -> None:
+        """The same in the other direction."""
+        self.sink.sendall(data)
+        wait(self.inner[1])
+
+    def hear(self, count: int) -> bytes:
+        """Wait for so many bytes at the sink; fewer when the stream ends before."""
+        data = b""
+        while len(data) < count:
+            wait(self.sink)
+            part = self.sink.recv(count - len(data))
+            if not part:
+                break
+            data += part
+        return data
+
+    def fill(self) -> int:
+        """Write the letter a and turn until the lane holds bytes and nothing moves any more; how many were written."""
+        written = quiet = 0
+        while quiet < 3:
+            took = self.write(b"a" * 65536)
+            before = self.up.total_bytes, self.up.held_bytes
+            turn = self.turn()
+            still = not took and turn is Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
+            quiet = quiet + 1 if still and self.up.held_bytes else 0
+            written += took
+        return written
+
+
+def wait(sock: socket.socket) -> None:
+    """Until there is something to be read: bytes, an end, an error. By select(2), which needs no free descriptor."""
+    assert select.select([sock], [], [], PATIENCE_S)[0]
+
+
+def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection with small buffers, neither blocking."""
+    if kind == "unix":
+        pair = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            outer = socket.create_connection(server.getsockname())
+            pair = outer, server.accept()[0]
+    for sock in pair:
+        stack.enter_context(sock)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    return pair
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@contextlib.contextmanager
+def new_bench(kind: Kind) -> Iterator[Bench]:
+    """A lane with all that it needs."""
+    with new_ledger() as ledger, pool_of(ledger) as pool, contextlib.ExitStack() as stack:
+        yield Bench(kind, pool, ledger, stack)
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A lane over TCP, and then over Unix sockets."""
+    with new_bench(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def tcp_bench() -> Iterator[Bench]:
+    """A lane over TCP."""
+    with new_bench("tcp") as made:
+        yield made
+
+
+def test_a_message_goes_through_in_one_turn(bench: Bench) -> None:
+    for message in (b"one", b"two" * 100, b"x"):
+        bench.say(message)
+        assert bench.turn() is Turn.SAME
+        assert bench.hear(len(message)) == message
+    assert bench.up.held_bytes == 0
+    assert bench.up.pipe is None
+    assert bench.up.total_bytes == 304
+    assert bench.ledger.total(0, Count.RECEIVED) == 304
+    assert bench.ledger.total(0, Count.SENT) == 0
+
+
+def test_the_other_direction_counts_apart(bench: Bench) -> None:
+    bench.answer(b"answer")
+    assert bench.mover.turn(bench.down) is Turn.SAME
+    wait(bench.source)
+    assert bench.source.recv(99) == b"answer"
+    assert (bench.ledger.total(0, Count.RECEIVED), bench.ledger.total(0, Count.SENT)) == (0, 6)
+
+
+def test_nothing_to_read(bench: Bench) -> None:
+    assert bench.turn() is Turn.SAME
+    assert not bench.up.eof
+
+
+def test_the_end_comes_after_the_last_byte(bench: Bench) -> None:
+    up, ends = bench.up, []
+    bench.say(b"last")
+    ends.append((bench.turn(), up.eof, up.done, up.fin))
+    bench.source.shutdown(socket.SHUT_WR)
+    for _ in range(2):
+        wait(bench.inner[0])
+        ends.append((bench.turn(), up.eof, up.done, up.fin))
+    assert ends == [(Turn.SAME, False, False, False), (Turn.CHANGED, True, True, False), (Turn.SAME, True, True, False)]
+    up.finish()
+    assert up.fin
+    assert bench.hear(99) == b"last", "and then its end"
+    bench.answer(b"the other direction lives on")
+    assert bench.mover.turn(bench.down) is Turn.SAME
+    wait(bench.source)
+    assert bench.source.recv(99) == b"the other direction lives on"
+
+
+def test_a_slow_sink_costs_one_pipe_and_gets_everything(bench: Bench) -> None:
+    sent = bench.fill()
+    pipe = bench.up.pipe
+    assert pipe is not None
+    assert 0 < bench.up.held_bytes <= pipe.size_bytes
+    assert bench.mover._scratch is not pipe
+    assert bench.ledger.worker(0)[Word.PIPES] == 2
+    bench.source.shutdown(socket.SHUT_WR)
+    arrived = 0
+    while not bench.up.done:
+        arrived += len(bench.read())
+        bench.turn()
+    assert arrived + len(bench.hear(sent - arrived)) == sent
+    assert sent == bench.up.total_bytes == bench.ledger.total(0, Count.RECEIVED)
+    assert bench.up.pipe is None
+    assert bench.ledger.worker(0)[Word.PIPES] == 2, "an empty pipe goes back and is used again"
+
+
+def test_a_lane_that_holds_bytes_reads_no_more(bench: Bench) -> None:
+    bench.fill()
+    held = bench.up.held_bytes
+    assert bench.write(b"x" * 100_000) == 0, "the kernel's buffers are full: backpressure"
+    assert [bench.turn() for _ in range(5)] == [Turn.SAME] * 5
+    assert bench.up.held_bytes == held
+
+
+def test_two_lanes_do_not_mix(tcp_bench: Bench) -> None:
+    """One lane holds a pipe; the other works with the next scratch pipe."""
+    with contextlib.ExitStack() as stack:
+        other_source, inner_source = connected("tcp", stack)
+        other_sink, inner_sink = connected("tcp", stack)
+        other, _ = lanes(inner_source, inner_sink, tcp_bench.ledger.worker(0).row(1), record=4)
+        written, arrived = tcp_bench.fill(), b""
+        for n in range(10):
+            other_source.send(b"%d" % n)
+            wait(inner_source)
+            assert tcp_bench.mover.turn(other) is Turn.SAME
+            wait(other_sink)
+            assert other_sink.recv(99) == b"%d" % n
+        while len(arrived) < written:
+            arrived += tcp_bench.read()
+            tcp_bench.turn()
+        assert arrived == b"a" * written
+
+
+def test_no_pipe_means_later(bench: Bench) -> None:
+    bench.say(b"patience")
+    with no_descriptors():
+        assert [bench.turn() for _ in range(3)] == [Turn.STARVED] * 3
+        assert bench.read() == b""
+    assert bench.turn() is Turn.SAME
+    assert bench.hear(8) == b"patience"
+
+
+def test_a_lane_keeps_its_pipe_when_there_is_no_next_one(bench: Bench) -> None:
+    """The scratch pipe holds one lane's bytes, and no other is to be had: nothing is lost, others wait."""
+    bench.say(b"a")
+    assert bench.turn() is Turn.SAME
+    assert bench.hear(1) == b"a"
+    with no_descriptors():
+        written = bench.fill()
+        assert bench.up.held_bytes
+        assert bench.mover._scratch is None
+        bench.answer(b"answer")
+        assert bench.mover.turn(bench.down) is Turn.STARVED
+        arrived = 0
+        bench.source.shutdown(socket.SHUT_WR)
+        while not bench.up.done:
+            arrived += len(bench.read())
+            assert bench.turn() is not Turn.STARVED, "the pipe that became empty is the next scratch"
+        assert arrived + len(bench.hear(written - arrived)) == written
+        assert bench.mover.turn(bench.down) is Turn.SAME
+    wait(bench.source)
+    assert bench.source.recv(99) == b"answer"
+
+
+def test_a_reset_source_is_broken_after_what_it_sent(tcp_bench: Bench) -> None:
+    """What had arrived before is read, where the kernel still has it; and the end is no orderly one."""
+    reset(tcp_bench.source)
+    wait(tcp_bench.inner[0])
+    assert tcp_bench.turn() is Turn.SOURCE_BROKEN
+    assert tcp_bench.up.eof
+    assert tcp_bench.up.done
+    assert tcp_bench.turn() is Turn.SAME
+
+
+def test_a_broken_sink(bench: Bench) -> None:
+    reset(bench.sink)
+    wait(bench.inner[1])
+    bench.say(b"for nobody")
+    assert bench.turn() is Turn.SINK_BROKEN
+    assert bench.up.held_bytes == 0
+    assert bench.ledger.total(0, Count.RECEIVED) == 0
+    with contextlib.ExitStack() as stack:
+        source, inner_source = connected("tcp", stack)
+        sink, inner_sink = connected("tcp", stack)
+        other, _ = lanes(inner_source, inner_sink, bench.ledger.worker(0).row(0), record=4)
+        source.send(b"mine")
+        wait(inner_source)
+        assert bench.mover.turn(other) is Turn.SAME
+        wait(sink)
+        assert sink.recv(99) == b"mine", "no byte of the broken lane is left in the scratch pipe"
+
+
+def test_a_sink_that_breaks_while_bytes_are_held(tcp_bench: Bench) -> None:
+    tcp_bench.fill()
+    pipe = tcp_bench.up.pipe
+    reset(tcp_bench.sink)
+    wait(tcp_bench.inner[1])
+    assert tcp_bench.turn() is Turn.SINK_BROKEN
+    tcp_bench.mover.drop(tcp_bench.up)
+    assert (tcp_bench.up.pipe, tcp_bench.up.held_bytes) == (None, 0)
+    assert pipe is not None
+    assert not os.path.exists(f"/proc/self/fd/{pipe.r}"), "bytes of somebody are in it: it is not used again"
+    tcp_bench.mover.drop(tcp_bench.up)
+
+
+def owner(bench: Bench) -> int:
+    return bench.part[Word.SCRATCH_OWNER]
+
+
+def test_the_ledger_knows_whose_bytes_are_where(bench: Bench) -> None:
+    bench.say(b"x")
+    bench.turn()
+    scratch = bench.mover._scratch
+    assert scratch is not None
+    assert (bench.part[Word.SCRATCH_R], bench.part[Word.SCRATCH_W]) == (scratch.r, scratch.w)
+    assert owner(bench) == owner_of(3, 0)
+    bench.answer(b"y")
+    bench.mover.turn(bench.down)
+    assert owner(bench) == owner_of(3, 1)
+    bench.part.begin(3, State.SPLICE, 0, bench.up.source_fd, -1, 0, "peer")
+    bench.read()
+    bench.fill()
+    pipe, scratch = bench.up.pipe, bench.mover._scratch
+    assert pipe is not None
+    assert scratch is not None
+    [flow] = bench.part.flows()
+    assert (flow.up_pipe, flow.down_pipe) == ((pipe.r, pipe.w), NO_PIPE)
+    assert (bench.part[Word.SCRATCH_R], bench.part[Word.SCRATCH_W]) == (scratch.r, scratch.w)
+    assert owner(bench) == 0
+    while bench.up.held_bytes:
+        bench.read()
+        bench.turn()
+    [flow] = bench.part.flows()
+    assert flow.up_pipe == NO_PIPE
+
+
+def test_dropping_is_in_the_ledger(bench: Bench) -> None:
+    bench.part.begin(3, State.SPLICE, 0, bench.up.source_fd, -1, 0, "peer")
+    bench.fill()
+    bench.mover.drop(bench.up)
+    [flow] = bench.part.flows()
+    assert flow.up_pipe == NO_PIPE
+
+
+def test_a_predecessors_bytes_come_first(bench: Bench) -> None:
+    bench.say(b"later")
+    r, w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    os.write(w, b"sooner ")
+    bench.up.adopt(bench.pool.adopt(r, w), 7)
+    assert bench.turn() is Turn.CHANGED
+    assert bench.hear(12) == b"sooner later"
+    assert bench.up.total_bytes == 12
+
+
+def test_urgent_data_passes_in_its_place(tcp_bench: Bench) -> None:
+    tcp_bench.say(b"before")
+    tcp_bench.source.send(b"!", socket.MSG_OOB)
+    tcp_bench.say(b"after")
+    deadline_s = time.monotonic() + PATIENCE_S
+    while tcp_bench.up.total_bytes < 12 and time.monotonic() < deadline_s:
+        tcp_bench.turn()
+    assert tcp_bench.hear(12) == b"before!after"
+
+
+def test_a_reset_is_not_lost_while_looking_for_urgent_data(tcp_bench: Bench) -> None:
+    """It comes between the two system calls, and an error is told once: what is read next would be an orderly end."""
+
+    class Reset:
+        """The source, reset just now."""
+
+        def setsockopt(self, *_: object) -> None:
+            reset(tcp_bench.source)
+            wait(tcp_bench.inner[0])
+
+        def recv(self, count: int) -> bytes:
+            return tcp_bench.inner[0].recv(count)
+
+    tcp_bench.up.source = Reset()  # type: ignore[assignment]
+    turns = [tcp_bench.turn() for _ in range(2)]
+    assert Turn.SOURCE_BROKEN in turns
+
+
+def test_finishing_towards_a_sink_that_is_gone(tcp_bench: Bench) -> None:
+    tcp_bench.source.shutdown(socket.SHUT_WR)
+    wait(tcp_bench.inner[0])
+    assert tcp_bench.turn() is Turn.CHANGED
+    reset(tcp_bench.sink)
+    wait(tcp_bench.inner[1])
+    with contextlib.suppress(ConnectionResetError):
+        tcp_bench.inner[1].recv(1)
+    tcp_bench.up.finish()
+    assert tcp_bench.up.fin
+
+
+STEPS = st.lists(st.one_of(st.integers(1, 200_000), st.just("turn"), st.just("read")), min_size=1, max_size=40)
+
+
+@examples(60, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=STEPS, kind=st.sampled_from(["tcp", "unix"]), starve=st.booleans())
+def test_any_chunks_and_any_pauses_arrive_intact(steps: list[int | str], kind: Kind, starve: bool) -> None:
+    """Writes of any size, turns and reads in any order, and then all that is left."""
+    with new_bench(kind) as bench:
+        _any_steps(bench, steps, starve)
+
+
+def _any_steps(bench: Bench, steps: list[int | str], starve: bool) -> None:
+    bench.turn()  # takes the one pipe that there shall be
+    with no_descriptors() if starve else contextlib.nullcontext():
+        sent, arrived = hashlib.sha256(), hashlib.sha256()
+        written = 0
+        for number, step in enumerate(steps):
+            if step == "turn":
+                assert bench.turn() in (Turn.SAME, Turn.CHANGED)
+            elif step == "read":
+                arrived.update(bench.read())
+            elif isinstance(step, int):
+                data = struct.pack("<I", number) * (-(-step // 4))
+                took = bench.write(data)
+                sent.update(data[:took])
+                written += took
+        bench.source.shutdown(socket.SHUT_WR)
+        while not bench.up.done:
+            assert bench.turn() in (Turn.SAME, Turn.CHANGED)
+            arrived.update(bench.read())
+        bench.up.finish()
+        arrived.update(bench.hear(written + 1))
+        assert arrived.digest() == sent.digest()
+        assert bench.up.total_bytes == written
