@@ -1,0 +1,1 @@
+"""Which instance a connection goes to, and which of them may get one."""

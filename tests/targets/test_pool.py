@@ -1,0 +1,264 @@
+"""The targets at work: who may get a connection, who is tried last, and counts that hold over two workers."""
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relay.config.snapshot import EndpointRow, TargetRow
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import Health, TargetCount, health_at
+from relay.targets.pool import EJECT_S, Pool
+from tests.config.test_snapshot import endpoint_row
+from tests.dataplane.test_ledger import new_ledger
+
+SOURCE: Final = ip_address("203.0.113.9").packed
+NOW_NS: Final = 1_000_000_000_000
+FIRST_SLOT: Final = 7
+HEALTH: Final = st.sampled_from(Health)
+
+
+def row_of(count: int = 4, distribution: str = "source-ip", **keys: Any) -> EndpointRow:
+    targets = tuple(
+        TargetRow(f"10.0.0.{n}:80", host=f"10.0.0.{n}", port=80, slot=FIRST_SLOT + n, instance=f"web_IN_{n}")
+        for n in range(count)
+    )
+    given: dict[str, Any] = {"listen_port": 80, "targets": targets, "distribution": distribution, **keys}
+    return endpoint_row(**given)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Two workers."""
+    with new_ledger(workers=2) as made:
+        yield made
+
+
+def pool_of(ledger: Ledger, worker: int = 0, **keys: Any) -> Pool:
+    return Pool(row_of(**keys), ledger.worker(worker))
+
+
+def order_of(pool: Pool, now_ns: int = NOW_NS, source: bytes = SOURCE, port: int = 80) -> list[int]:
+    """The places that one connection tries, each failing, to the end."""
+    found: list[int] = []
+    tried = 0
+    while (place := pool.choose(source, 5, port, tried, now_ns)) is not None:
+        assert place not in found, "it has been tried already"
+        found.append(place)
+        tried |= 1 << place
+    return found
+
+
+def put(ledger: Ledger, *health: Health) -> None:
+    for n, each in enumerate(health):
+        ledger.words[health_at(FIRST_SLOT + n)] = each
+
+
+def test_every_target_has_its_turn_and_then_there_is_none(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    first = order_of(pool)
+    assert sorted(first) == [0, 1, 2, 3]
+    assert order_of(pool) == first, "the same client, the same order"
+    assert len({order_of(pool, source=ip_address(f"192.0.2.{n}").packed)[0] for n in range(64)}) == 4
+    assert pool.choose(SOURCE, 5, 80, 0b1111, NOW_NS) is None
+
+
+def test_one_that_is_down_is_never_chosen(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    first, *others = order_of(pool)
+    put(ledger, *[Health.DOWN if n == first else Health.UP for n in range(4)])
+    assert order_of(pool) == others
+    put(ledger, *[Health.DOWN] * 4)
+    assert order_of(pool) == []
+    assert not pool.any_up()
+    put(ledger, *[Health.DOWN] * 3, Health.UNKNOWN)
+    assert order_of(pool) == [3], "whom nobody has asked yet may get connections"
+    assert pool.any_up()
+
+
+def test_an_ejected_one_is_tried_last_for_a_while(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    first, *others = order_of(pool)
+    pool.failed(first, NOW_NS)
+    assert order_of(pool) == [*others, first]
+    end_ns = NOW_NS + int(EJECT_S[0] * 1e9)
+    assert order_of(pool, end_ns - 1) == [*others, first]
+    assert order_of(pool, end_ns) == [first, *others]
+
+
+def test_all_ejected_is_none_ejected(ledger: Ledger) -> None:
+    """The last one standing gets connections, and so does everybody when nobody stands."""
+    pool = pool_of(ledger)
+    before = order_of(pool)
+    for place in range(4):
+        pool.failed(place, NOW_NS)
+    assert order_of(pool) == before
+    put(ledger, *[Health.DOWN if n != before[2] else Health.UP for n in range(4)])
+    assert order_of(pool) == [before[2]], "ejected is better than down"
+
+
+def test_one_workers_failures_are_its_own(ledger: Ledger) -> None:
+    mine, other = pool_of(ledger, 0), pool_of(ledger, 1)
+    first, *others = order_of(mine)
+    mine.failed(first, NOW_NS)
+    assert order_of(mine) == [*others, first]
+    assert order_of(other) == [first, *others]
+
+
+def test_each_failure_ejects_for_longer_and_an_answer_ends_it(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    first, *_ = order_of(pool)
+    now_ns = NOW_NS
+    assert sorted(EJECT_S) == list(EJECT_S)
+    assert len(set(EJECT_S)) == len(EJECT_S)
+    for rest_s in (*EJECT_S, EJECT_S[-1], EJECT_S[-1]):
+        assert order_of(pool, now_ns)[0] == first, "then a dial asks again"
+        pool.failed(first, now_ns)
+        end_ns = now_ns + int(rest_s * 1e9)
+        assert order_of(pool, end_ns - 1)[-1] == first
+        now_ns = end_ns
+    pool.failed(first, now_ns)
+    pool.answered(first, 0.5)
+    pool.proved(first)
+    assert order_of(pool, now_ns)[0] == first, "it answered: its rest is over"
+    pool.failed(first, now_ns)
+    assert order_of(pool, now_ns + int(EJECT_S[0] * 1e9))[0] == first, "and it begins from the first step again"
+
+
+def test_what_is_counted(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    pool.failed(2, NOW_NS)
+    pool.failed(2, NOW_NS + 1)  # a second dial that had begun before
+    pool.answered(2, 0.25)
+    pool.proved(2)
+    pool.failed(2, NOW_NS + 2)
+    pool.answered(2, 0.5)
+    pool.proved(2)
+    for other in pool_of(ledger, 1), pool:
+        other.enter(2, 1)
+
+    def total(count: TargetCount) -> int:
+        return ledger.target_total(FIRST_SLOT + 2, count)
+
+    assert (total(TargetCount.FAILURES), total(TargetCount.EJECTIONS)) == (3, 2), "one ejection of two failures at once"
+    assert (total(TargetCount.CONNECTED), total(TargetCount.CONNECT_SUM_NS)) == (2, 750_000_000)
+    assert total(TargetCount.ACTIVE) == pool.active(2) == 2
+    assert [ledger.target_total(FIRST_SLOT + n, TargetCount.FAILURES) for n in range(4)] == [0, 0, 3, 0]
+
+
+def test_least_connections_goes_by_what_all_workers_have(ledger: Ledger) -> None:
+    mine, other = (pool_of(ledger, n, count=3, distribution="least-connections") for n in (0, 1))
+    other.enter(0, 2)
+    mine.enter(1, 1)
+    other.enter(2, 3)
+    assert order_of(mine) == order_of(other) == [1, 0, 2]
+    mine.enter(1, 2)
+    assert order_of(other)[0] == 0
+    mine.enter(1, -3)
+    assert order_of(other)[0] == 1
+    mine.failed(1, NOW_NS)
+    assert order_of(mine) == [0, 2, 1], "the one that has none, for its failures"
+
+
+def test_least_connections_fills_up_evenly(ledger: Ledger) -> None:
+    pools = [pool_of(ledger, n, count=3, distribution="least-connections") for n in (0, 1)]
+    for n in range(300):
+        place = pools[n % 2].choose(ip_address(f"192.0.2.{n % 200}").packed, n, 80, 0, NOW_NS)
+        assert place is not None
+        pools[n % 2].enter(place, 1)
+    assert [pools[0].active(place) for place in range(3)] == [100, 100, 100]
+
+
+def test_equals_of_least_connections_are_spread_by_the_hash(ledger: Ledger) -> None:
+    pool = pool_of(ledger, distribution="least-connections")
+    assert {pool.choose(ip_address(f"192.0.2.{n}").packed, 5, 80, 0, NOW_NS) for n in range(64)} == {0, 1, 2, 3}
+
+
+def test_a_port_leads_to_the_instance_with_its_number_whoever_else_is_there(ledger: Ledger) -> None:
+    targets = (row_of().targets[1], row_of().targets[3])
+    pool = pool_of(ledger, distribution="instance", listen_port=10105, port_count=4, targets=targets)
+    orders = [order_of(pool, port=10105 + number) for number in range(4)]
+    assert orders == [[], [0], [], [1]]
+
+
+def test_each_instance_has_a_port(ledger: Ledger) -> None:
+    pool = pool_of(ledger, distribution="instance", listen_port=10105, port_count=4)
+    for n in range(4):
+        assert order_of(pool, port=10105 + n) == [n], "no other one stands in for it"
+    pool.failed(2, NOW_NS)
+    put(ledger, Health.UP, Health.DOWN, Health.UP, Health.UP)
+    assert [order_of(pool, port=10105 + n) for n in range(4)] == [[0], [], [2], [3]]
+
+
+@pytest.mark.parametrize("port", [10104, 10109, 80])
+def test_a_port_that_leads_nowhere_any_more(port: int, ledger: Ledger) -> None:
+    """Its ports were changed while the client's first bytes were waited for, by a worker that started in between."""
+    assert order_of(pool_of(ledger, distribution="instance", listen_port=10105, port_count=4), port=port) == []
+
+
+def test_the_place_of_a_target_by_its_row_in_the_ledger(ledger: Ledger) -> None:
+    pool = pool_of(ledger)
+    assert [pool.place_of(FIRST_SLOT + n) for n in range(-1, 5)] == [None, 0, 1, 2, 3, None]
+
+
+def test_a_worker_that_starts_again_counts_its_connections_anew_and_remembers_failures(ledger: Ledger) -> None:
+    before, other = pool_of(ledger, 0), pool_of(ledger, 1)
+    first, *others = order_of(before)
+    before.enter(first, 5)
+    other.enter(first, 3)
+    before.failed(first, NOW_NS)
+    after = pool_of(ledger, 0)
+    assert after.active(first) == 8, "another declaration forgets nobody"
+    after.recount()
+    assert after.active(first) == other.active(first) == 3
+    after.enter(first, 4)
+    assert other.active(first) == 7
+    assert order_of(after) == [*others, first]
+
+
+def test_a_row_that_another_target_had_begins_at_nought(ledger: Ledger) -> None:
+    before = pool_of(ledger)
+    before.enter(1, 5)
+    before.failed(1, NOW_NS)
+    after = pool_of(ledger, targets=(TargetRow("10.0.0.99:80", slot=FIRST_SLOT + 1), *row_of().targets[2:]))
+    assert after.active(0) == 0
+    assert ledger.target_total(FIRST_SLOT + 1, TargetCount.FAILURES) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    distribution=st.sampled_from(["five-tuple", "source-ip", "least-connections"]),
+    health=st.lists(HEALTH, min_size=1, max_size=6),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["failed", "answered"]), st.integers(0, 5), st.integers(0, 40)), max_size=20
+    ),
+    source=st.binary(min_size=4, max_size=4),
+)
+def test_whatever_came_before_everyone_who_is_not_down_gets_one_try(
+    distribution: str, health: list[Health], steps: list[tuple[str, int, int]], source: bytes
+) -> None:
+    """The ones that failed lately after all others."""
+    with new_ledger() as ledger:
+        pool = pool_of(ledger, count=len(health), distribution=distribution)
+        put(ledger, *health)
+        now_ns, until_ns = NOW_NS, dict[int, int]()
+        in_a_row = [0] * len(health)
+        for what, at, step_s in steps:
+            place = at % len(health)
+            now_ns += step_s * 1_000_000_000
+            if what == "answered":
+                pool.answered(place, 0.1)
+                pool.proved(place)
+                in_a_row[place] = until_ns[place] = 0
+            else:
+                pool.failed(place, now_ns)
+                until_ns[place] = now_ns + int(EJECT_S[min(in_a_row[place], len(EJECT_S) - 1)] * 1e9)
+                in_a_row[place] += 1
+        found = order_of(pool, now_ns, source)
+        assert sorted(found) == [n for n, each in enumerate(health) if each is not Health.DOWN]
+        resting = [until_ns.get(place, 0) > now_ns for place in found]
+        assert resting == sorted(resting)
+        assert pool.any_up() == bool(found)
