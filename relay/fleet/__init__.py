@@ -1,0 +1,1 @@
+"""Who is in the service, and which of them this machine is."""

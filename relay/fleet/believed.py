@@ -1,0 +1,136 @@
+"""How far a registry is believed. Pure: the time is told.
+
+Entries that make no sense are left out and counted, and an instance whose entry is overwritten with such keeps the former
+one. A store that is another than before (wiped, restored) knows nobody yet: who is missing there has some time to register
+again. The same holds after a time in which the registry could not be reached, for then it could not be reached by the
+others either, and their leases have run out although they are there.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from relay.config.roster import Member
+from relay.fleet.entries import Keys, KeyValue, read_entry
+
+_GRACE_LEASES: Final = 3  # whoever is there has tried to register again this often
+_GRACE_MIN_S: Final = 30.0  # a machine that backs off, and an etcd that has just been started, are slower than a lease
+
+Place = tuple[str, int]
+"""A role and an ordinal."""
+
+
+def grace_s(ttl_s: float) -> float:
+    """How long those stay that are missing in another store."""
+    return max(_GRACE_LEASES * ttl_s, _GRACE_MIN_S)
+
+
+class Places:
+    """Members by role and ordinal, always in order: a fleet that starts asks for all of them after each that comes."""
+
+    def __init__(self, known: Mapping[Place, Member] | None = None) -> None:
+        self._order = sorted(known or {})
+        self._members = [known[place] for place in self._order] if known else []
+        self._tuple: tuple[Member, ...] | None = None
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All of them; the same tuple as long as nothing changes."""
+        if self._tuple is None:
+            self._tuple = tuple(self._members)
+        return self._tuple
+
+    def items(self) -> Iterable[tuple[Place, Member]]:
+        """Places with members, in order."""
+        return zip(self._order, self._members, strict=True)
+
+    def get(self, place: Place) -> Member | None:
+        """The member of a place."""
+        at = bisect_left(self._order, place)
+        return self._members[at] if self._order[at : at + 1] == [place] else None
+
+    def put(self, place: Place, member: Member) -> None:
+        """Let this be the member of the place."""
+        at = bisect_left(self._order, place)
+        if self._order[at : at + 1] != [place]:
+            self._order.insert(at, place)
+            self._members.insert(at, member)
+        elif self._members[at] == member:
+            return
+        self._members[at] = member
+        self._tuple = None
+
+    def pop(self, place: Place) -> None:
+        """Let the place have no member."""
+        at = bisect_left(self._order, place)
+        if self._order[at : at + 1] == [place]:
+            del self._order[at], self._members[at]
+            self._tuple = None
+
+
+class Believed:
+    """The instances of a service, by what the registry says."""
+
+    def __init__(self, keys: Keys, grace_s: float, known: Iterable[Member] = ()) -> None:
+        self._keys = keys
+        self._grace_s = grace_s
+        self._there = Places({(member.role, member.ordinal): member for member in known})
+        self._kept_until_s: dict[Place, float] = {}  # of those in `_there` that the store does not have
+        self._bad: dict[str, int] = {}  # the revision of entries that make no sense, so that each is counted once
+        self.rejected = 0
+
+    def reread(self, found: Iterable[KeyValue], now_s: float, *, keep: bool) -> None:
+        """Take all that the store has. `keep`: who is missing in it has a grace from now."""
+        before, kept = self._there, self._kept_until_s
+        self._there, self._kept_until_s = Places(), {}
+        keys = set()
+        for each in found:
+            keys.add(each.key)
+            self._take(each, before)
+        self._bad = {key: revision for key, revision in self._bad.items() if key in keys}
+        for place, member in before.items():
+            until_s = now_s + self._grace_s if keep else kept.get(place)
+            if self._there.get(place) is None and until_s is not None:
+                self._there.put(place, member)
+                self._kept_until_s[place] = until_s
+
+    def change(self, events: Iterable[KeyValue]) -> None:
+        """Take what has changed in the store since."""
+        for each in events:
+            place = self._keys.place_of(each.key)
+            if each.value is not None or place is None:
+                self._take(each, self._there)
+            else:
+                self._bad.pop(each.key, None)
+                self._there.pop(place)
+                self._kept_until_s.pop(place, None)
+
+    def members(self, now_s: float) -> tuple[Member, ...]:
+        """Who is there, in order. Those whose grace is over are forgotten."""
+        for place in [place for place, until_s in self._kept_until_s.items() if until_s <= now_s]:
+            self._there.pop(place)
+            del self._kept_until_s[place]
+        if not self._kept_until_s:
+            return self._there.members
+        fresh = {member.address for place, member in self._there.items() if place not in self._kept_until_s}
+        # A kept one whose address somebody has registered is that one, by another number.
+        return tuple(
+            member
+            for place, member in self._there.items()
+            if place not in self._kept_until_s or member.address not in fresh
+        )
+
+    def _take(self, each: KeyValue, before: Places) -> None:
+        place = self._keys.place_of(each.key)
+        entry = read_entry(place, each.value) if place is not None and each.value is not None else None
+        if entry is not None and place is not None:
+            self._there.put(place, entry.member)
+            self._kept_until_s.pop(place, None)
+            self._bad.pop(each.key, None)
+            return
+        if each.value is not None and self._bad.get(each.key) != each.mod_revision:
+            self._bad[each.key] = each.mod_revision
+            self.rejected += 1
+        if place is not None and (former := before.get(place)) is not None:
+            self._there.put(place, former)
+            self._kept_until_s.pop(place, None)

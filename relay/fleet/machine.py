@@ -1,0 +1,107 @@
+"""What tells this machine, and the daemon that runs on it, from others."""
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from relay.config.values import printable
+from relay.errors import IdentityError, os_reason
+
+NEW_MACHINE_ID: Final = "rm /etc/machine-id && systemd-machine-id-setup"
+"""What gives a machine an id of its own (machine-id(5), systemd-machine-id-setup(1))."""
+
+_UNKNOWN_BOOT: Final = "boot unknown"
+_ID_MAX_BYTES: Final = 4096  # a machine id has 33; past this it is another file
+
+
+def machine_hash(path: str, service: str) -> str:
+    """The machine id in the file at `path`, hashed with the service's name as the key, as 32 hexadecimal digits.
+
+    The id itself is a secret of the machine, and must not be given away: machine-id(5). Raises IdentityError.
+    """
+    where = printable(path)
+    fix = f"run `{NEW_MACHINE_ID}` as root, or write `machine_id` with another file into instance.yaml"
+    try:
+        with open(path, "rb") as file:
+            machine_id = file.read(_ID_MAX_BYTES).strip()
+    except OSError as error:
+        raise IdentityError(f"cannot tell this machine from others: {where}: {os_reason(error)}; {fix}") from None
+    if machine_id in (b"", b"uninitialized"):  # the latter before a first boot has set it: machine-id(5)
+        raise IdentityError(f"cannot tell this machine from others: {where} has no machine id; {fix}")
+    return hmac.new(service.encode(), machine_id, hashlib.sha256).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """One running relay: its main process, in its pid namespace, in this boot of the kernel.
+
+    Its other processes may be replaced, and its program by a live upgrade: it stays the same one.
+    """
+
+    boot: str
+    pid_namespace: int
+    pid: int
+    started_ticks: int
+
+    def __str__(self) -> str:
+        return f"{self.boot}:{self.pid_namespace}:{self.pid}:{self.started_ticks}"
+
+    @classmethod
+    def of(cls, pid: int, address: str) -> "Daemon":
+        """The daemon whose main process has this pid, on the machine with this address. Raises OSError: there is none."""
+        started = _started_ticks(pid)
+        if started is None:
+            raise ProcessLookupError(f"no process {pid}")
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            # A unit with ProcSubset=pid. Clones of one image may boot alike to the clock tick, but not at one address.
+            boot = f"{_UNKNOWN_BOOT} {address}"
+        return cls(boot.replace(":", "."), os.stat("/proc/self/ns/pid").st_ino, pid, started)
+
+    def sees_dead(self, other: str) -> bool:
+        """Whether `other`, a daemon's text, is one of this boot and pid namespace whose process is gone.
+
+        False also for one that cannot be seen from here: on another machine, in another container.
+        """
+        return self._runs(other) is False
+
+    def runs_here(self, other: str) -> int:
+        """The pid of `other`, a daemon's text, if it runs in this boot and pid namespace; 0: not, or not to be seen."""
+        return int(other.split(":")[2]) if self._runs(other) else 0
+
+    def _runs(self, other: str) -> bool | None:
+        """Whether it runs; None: that cannot be seen from here."""
+        boot, _, rest = other.partition(":")
+        numbers = rest.split(":")
+        if (
+            boot != self.boot
+            or boot.startswith(_UNKNOWN_BOOT)
+            or len(numbers) != 3
+            or not all(each.isascii() and each.isdecimal() for each in numbers)
+        ):
+            return None
+        namespace, pid, started = map(int, numbers)
+        if namespace != self.pid_namespace or not 0 < pid < 2**31:
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # another user's, and there
+        try:
+            now = _started_ticks(pid)
+        except OSError:
+            return None  # there, but hidden from us: proc(5), hidepid
+        return now == started
+
+
+def _started_ticks(pid: int) -> int | None:
+    """When the process was started, in clock ticks since the boot; None for a zombie. Raises OSError."""
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    fields = stat[stat.rindex(b")") + 2 :].split()  # the name before that may hold anything
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,0 +1,142 @@
+"""The last roster that a registry gave, on disk: for a start while the registry is down."""
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from relay.config import values
+from relay.config.roster import Member, Roster, split_instance
+from relay.config.values import printable
+from relay.errors import os_reason
+
+_FORMAT: Final = 1
+_PAUSE_S: Final = 1.0  # between two writes: a fleet that starts changes the roster a thousand times in a few seconds
+_SIZE_MAX_BYTES: Final = 16 * 1024 * 1024  # several times a roster of values.INSTANCES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A roster as it was at `saved_ns` (time.time_ns), and which of its instances this machine was."""
+
+    instance: str
+    members: tuple[Member, ...]
+    saved_ns: int
+
+
+def path_of(state: str, service: str) -> Path:
+    """The file in the directory `state` that has a service's roster."""
+    return Path(state) / f"{service}.roster.json"
+
+
+def recall(state: str, service: str, machine: str) -> Remembered | None:
+    """What was remembered of the service on the machine with this hash. None: nothing, or nothing that can be used.
+
+    A disk that was copied to another machine carries that one's memory: it is not this machine's.
+    """
+    try:
+        with path_of(state, service).open("rb") as file:
+            plain = json.loads(file.read(_SIZE_MAX_BYTES))
+        if (plain["format"], plain["service"], plain["machine"]) != (_FORMAT, service, machine):
+            return None
+        members = Roster.from_plain(plain["members"]).members
+        split_instance(plain["instance"])
+        if not all(_makes_sense(member) for member in members) or not isinstance(plain["saved_ns"], int):
+            return None
+        return Remembered(plain["instance"], members, plain["saved_ns"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def save(state: str, service: str, machine: str, remembered: Remembered) -> None:
+    """Write it down, whole or not at all, for no one else to read. Raises OSError."""
+    plain: dict[str, Any] = {
+        "format": _FORMAT,
+        "service": service,
+        "instance": remembered.instance,
+        "machine": machine,
+        "saved_ns": remembered.saved_ns,
+        "members": Roster(remembered.members).to_plain(),
+    }
+    path = path_of(state, service)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(json.dumps(plain).encode())
+            file.flush()
+            os.fsync(fd)
+        temporary.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)  # or after a power cut it may have the former name still
+        finally:
+            os.close(directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+class Memory:
+    """Writes rosters down as they change, one a second at the most, and never holds up its caller.
+
+    `complain` is told when it cannot, once until it can again.
+    """
+
+    def __init__(self, state: str, service: str, machine: str, instance: str, complain: Callable[[str], None]) -> None:
+        self._where = state, service, machine
+        self._instance = instance
+        self._complain = complain
+        self._members: tuple[Member, ...] | None = None  # to be written
+        self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._failed = False
+
+    def note(self, members: tuple[Member, ...]) -> None:
+        """This is who is there now. Called in the event loop."""
+        self._members = members
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write(), name="remember")
+
+    async def close(self) -> None:
+        """Write what is waiting, and end."""
+        self._closing.set()
+        if self._task is not None:
+            await self._task
+
+    async def _write(self) -> None:
+        while self._members is not None:
+            members, self._members = self._members, None
+            try:
+                # In a thread: fsync(2) may take seconds.
+                await asyncio.to_thread(save, *self._where, Remembered(self._instance, members, time.time_ns()))
+                self._failed = False
+            except OSError as error:
+                if not self._failed:
+                    state = printable(self._where[0])
+                    self._complain(
+                        f"the roster is not kept for a restart: {state}: {os_reason(error)}; "
+                        "create the directory for relay's user, or write `state` under `registry`"
+                    )
+                self._failed = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._closing.wait()
+
+
+def _makes_sense(member: Member) -> bool:
+    try:
+        split_instance(member.id)
+        values.role_name(member.role)
+        values.address(member.address)
+        if member.metrics:
+            values.host_port(member.metrics)
+    except ValueError:
+        return False
+    return isinstance(member.busy, bool) and all(isinstance(name, str) for name in member.down)
