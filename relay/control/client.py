@@ -1,0 +1,90 @@
+"""The command line's side of the admin API: HTTP over a Unix socket, with the standard library alone."""
+
+import http.client
+import json
+import socket
+from typing import Any
+
+from relay.config.load import find_settings
+from relay.config.values import HostPort
+from relay.errors import AdminError, RefusedError, os_reason
+
+_TIMEOUT_S = 45.0  # a reload and an upgrade's trial have their own, shorter, limits
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """Asks the daemon that serves `path`; at `listen` instead, where it is given and `path` is not for this user."""
+
+    def __init__(self, path: str, listen: HostPort | None = None) -> None:
+        self._path = path
+        self._listen = listen
+
+    @classmethod
+    def find(cls, path: str | None, settings: str | None, *, discovery: bool = False) -> "Client":
+        """The daemon at `path`, or where the settings file says. Raises ConfigError for settings that cannot be read.
+
+        For `discovery` alone: any user may ask, where the settings declare a loopback port.
+        """
+        if path is not None:
+            return cls(path)
+        admin = find_settings(settings).value.admin
+        return cls(admin.socket, admin.listen if discovery else None)
+
+    def get(self, resource: str) -> Any:
+        """The JSON value at `resource`. Raises AdminError."""
+        return self._ask("GET", resource)
+
+    def post(self, resource: str) -> Any:
+        """Do what `resource` says; the JSON answer. Raises AdminError."""
+        return self._ask("POST", resource)
+
+    def _ask(self, method: str, resource: str) -> Any:
+        try:
+            return self._exchange(_UnixConnection(self._path), self._path, method, resource)
+        except PermissionError as error:
+            if self._listen is None:
+                raise self._unreachable(self._path, error) from error
+        # Never first: while relay is down, any program here can listen at that port, and nobody else at the socket's path.
+        where = http.client.HTTPConnection(self._listen.host, self._listen.port, timeout=_TIMEOUT_S)
+        try:
+            return self._exchange(where, str(self._listen), method, resource)
+        except PermissionError as error:
+            raise self._unreachable(str(self._listen), error) from error
+
+    def _exchange(self, connection: http.client.HTTPConnection, where: str, method: str, resource: str) -> Any:
+        """One request. Raises AdminError, and PermissionError as it is."""
+        try:
+            connection.request(method, resource)
+            response = connection.getresponse()
+            body = json.loads(response.read())
+        except PermissionError:
+            raise
+        except TimeoutError:
+            raise AdminError(f"the daemon at {where} does not answer; see its log") from None
+        except OSError as error:
+            raise self._unreachable(where, error) from error
+        except (http.client.HTTPException, ValueError) as error:
+            raise AdminError(f"{where} does not speak relay's admin API: {error}") from error
+        finally:
+            connection.close()
+        if response.status not in (http.client.OK, http.client.ACCEPTED):
+            if isinstance(body, dict) and body.get("problems"):
+                raise RefusedError("\n".join(map(str, body["problems"])))
+            raise AdminError(str(body.get("error", body) if isinstance(body, dict) else body))
+        return body
+
+    @staticmethod
+    def _unreachable(where: str, error: OSError) -> AdminError:
+        fix = "is relay running? name its socket with --socket, or its settings with --settings"
+        return AdminError(f"cannot reach {where}: {os_reason(error)}; {fix}")

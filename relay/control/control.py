@@ -1,0 +1,383 @@
+"""The control process: configuration, admin API, metrics, and the log's pen. Forwarding goes on without it."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from relay import __version__
+from relay import log as logging
+from relay.config.roster import Member, difference
+from relay.config.settings import Settings
+from relay.config.snapshot import Snapshot
+from relay.control import admin, upgrade
+from relay.control.deliver import Delivery
+from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
+from relay.control.follow import Follower
+from relay.control.health import Prober, forget_newcomers
+from relay.control.metrics import LedgerCollector
+from relay.control.naming import Naming
+from relay.control.reload import Prepared, Sources, follow, prepare, service_of
+from relay.control.routes import Discovery
+from relay.control.status import busy, connections, status
+from relay.dataplane import channel
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.listener import close_all
+from relay.dataplane.renewal import behind
+from relay.dataplane.words import Head, Word
+from relay.dataplane.worker import loop_factory
+from relay.errors import ConfigError, OperatorError, os_reason
+from relay.log import Log
+
+_UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
+_AGAIN_S: Final = 5.0  # to the next try where the registry's own files cannot be read
+_REFRESH_S: Final = 1.0  # the shortest time for which a target that failed is left alone
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What the keeper gives a new control process."""
+
+    sources: Sources
+    settings: Settings
+    snapshot: Snapshot
+    ledger: Ledger
+    keeper: socket.socket
+    workers: tuple[socket.socket, ...]
+    log_sink: socket.socket
+    log_source: socket.socket
+    listeners: dict[str, socket.socket]  # by what is served there: admin, metrics, discovery
+
+
+class Control:
+    """The control process's state. `run` returns on SIGTERM."""
+
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
+        self._snapshot = inherited.snapshot
+        self._loaded = service_of(inherited.snapshot)
+        self._ledger = inherited.ledger
+        self._log = Log(inherited.log_sink, "control", inherited.snapshot.log_level)
+        self._loop = asyncio.get_running_loop()
+        self._reloading = asyncio.Lock()
+        self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
+        self._said = ""  # to the keeper, last
+        self._upgrading_until_s = 0.0
+        self._stopped = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._prober = Prober(inherited.ledger, self._log)
+        self._discovery = Discovery(inherited.ledger, inherited.settings, lambda: (self._loaded.value, self._snapshot))
+        self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
+        self._follower: Follower | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM."""
+        inherited, loop = self._inherited, self._loop
+        loop.add_signal_handler(signal.SIGTERM, self._stopped.set)
+        loop.add_reader(inherited.keeper.fileno(), self._on_keeper)
+        for sock in inherited.workers:
+            loop.add_reader(sock.fileno(), self._on_worker, sock)
+        runners = [
+            await admin.serve_admin(
+                inherited.listeners["admin"],
+                status=self._status,
+                connections=self._connections,
+                explain=self._explain,
+                route=self._route,
+                drain=self._drain,
+                reload=self._reload,
+                dry_run=self._dry_run,
+                upgrade=self._upgrade,
+                discovery=self._discovery,
+            )
+        ]
+        if (listener := inherited.listeners.get("discovery")) is not None:
+            runners.append(await admin.serve_discovery(listener, self._discovery))
+        if (listener := inherited.listeners.get("metrics")) is not None:
+            collector = LedgerCollector(self._ledger, lambda: self._snapshot)
+            runners.append(await admin.serve_metrics(listener, collector))
+        self._naming.follow(self._discovery.fleet())
+        if "names/udp" in inherited.listeners:
+            await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
+        self._prober.follow(self._snapshot)
+        self._announce()
+        await self._work_until_stopped()
+        await self._prober.end()
+        if self._follower is not None:
+            await self._follower.close(leave=self._draining())
+        await self._naming.end()
+        for runner in runners:
+            await runner.cleanup()
+        for sock in (inherited.keeper, *inherited.workers):
+            loop.remove_reader(sock.fileno())
+
+    async def _work_until_stopped(self) -> None:
+        """Carry on what changes by itself: health and names, and the roster where a registry tells it."""
+        async with asyncio.TaskGroup() as group:
+            going = [
+                group.create_task(self._refresh(), name="refresh"),
+                group.create_task(self._follow_registry(), name="follow the registry"),
+            ]
+            await self._stopped.wait()
+            for task in going:
+                task.cancel()
+
+    async def _refresh(self) -> None:
+        """Health stands in the ledger, where others write it, so it has to be looked for."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            self._naming.follow(self._discovery.fleet())
+
+    # --- reload -------------------------------------------------------------------------------------------------
+
+    async def _reload(self) -> dict[str, Any]:
+        """Put the files in force. Raises OperatorError, and then nothing has changed."""
+        async with self._reloading:
+            self._refuse_while_busy("reloaded")
+            self._tell_keeper({"op": "reloading"})
+            try:
+                prepared = await self._loop.run_in_executor(None, self._prepare)
+                if self._draining():  # meanwhile
+                    close_all(prepared.opened)
+                    raise OperatorError("relay is stopping; nothing is reloaded")
+                answer = await self._put_in_force(prepared)
+                self._ledger.words[Head.RELOAD_OK_AT_NS] = time.time_ns()
+                self._ledger.words[Head.RELOAD_OK] = 1
+            except OSError as error:
+                raise self._failed(OperatorError(f"cannot reload: {os_reason(error)}")) from error
+            except OperatorError as error:
+                raise self._failed(error) from None
+            self._announce()
+            self._log.event("info", "reloaded", **answer)
+            for warning in (*prepared.warnings, *prepared.notes):  # as at the start: each time it is put in force
+                self._log.event("warning", "configuration", message=str(warning))
+            return answer
+
+    def _refuse_while_busy(self, done: str) -> None:
+        if self._draining():
+            raise OperatorError(f"relay is stopping; nothing is {done}")
+        if self._upgrading():
+            raise OperatorError(f"an upgrade is under way; nothing is {done}: try again in a moment")
+
+    # --- the roster ---------------------------------------------------------------------------------------------
+
+    async def _roster(self, members: tuple[Member, ...]) -> str:
+        """Put in force that these are registered, by the files that are in force; why that cannot be, or nothing."""
+        trouble = ""
+        async with self._reloading:
+            if self._draining() or self._upgrading():
+                return ""  # we are called again
+            before = self._snapshot.roster
+            try:
+                changed = partial(follow, self._loaded, self._inherited.settings, self._snapshot, members)
+                prepared = await self._loop.run_in_executor(None, changed)
+                if prepared is not None:
+                    answer = await self._put_in_force(prepared)
+                    facts = difference(before, self._snapshot.roster)
+                    self._log.event("info", "roster", generation=answer["generation"], **facts)
+            except OperatorError as error:
+                trouble = "; ".join(str(error).splitlines())
+            except OSError as error:
+                trouble = os_reason(error)
+        self._announce()  # workers that began to work meanwhile were not heard
+        return trouble
+
+    async def _follow_registry(self) -> None:
+        """Follow the registry that the settings name, if they name one."""
+        inherited, said = self._inherited, ""
+        if inherited.settings.registry is None:
+            return
+        while self._follower is None:
+            try:
+                here = inherited.settings, self._loaded.value, os.getppid(), self._ledger, self._log
+                self._follower = Follower.of(*here, self._in_force, self._roster)
+            except OperatorError as error:  # its files were right when the daemon started
+                if str(error) != said:
+                    said = str(error)
+                    self._log.event("error", "registry", message=f"{said}; the last roster stays in force")
+                await asyncio.sleep(_AGAIN_S)
+        await self._follower.run()
+
+    def _registered(self) -> tuple[Member, ...]:
+        """Whom the registry tells of. Before it has told anything, those who are there."""
+        told = self._follower.members if self._follower is not None else ()
+        return told or self._snapshot.roster.members
+
+    # --- live upgrade -------------------------------------------------------------------------------------------
+
+    async def _upgrade(self) -> dict[str, Any]:
+        """Try the installed code out and let the keeper replace its program. Raises OperatorError: nothing has changed."""
+        async with self._reloading:
+            self._refuse_while_busy("upgraded")
+            ledger = self._ledger
+            if any(ledger.worker(n)[Word.UNSHARED] for n in range(ledger.workers)):
+                what = "a worker has no shared descriptor table (see the log), so its connections would be cut"
+                raise OperatorError(f"{what}; restart relay instead: it lets open connections end first")
+            result = os.memfd_create("relay-trial", os.MFD_CLOEXEC)
+            try:
+                told = upgrade.facts(
+                    self._inherited.sources, self._snapshot, self._inherited.settings, ledger.fd, result
+                )
+                version = await upgrade.try_out(told)
+                # From here on the keeper may be of the new program, which does not read what this one writes.
+                self._upgrading_until_s = self._loop.time() + _UPGRADE_S
+                channel.send(self._inherited.keeper, {"op": "upgrade"}, (result,))
+            except OperatorError as error:
+                self._log.event("error", "upgrade failed", message=str(error))
+                raise
+            finally:
+                os.close(result)
+            return {"from": __version__, "to": version, "program": ledger.words[Head.PROGRAM] + 1}
+
+    # --- reload, continued --------------------------------------------------------------------------------------
+
+    async def _dry_run(self) -> dict[str, Any]:
+        """What a reload would do. Raises OperatorError as the reload would."""
+        return await self._loop.run_in_executor(None, self._would)
+
+    def _would(self) -> dict[str, Any]:
+        prepared = self._prepare(dry_run=True)
+        open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
+        flows = ((name, peer.rpartition(":")[0].strip("[]")) for name, peer in open_now)
+        return {
+            "generation": self._snapshot.generation,
+            "changes": [str(change) for change in prepared.plan.changes],
+            "warnings": [str(warning) for warning in prepared.warnings],
+            "notes": list(prepared.notes),
+            "cut": who_is_cut(flows, prepared.snapshot, self._snapshot),
+        }
+
+    def _failed(self, error: OperatorError) -> OperatorError:
+        """Say everywhere that the former configuration stands."""
+        self._ledger.words[Head.RELOAD_OK] = 0
+        self._ledger.words[Head.RELOADS_FAILED] += 1
+        self._announce()
+        self._log.event("error", "reload failed", message=str(error), problems=_lines(error))
+        return error
+
+    def _prepare(self, *, dry_run: bool = False) -> Prepared:
+        inherited, service = self._inherited, self._loaded.value
+        told = self._snapshot, inherited.settings, self._registered()
+        return prepare(inherited.sources, *told, before=service, dry_run=dry_run)
+
+    async def _put_in_force(self, prepared: Prepared) -> dict[str, Any]:
+        """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
+        snapshot = prepared.snapshot
+        parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
+        forget_newcomers(self._ledger, self._snapshot, snapshot)  # before a worker can send one of them anybody
+        self._snapshot, self._loaded = snapshot, prepared.service
+        late = await self._delivery.deliver(parcel)
+        self._log.level = snapshot.log_level
+        self._prober.follow(snapshot)
+        self._discovery.changed()
+        self._naming.follow(self._discovery.fleet())
+        notes = [*prepared.notes, *(f"worker {n} has not answered yet" for n in late)]
+        return {
+            "generation": snapshot.generation,
+            "changes": [str(change) for change in prepared.plan.changes],
+            "warnings": [str(warning) for warning in prepared.warnings],
+            "notes": notes,
+        }
+
+    # --- what others say ----------------------------------------------------------------------------------------
+
+    def _on_worker(self, sock: socket.socket) -> None:
+        while (received := channel.receive(sock)) is not None:
+            message, _ = received
+            self._delivery.heard(sock, message, self._snapshot)
+        if not self._reloading.locked():
+            self._announce()
+
+    def _on_keeper(self) -> None:
+        while (received := channel.receive(self._inherited.keeper)) is not None:
+            message, _ = received
+            doing = {"reload": self._reload, "upgrade": self._upgrade}.get(message["op"])
+            if doing is not None:
+                task = self._loop.create_task(self._by_signal(doing), name=f"{message['op']} by signal")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _by_signal(self, doing: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        try:
+            await doing()
+        except OperatorError:
+            return  # logged and counted where it happened; a signal has nobody to answer to
+
+    def _tell_keeper(self, message: dict[str, Any]) -> None:
+        channel.send(self._inherited.keeper, message)
+        self._said = message.get("status", "")
+
+    def _announce(self) -> None:
+        """Tell the keeper, and through it systemd, how things stand, once all workers are at work."""
+        snapshot = self._snapshot
+        if self._draining() or self._delivery.behind(snapshot.generation) or behind(self._ledger):
+            return
+        text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
+        if not self._ledger.words[Head.RELOAD_OK]:
+            text += "; the last reload failed, the former configuration stands"
+        if text != self._said:
+            self._tell_keeper({"op": "ready", "status": text})
+
+    def _in_force(self) -> Snapshot:
+        return self._snapshot
+
+    def _upgrading(self) -> bool:
+        return bool(behind(self._ledger)) or self._loop.time() < self._upgrading_until_s
+
+    def _draining(self) -> bool:
+        return self._ledger.words[Head.DRAIN_UNTIL_NS] != 0
+
+    def _status(self) -> dict[str, Any]:
+        registry = None
+        if self._follower is not None:
+            roster, roles = self._snapshot.roster, self._loaded.value.roles
+            there = {name: [len(roster.of(name)), roles[name].count] for name in self._loaded.value.counted}
+            registry = self._follower.status() | {"roles": there}
+        found = status(self._ledger, self._snapshot, os.getppid())
+        return found | {"draining": self._draining(), "registry": registry}
+
+    def _explain(self, endpoint: str, address: str | None, instance: str | None) -> dict[str, Any]:
+        return explain(find_endpoint(self._snapshot, endpoint), find_source(self._snapshot, address, instance))
+
+    def _route(self, endpoint: str, client: str) -> dict[str, Any]:
+        return route(find_endpoint(self._snapshot, endpoint), self._ledger, client)
+
+    def _drain(self, for_s: float) -> dict[str, Any]:
+        """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
+        until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
+        self._ledger.words[Head.BUSY_UNTIL_NS] = until_ns
+        self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
+        return busy(self._ledger, self._snapshot) | {"told": self._follower is not None and self._follower.tells}
+
+    def _connections(self) -> list[dict[str, Any]]:
+        return connections(self._ledger, self._snapshot)
+
+
+def _lines(error: OperatorError) -> list[str]:
+    return [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
+
+
+def main(inherited: Inherited) -> None:
+    """Be the control process until SIGTERM. Runs in a process of its own."""
+    # The log's pen: a thread, because standard error may block and nothing else may wait for it.
+    pen = threading.Thread(
+        target=logging.copy_forever,
+        args=(inherited.log_source, inherited.settings.log.format),
+        name="log",
+        daemon=True,
+    )
+    pen.start()
+
+    async def work() -> None:
+        await Control(inherited).run()
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(work())
+    logging.end(inherited.log_sink)
+    pen.join(timeout=1.0)

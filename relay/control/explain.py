@@ -1,0 +1,235 @@
+"""Why: the verdict on a source and every rule that was looked at for it; who would be cut by a reload; who may reach what.
+
+The same envelope that a worker asks, from the same snapshot.
+"""
+
+import ipaddress
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from relay.config.compile import compile_snapshot
+from relay.config.load import load_service
+from relay.config.model import Service
+from relay.config.roster import Member, Roster
+from relay.config.settings import Settings
+from relay.config.snapshot import EndpointRow, RuleRow, Snapshot
+from relay.control.status import target_status
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import Health, TargetCount, health_at
+from relay.envelope.decide import Envelope
+from relay.errors import OperatorError
+from relay.targets.choose import Ranking, bucket
+
+# Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is
+# nobody's, because what goes there is thrown away (RFC 6666).
+_SOMEWHERE: Final = "100::"
+_BY_ADDRESS: Final = {False: "yes", True: "by address"}
+# What a source is called in a summary: a customer's usual network, so that a thousand of its addresses are one line.
+_SUMMARY_BITS: Final = {4: 24, 6: 64}
+
+
+def find_source(snapshot: Snapshot, address: str | None, instance: str | None) -> str:
+    """The address to ask about: as given, or that of an instance in the roster. Raises OperatorError."""
+    if instance is not None:
+        if (member := snapshot.roster.get(instance)) is not None:
+            return member.address
+        here = ", ".join(member.id for member in snapshot.roster)
+        raise OperatorError(f"no instance {instance} in service {snapshot.service}; it has {here}")
+    try:
+        return str(ipaddress.ip_address(address or ""))
+    except ValueError:
+        raise OperatorError(f"`{address}` is not an IP address; write one such as 203.0.113.9") from None
+
+
+def find_endpoint(snapshot: Snapshot, name: str) -> EndpointRow:
+    """The endpoint called `role/endpoint`. Raises OperatorError."""
+    for row in snapshot.endpoints:
+        if row.name == name:
+            return row
+    here = ", ".join(row.name for row in snapshot.endpoints) or "none"
+    raise OperatorError(
+        f"no endpoint `{name}` on {snapshot.instance}, which has {here}; another role's are told by "
+        "`relay explain --service FILE`, or by an instance of that role"
+    )
+
+
+def explain_file(path: str, to: str, address: str | None, instance: str | None) -> dict[str, Any]:
+    """`explain` by a service file alone, for any role's endpoint. Raises OperatorError."""
+    service = load_service(path).value
+    role = to.partition("/")[0]
+    if role not in service.roles or not service.roles[role].count:
+        raise OperatorError(f"no role `{role}` with instances in {path}; `--to` is ROLE/ENDPOINT")
+    me = Member(role, 0, _SOMEWHERE) if service.roles[role].counted else None
+    roster = Roster.of_service(service, me=me)
+    file = os.path.basename(path)
+    snapshot = compile_snapshot(service, Settings(), f"{role}_IN_0", generation=0, file=file, roster=roster)
+    row = find_endpoint(snapshot, to)
+    answer = explain(row, find_source(snapshot, address, instance))
+    endpoint = service.roles[role].endpoints.get(row.endpoint)
+    asked = (endpoint.from_roles or tuple(service.roles)) if endpoint is not None else ()
+    counted = [name for name in asked if name in service.counted]
+    if row.type == "internal" and counted and answer["verdict"] == "deny":
+        raise OperatorError(
+            f"the file does not say where the instances of {', '.join(counted)} are, whom {to} admits: a registry does; ask "
+            "the relay of an instance that has it, without `--service`"
+        )
+    if service.roles[role].counted:
+        answer["listen"] = f"port {row.listen_port}"
+    return answer
+
+
+def explain(row: EndpointRow, source: str) -> dict[str, Any]:
+    """The envelope's verdict on a connection from the address `source`, and the rules that were looked at, in order."""
+    verdict = Envelope.of(row).decide(ipaddress.ip_address(source).packed)
+    last = verdict.rule if verdict.rule is not None else len(row.rules) - 1
+    return {
+        "from": source,
+        "to": row.name,
+        "listen": row.listen,
+        "edges": list(row.edges),
+        "verdict": "permit" if verdict.permit else "deny",
+        "reason": None if verdict.permit else row.denied_reason,
+        "enforce": row.enforce,
+        "rule": None if verdict.rule is None else _rule(row.rules[verdict.rule]),
+        "looked_at": [_rule(rule) for rule in row.rules[: last + 1]],
+        "otherwise": "permit" if row.permit_unmatched else "deny",
+        "why": _why(row, verdict.rule),
+    }
+
+
+def _rule(rule: RuleRow) -> dict[str, Any]:
+    return {"action": "permit" if rule.permit else "deny", "network": rule.network, "source": rule.source}
+
+
+def _why(row: EndpointRow, rule: int | None) -> str:
+    if rule is not None:
+        return "the first rule that matches decides"
+    if row.type == "internal":
+        return "an internal endpoint admits the instances of its roles and nobody else"
+    if row.type == "door":
+        return "a door out is for this machine alone"
+    if not row.rules:
+        return "an input endpoint without rules admits everyone"
+    if row.permit_unmatched:
+        return "no rule matches; with `deny` rules alone, everyone else may connect"
+    return "no rule matches; a `permit` stands in the list, so everyone else may not connect"
+
+
+def route(row: EndpointRow, ledger: Ledger, client: str) -> dict[str, Any]:
+    """Where an edge would send `client` (`address`, or `address:port`) for an endpoint, and why. Raises OperatorError.
+
+    By the same ranking and health as a worker. Which targets a worker has met a failure of, that worker alone knows.
+    """
+    if row.distribution in (None, "instance"):
+        raise OperatorError(f"{row.name} has one target for each port here; an edge spreads connections over several")
+    address, port = _client(client)
+    if port is None and row.distribution == "five-tuple":
+        raise OperatorError("`five-tuple` goes by the client's port as well; write `--client ADDRESS:PORT`")
+    names = [target.text for target in row.targets]
+    order = Ranking(names).order(bucket(row.distribution, address, port or 0, row.listen_port))  # type: ignore[arg-type]
+    ranked = [row.targets[n] for n in order]
+    ready = [target for target in ranked if ledger.words[health_at(target.slot)] != Health.DOWN]
+    if row.distribution == "least-connections":
+        ready.sort(key=lambda target: ledger.target_total(target.slot, TargetCount.ACTIVE))
+    return {
+        "to": row.name,
+        "client": client,
+        "distribution": row.distribution,
+        "target": ready[0].text if ready else None,
+        "instance": ready[0].instance if ready else None,
+        "order": [target_status(ledger, target) for target in ranked],
+    }
+
+
+def _client(text: str) -> tuple[bytes, int | None]:
+    try:
+        return ipaddress.ip_address(text.strip("[]")).packed, None
+    except ValueError:
+        host, _, port = text.rpartition(":")
+        try:
+            if not 0 <= (number := int(port)) <= 65535:
+                raise ValueError(port)
+            return ipaddress.ip_address(host.strip("[]")).packed, number
+        except ValueError:
+            raise OperatorError(f"`{text}` is no client; write an address, or `ADDRESS:PORT`") from None
+
+
+def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | None = None) -> list[dict[str, Any]]:
+    """Of open connections (endpoint's name, source address), those that `new` no longer allows, most first.
+
+    `old` is the snapshot under which they came: directly, where its endpoint was behind no edge.
+    """
+    rows = {row.name: row for row in new.endpoints}
+    came_directly = {row.name for row in old.endpoints if not row.edges} if old is not None else set()
+    envelopes = {name: Envelope.of(row) for name, row in rows.items()}
+    cut: Counter[tuple[str, str, str]] = Counter()
+    for name, source in flows:
+        address = ipaddress.ip_address(source.partition("%")[0])
+        network = str(ipaddress.ip_network((address, _SUMMARY_BITS[address.version]), strict=False))
+        if name not in rows:
+            cut[name, network, "the endpoint is closed"] += 1
+            continue
+        if rows[name].edges and name in came_directly:
+            cut[name, network, "it is behind the edge now, and this came directly"] += 1
+            continue
+        row, verdict = rows[name], envelopes[name].decide(address.packed)
+        if not verdict.permit and row.enforce == "strict":
+            rule = None if verdict.rule is None else _rule(row.rules[verdict.rule])
+            why = "{action} {network}, {source}".format(**rule) if rule else _why(row, None)
+            cut[name, network, why] += 1
+    return [
+        {"endpoint": name, "network": network, "why": why, "connections": count}
+        for (name, network, why), count in cut.most_common()
+    ]
+
+
+def matrix(service: Service) -> list[dict[str, Any]]:
+    """Who may reach which endpoint: from outside, in words; and of each role all, some or none of its instances."""
+    found = []
+    stand_ins = [Member(name, 0, f"{_SOMEWHERE}{n:x}") for n, name in enumerate(service.counted)]
+    roster = Roster.of_service(service, stand_ins)
+    for role_name, role in service.roles.items():
+        if not role.count:
+            continue
+        snapshot = compile_snapshot(service, Settings(), f"{role_name}_IN_0", generation=0, file="", roster=roster)
+        for row in snapshot.endpoints:
+            if row.type == "door":
+                continue
+            envelope = Envelope.of(row)
+            by_role = {
+                name: _share([envelope.decide(_packed(member)).permit for member in roster.of(name)])
+                if row.type == "internal" or not each.counted
+                else _BY_ADDRESS[bool(row.rules)]
+                for name, each in service.roles.items()
+            }
+            found.append({"endpoint": row.name, "type": row.type, "outside": _outside(row), "roles": by_role})
+    return found
+
+
+def _packed(member: Member) -> bytes:
+    return ipaddress.ip_address(member.address).packed
+
+
+def _share(permits: list[bool]) -> str:
+    if not permits:
+        return "-"
+    return "yes" if all(permits) else "some" if any(permits) else "no"
+
+
+def _outside(row: EndpointRow) -> str:
+    if row.type == "internal":
+        return "no"
+    if not row.rules:
+        return "everyone"
+    permits = sum(rule.permit for rule in row.rules)
+    if not permits:
+        return f"all but {_count(len(row.rules))}"
+    return f"only {_count(permits)}" + (
+        f", less {_count(len(row.rules) - permits)}" if permits < len(row.rules) else ""
+    )
+
+
+def _count(networks: int) -> str:
+    return "1 network" if networks == 1 else f"{networks} networks"

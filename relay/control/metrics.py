@@ -1,0 +1,221 @@
+"""Prometheus metrics: one collector that renders the ledger at each scrape. Labels come from the configuration alone."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay import __version__
+from relay.config.snapshot import EndpointRow, Snapshot
+from relay.control.status import is_busy, worker_restarts
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import (
+    CAUSES,
+    CONNECT_BOUNDS_S,
+    DURATION_BOUNDS_S,
+    ENVELOPE_REASONS,
+    NAMES_RCODES,
+    REASONS,
+    Count,
+    Head,
+    Health,
+    TargetCount,
+    Word,
+    health_at,
+)
+
+_LABELS = ("role", "endpoint", "type")
+_COUNTERS = (
+    ("relay_connections_accepted", "Connections that the envelope let in.", Count.ACCEPTED),
+    (
+        "relay_received_bytes",
+        "Bytes from clients that the target took; moves while a connection is open.",
+        Count.RECEIVED,
+    ),
+    ("relay_sent_bytes", "Bytes from the target that clients took; moves while a connection is open.", Count.SENT),
+    ("relay_target_connect_failures", "Attempts to connect to a target that failed.", Count.CONNECT_FAILURES),
+)
+_WORKER_COUNTERS = (
+    ("relay_accept_pauses", "Times accepting paused for want of descriptors or memory.", Word.ACCEPT_PAUSES),
+    ("relay_pipes_degraded", "Pipes that the kernel gave smaller than asked.", Word.PIPES_DEGRADED),
+    ("relay_pipes_refused", "Times that no pipe was to be had.", Word.PIPES_REFUSED),
+    ("relay_log_lines_dropped", "Log lines that were not written because the log did not keep up.", Word.LOG_DROPPED),
+    ("relay_flows_adopted", "Established connections that a new worker took over from a dead one.", Word.FLOWS_ADOPTED),
+)
+
+
+_TARGET_COUNTERS = (
+    ("relay_target_connections", "Connections that the target took.", TargetCount.CONNECTED, 1),
+    ("relay_target_failures", "Attempts to connect to the target that failed.", TargetCount.FAILURES, 1),
+    ("relay_target_ejections", "Times that others were tried first, after a failure.", TargetCount.EJECTIONS, 1),
+    ("relay_target_connect_seconds", "Time that the target took to answer, in all.", TargetCount.CONNECT_SUM_NS, 1e-9),
+)
+
+
+class LedgerCollector(Collector):
+    """Renders the ledger by the snapshot in force."""
+
+    def __init__(self, ledger: Ledger, snapshot: Callable[[], Snapshot]) -> None:
+        self._ledger = ledger
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric family, for one scrape."""
+        rows = self._snapshot().endpoints
+        yield from self._counters(rows)
+        yield from self._labelled(rows)
+        yield from self._gauges(rows)
+        yield from self._targets(rows)
+        yield self._histogram(
+            "relay_connect_duration_seconds",
+            "Time from dialling the target to its answer.",
+            rows,
+            CONNECT_BOUNDS_S,
+            (Count.CONNECT_BUCKETS, Count.CONNECT_SUM_NS),
+        )
+        yield self._histogram(
+            "relay_connection_duration_seconds",
+            "Time from accept to close.",
+            rows,
+            DURATION_BOUNDS_S,
+            (Count.DURATION_BUCKETS, Count.DURATION_SUM_NS),
+        )
+        yield from self._daemon()
+
+    def _counters(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
+        for name, text, count in _COUNTERS:
+            family = CounterMetricFamily(name, text, labels=_LABELS)
+            for row in rows:
+                family.add_metric(_labels(row), self._ledger.total(row.slot, count))
+            yield family
+
+    def _labelled(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
+        denied = CounterMetricFamily(
+            "relay_connections_denied", "Connections refused, by reason.", labels=(*_LABELS, "reason")
+        )
+        closed = CounterMetricFamily(
+            "relay_connections_closed",
+            "Connections that were let in and have ended, by cause.",
+            labels=(*_LABELS, "cause"),
+        )
+        would_deny = CounterMetricFamily(
+            "relay_connections_would_deny",
+            "Connections that the envelope refuses, let in because it is not enforced (`enforce: audit`).",
+            labels=(*_LABELS, "reason"),
+        )
+        for row in rows:
+            for n, reason in enumerate(ENVELOPE_REASONS):
+                would_deny.add_metric((*_labels(row), reason), self._ledger.total(row.slot, Count.WOULD_DENY + n))
+            for n, reason in enumerate(REASONS):
+                denied.add_metric((*_labels(row), reason), self._ledger.total(row.slot, Count.DENIED + n))
+            for n, cause in enumerate(CAUSES):
+                closed.add_metric((*_labels(row), cause), self._ledger.total(row.slot, Count.CLOSED + n))
+        yield denied
+        yield would_deny
+        yield closed
+
+    def _gauges(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
+        active = GaugeMetricFamily("relay_connections_active", "Connections open now.", labels=_LABELS)
+        up = GaugeMetricFamily(
+            "relay_target_up",
+            "Whether the last attempt to connect to the target succeeded, or on an edge its probe; absent before the first.",
+            labels=(*_LABELS, "target"),
+        )
+        ledger = self._ledger
+        for row in rows:
+            active.add_metric(_labels(row), ledger.active(row.slot))
+            if row.distribution:
+                for target in row.targets:
+                    if health := ledger.words[health_at(target.slot)]:
+                        up.add_metric((*_labels(row), target.text), int(health == Health.UP))
+            elif (answered := ledger.target_up(row.slot)) is not None:
+                up.add_metric((*_labels(row), row.targets[0].text), int(answered))
+        yield active
+        yield up
+
+    def _targets(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
+        """Of an edge: every instance that it leads to."""
+        labels = (*_LABELS, "target")
+        each = [(_labels(row), target) for row in rows if row.distribution for target in row.targets]
+        active = GaugeMetricFamily("relay_target_connections_active", "Connections to the target now.", labels=labels)
+        for base, target in each:
+            active.add_metric((*base, target.text), self._ledger.target_total(target.slot, TargetCount.ACTIVE))
+        yield active
+        for name, text, count, unit in _TARGET_COUNTERS:
+            family = CounterMetricFamily(name, text, labels=labels)
+            for base, target in each:
+                family.add_metric((*base, target.text), self._ledger.target_total(target.slot, count) * unit)
+            yield family
+
+    def _histogram(
+        self, name: str, text: str, rows: tuple[EndpointRow, ...], bounds_s: tuple[float, ...], at: tuple[int, int]
+    ) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=_LABELS)
+        buckets, total_ns = at
+        for row in rows:
+            running = 0
+            cumulative = []
+            for n, bound in enumerate((*map(str, bounds_s), "+Inf")):
+                running += self._ledger.total(row.slot, buckets + n)
+                cumulative.append((bound, running))
+            family.add_metric(_labels(row), cumulative, self._ledger.total(row.slot, total_ns) / 1e9)
+        return family
+
+    def _daemon(self) -> Iterator[Metric]:
+        ledger, words = self._ledger, self._ledger.words
+        parts = [ledger.worker(n) for n in range(ledger.workers)]
+        for name, text, word in _WORKER_COUNTERS:
+            yield CounterMetricFamily(name, text, value=sum(part[word] for part in parts))
+        yield GaugeMetricFamily("relay_pipes", "Pipes open now.", value=sum(part[Word.PIPES] for part in parts))
+        yield CounterMetricFamily(
+            "relay_worker_restarts", "Workers started again after one died.", value=worker_restarts(ledger)
+        )
+        yield CounterMetricFamily(
+            "relay_control_restarts", "Control processes started again.", value=words[Head.CONTROL_RESTARTS]
+        )
+        yield GaugeMetricFamily(
+            "relay_busy",
+            "Whether the edges' probes are refused, so that they send nobody (`relay drain`): 1 or 0.",
+            value=is_busy(ledger),
+        )
+        yield CounterMetricFamily("relay_upgrades", "Live upgrades of this daemon.", value=words[Head.PROGRAM])
+        yield GaugeMetricFamily(
+            "relay_config_last_reload_successful", "Whether the last reload took: 1 or 0.", value=words[Head.RELOAD_OK]
+        )
+        yield GaugeMetricFamily(
+            "relay_config_last_reload_success_timestamp_seconds",
+            "When a configuration was last put in force.",
+            value=words[Head.RELOAD_OK_AT_NS] / 1e9,
+        )
+        yield GaugeMetricFamily(
+            "relay_roster_age_seconds",
+            "Since the registry last confirmed who is there; without one, since the service file was last read.",
+            value=time.time() - (words[Head.ROSTER_AT_NS] or words[Head.RELOAD_OK_AT_NS]) / 1e9,
+        )
+        yield CounterMetricFamily(
+            "relay_roster_rejected",
+            "Entries of the registry that made no sense, and were left out.",
+            value=words[Head.ROSTER_REJECTED],
+        )
+        queries = CounterMetricFamily(
+            "relay_names_queries", "Questions to the name server, by response code.", labels=("rcode",)
+        )
+        for n, rcode in enumerate(NAMES_RCODES):
+            queries.add_metric((rcode,), words[Head.NAMES_QUERIES + n])
+        yield queries
+        build = GaugeMetricFamily("relay_build_info", "The version of relay.", labels=("version",))
+        build.add_metric((__version__,), 1)
+        yield build
+
+
+def render(collector: LedgerCollector) -> bytes:
+    """The scrape's answer in Prometheus' text format. Takes milliseconds: call it off the event loop."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)
+
+
+def _labels(row: EndpointRow) -> tuple[str, str, str]:
+    return row.role, row.endpoint, row.type

@@ -1,0 +1,256 @@
+"""Reload: read, validate, plan, bind, hand over. All or nothing: whatever fails, what stood before still stands.
+
+Also how the daemon starts: the first snapshot is a reload from nothing.
+"""
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from relay.config.compile import compile_snapshot
+from relay.config.load import Loaded, load_service, load_settings, parse_service
+from relay.config.model import Service
+from relay.config.plan import Plan, plan
+from relay.config.roster import Member, Roster, split_instance
+from relay.config.settings import Settings
+from relay.config.snapshot import Snapshot
+from relay.config.source import parse
+from relay.dataplane.listener import close_all, filter_refusal, open_listener, try_listener
+from relay.errors import IdentityError, OperatorError, Problem
+from relay.fleet.identity import Vacancy, identify
+from relay.fleet.join import Joined, abandon, join, known_at_start
+
+# What a running daemon does not change: a reload says so instead of pretending.
+FIXED = ("id", "role", "address", "workers", "metrics", "admin", "registry", "names", "machine_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the configuration comes from: the command line of `relay run`."""
+
+    service: str
+    settings: str
+    settings_required: bool
+    instance: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that can be put in force: everything that can fail has been done."""
+
+    service: Loaded[Service]
+    snapshot: Snapshot
+    settings: Settings
+    plan: Plan
+    opened: dict[str, socket.socket]  # by listening address
+    warnings: tuple[Problem, ...]
+    notes: tuple[str, ...] = field(default=())
+    roster_at_ns: int = 0  # at a start: when a registry last told who is there (time.time_ns); 0: it never did
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who this machine is, and who is in the service."""
+
+    instance: str
+    roster: Roster
+    confirmed_ns: int = 0  # when a registry said so last (time.time_ns); 0: none did
+    notes: tuple[str, ...] = ()
+    joined: Joined | None = None  # at a start: how it came by its number
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> "Who":
+        """As the snapshot in force has it."""
+        return cls(snapshot.instance, snapshot.roster)
+
+    def seeing(self, service: Service, registered: Iterable[Member]) -> "Who":
+        """The same machine, when these are registered. It is there itself, whatever a registry says."""
+        there = list(registered)
+        mine = self.roster.get(self.instance)
+        told = next(
+            (member for member in there if mine is not None and (member.id, member.address) == (mine.id, mine.address)),
+            mine,
+        )
+        return Who(self.instance, Roster.of_service(service, there, me=told))
+
+
+def prepare(
+    sources: Sources,
+    old: Snapshot | None = None,
+    running: Settings | None = None,
+    registered: Iterable[Member] = (),
+    *,
+    before: Service | None = None,
+    dry_run: bool = False,
+) -> Prepared:
+    """Read the files and open what must be opened beyond `old`. `running` are the settings that the daemon started with.
+
+    `before` is the service in force: what etcd knows this machine by must stay. `registered` are whom the registry told
+    of. Without `old` this is a start, which asks the registry itself, and takes a number there if it has to. A `dry_run`
+    tries the addresses and opens nothing. Raises OperatorError (ConfigError, IdentityError, ListenError, RegistryError), and
+    then nothing was opened.
+    """
+    service = load_service(sources.service)
+    settings = load_settings(sources.settings, required=sources.settings_required)
+    notes = tuple(_needs_restart(settings.value, running)) if running else ()
+    in_force = (
+        settings.value.model_copy(update={key: getattr(running, key) for key in FIXED}) if running else settings.value
+    )
+    if old is not None and before is not None:
+        _refuse_another_life(split_instance(old.instance)[0], before, service.value, in_force)
+    who = _who(service.value, in_force, sources, Who.of(old) if old else None, registered)
+    slots, generation = (old.slots, old.generation + 1) if old else ({}, 1)
+    warnings = (*service.warnings, *settings.warnings)
+    try:
+        snapshot = _compile(service, in_force, who, generation, slots)
+        prepared = _opened(service, snapshot, in_force, old, warnings, (*who.notes, *notes), dry_run=dry_run)
+    except OperatorError:
+        if who.joined is not None:
+            abandon(in_force, who.joined)
+        raise
+    return replace(prepared, roster_at_ns=who.confirmed_ns)
+
+
+def follow(
+    service: Loaded[Service], settings: Settings, old: Snapshot, registered: Iterable[Member]
+) -> Prepared | None:
+    """What is to be put in force because the roster has changed, by the service file that is in force; None: nothing.
+
+    Raises OperatorError, and then nothing was opened.
+    """
+    who = Who.of(old).seeing(service.value, registered)
+    if who.roster == old.roster:
+        return None
+    snapshot = _compile(service, settings, who, old.generation + 1, old.slots)
+    # A control that was started anew has the settings that the daemon began with; these two a reload changes.
+    snapshot = replace(snapshot, drain_s=old.drain_s, log_level=old.log_level)
+    return _opened(service, snapshot, settings, old, (), ())
+
+
+def _opened(
+    service: Loaded[Service],
+    compiled: Snapshot,
+    settings: Settings,
+    old: Snapshot | None,
+    warnings: tuple[Problem, ...],
+    notes: tuple[str, ...],
+    *,
+    dry_run: bool = False,
+) -> Prepared:
+    snapshot, unfiltered = _as_the_kernel_lets(compiled)
+    difference = plan(old, snapshot)
+    opened: dict[str, socket.socket] = {}
+    try:
+        for each in difference.open:
+            if dry_run:
+                try_listener(each.row, each.port)
+            else:
+                opened[each.address] = open_listener(each.row, each.port)
+    except OperatorError:
+        close_all(opened)
+        raise
+    return Prepared(service, snapshot, settings, difference, opened, warnings, (*notes, *unfiltered))
+
+
+def service_of(snapshot: Snapshot) -> Loaded[Service]:
+    """The service that the snapshot was compiled from."""
+    return parse_service(parse(snapshot.source.encode(), snapshot.file))
+
+
+def compile_files(
+    sources: Sources, known: Who, generation: int, slots: Mapping[str, int]
+) -> tuple[Snapshot, Settings, tuple[Problem, ...]]:
+    """What the files say to the instance that is `known`, with warnings; nothing is opened. `slots` are those in force.
+
+    Raises OperatorError.
+    """
+    service = load_service(sources.service)
+    settings = load_settings(sources.settings, required=sources.settings_required)
+    who = _who(service.value, settings.value, sources, known, known.roster)
+    snapshot, _ = _as_the_kernel_lets(_compile(service, settings.value, who, generation, slots))
+    return snapshot, settings.value, (*service.warnings, *settings.warnings)
+
+
+def _who(
+    service: Service, settings: Settings, sources: Sources, known: Who | None, registered: Iterable[Member]
+) -> Who:
+    """Who this machine is by the files, and who is in the service. At a start (`known` is None) the registry is asked."""
+    at_ns = 0
+    if known is None:
+        registered, at_ns = known_at_start(service, settings)
+    # What etcd tells of makes nobody an instance: a number must be taken, or there may be two with it.
+    by_directory = settings.registry is not None and settings.registry.directory is not None
+    found = identify(service, settings, sources.instance, registered=registered if by_directory else ())
+    if isinstance(found, str):
+        return Who(found, Roster.of_service(service, registered), at_ns)
+    if known is None:
+        return _joined(service, settings, found)
+    role, ordinal = split_instance(known.instance)
+    if role != found.role or found.ordinal not in (None, ordinal):
+        wanted = found.role if found.ordinal is None else f"{found.role}_IN_{found.ordinal}"
+        raise OperatorError(f"this machine is {known.instance}, and is now to be {wanted}; that takes a restart")
+    if ordinal >= (count := service.roles[role].count):
+        what = f"role `{role}` has {count} instances, so the last id is {role}_IN_{count - 1}"
+        raise IdentityError(
+            f"{what}, and this machine is {known.instance}; stop relay here first, or raise `instances`"
+        )
+    return known.seeing(service, registered)
+
+
+def _refuse_another_life(role: str, before: Service, after: Service, settings: Settings) -> None:
+    """What etcd knows this machine by cannot change while it is there. Raises OperatorError."""
+    if settings.registry is None or settings.registry.directory is not None:
+        return
+    restart = "etcd knows this machine by it, so that takes a restart"
+    if after.service != before.service:
+        raise OperatorError(f"the service is called {after.service}, and was {before.service}; {restart}")
+    if role in before.roles and role in after.roles and (role in before.counted) != (role in after.counted):
+        now, then = ("a count", "addresses") if role in after.counted else ("addresses", "a count")
+        raise OperatorError(f"role {role} has {now} under `instances`, and had {then}; {restart}")
+
+
+def _joined(service: Service, settings: Settings, vacancy: Vacancy) -> Who:
+    joined = join(service, settings, vacancy)
+    role, ordinal = split_instance(joined.instance)
+    roster = Roster.of_service(service, joined.members, me=Member(role, ordinal, joined.address))
+    return Who(joined.instance, roster, joined.confirmed_ns, (joined.warning,) if joined.warning else (), joined)
+
+
+def _compile(
+    service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Mapping[str, int]
+) -> Snapshot:
+    file = os.path.basename(service.source.path)
+    snapshot = compile_snapshot(
+        service.value, settings, who.instance, generation=generation, file=file, slots=slots, roster=who.roster
+    )
+    _refuse_clashes(snapshot, settings)
+    return replace(snapshot, file=service.source.path, source=service.source.text)
+
+
+def _as_the_kernel_lets(snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
+    """The snapshot less the filters that the kernel refuses, and what to say about each. Denied is denied: with a reset."""
+    refusals = {row.name: filter_refusal(row) for row in snapshot.endpoints if row.drop_filter}
+    rows = tuple(
+        replace(row, deny="reset", drop_filter="") if refusals.get(row.name) else row for row in snapshot.endpoints
+    )
+    notes = (f"{name}: `deny: drop` is a reset here: {why}" for name, why in refusals.items() if why)
+    return replace(snapshot, endpoints=rows), tuple(notes)
+
+
+def _refuse_clashes(snapshot: Snapshot, settings: Settings) -> None:
+    """What relay itself serves must not be at an endpoint's address: one of the two would not be served."""
+    own = {"admin.listen": settings.admin.listen, "names.listen": settings.names.listen}
+    if settings.metrics is not None:
+        own["metrics.listen"] = settings.metrics.listen
+    for key, where in own.items():
+        for row in snapshot.endpoints:
+            if str(where) in row.listens:
+                raise OperatorError(f"{key} {where} is also where {row.name} listens; change one of the two")
+
+
+def _needs_restart(new: Settings, running: Settings) -> list[str]:
+    changed = [key for key in FIXED if getattr(new, key) != getattr(running, key)]
+    if new.log.format != running.log.format:
+        changed.append("log.format")
+    return [f"`{key}` in the settings changed; that takes a restart" for key in changed]

@@ -1,0 +1,169 @@
+"""What `relay status` says: ledger and snapshot as one plain value. Reads shared memory, asks nobody."""
+
+import os
+import time
+from typing import Any
+
+from relay import __version__
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.renewal import behind
+from relay.dataplane.words import (
+    CAUSES,
+    ENVELOPE_REASONS,
+    REASONS,
+    Count,
+    Head,
+    Health,
+    State,
+    TargetCount,
+    Word,
+    health_at,
+)
+
+
+def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int) -> dict[str, Any]:
+    """The answer to `GET /v1/status`. Counts are since the daemon started; ages and durations are in seconds."""
+    words = ledger.words
+    return {
+        "version": __version__,
+        "service": snapshot.service,
+        "instance": snapshot.instance,
+        "generation": snapshot.generation,
+        "uptime_s": round(time.time() - words[Head.STARTED_NS] / 1e9, 3),
+        "keeper": {"pid": keeper_pid},
+        "program": words[Head.PROGRAM],
+        "upgrading": bool(behind(ledger)),
+        "control": {"pid": os.getpid(), "restarts": words[Head.CONTROL_RESTARTS]},
+        "workers": [_worker(ledger, n) for n in range(ledger.workers)],
+        "worker_restarts": worker_restarts(ledger),
+        "busy_for_s": busy(ledger, snapshot)["busy_for_s"],
+        "reload": {
+            "last_successful": bool(words[Head.RELOAD_OK]),
+            "last_success_timestamp": words[Head.RELOAD_OK_AT_NS] / 1e9,
+            "failed": words[Head.RELOADS_FAILED],
+        },
+        "endpoints": [endpoint(ledger, row) for row in snapshot.endpoints],
+    }
+
+
+def endpoint(ledger: Ledger, row: EndpointRow) -> dict[str, Any]:
+    """One endpoint's part of the status."""
+    slot = row.slot
+    return {
+        "name": row.name,
+        "type": row.type,
+        "protocol": row.protocol,
+        "listen": row.listen,
+        "leads_to": row.leads_to,
+        "distribution": row.distribution,
+        "targets": [target.text for target in row.targets],
+        "target_set": [target_status(ledger, target) for target in row.targets] if row.distribution else [],
+        "target_up": ledger.target_up(slot),
+        "active": ledger.active(slot),
+        "accepted": ledger.total(slot, Count.ACCEPTED),
+        "denied": _nonzero(ledger, slot, Count.DENIED, REASONS),
+        "enforce": row.enforce,
+        "deny": row.deny,
+        "would_deny": _nonzero(ledger, slot, Count.WOULD_DENY, ENVELOPE_REASONS),
+        "closed": _nonzero(ledger, slot, Count.CLOSED, CAUSES),
+        "received_bytes": ledger.total(slot, Count.RECEIVED),
+        "sent_bytes": ledger.total(slot, Count.SENT),
+        "connect_failures": ledger.total(slot, Count.CONNECT_FAILURES),
+    }
+
+
+def target_status(ledger: Ledger, target: TargetRow) -> dict[str, Any]:
+    """One target of an edge's endpoint: what its probes say, and what this edge's connections met."""
+    now_ns = time.monotonic_ns()
+    rows = ledger.worker(0).target_rows(target.slot)
+    ejected_ns = max(ledger.words[row + TargetCount.EJECTED_UNTIL_NS] for row in rows) - now_ns
+    connected = ledger.target_total(target.slot, TargetCount.CONNECTED)
+    took_ns = ledger.target_total(target.slot, TargetCount.CONNECT_SUM_NS)
+    return {
+        "target": target.text,
+        "instance": target.instance,
+        "health": Health(ledger.words[health_at(target.slot)]).name.lower(),
+        "active": ledger.target_total(target.slot, TargetCount.ACTIVE),
+        "connected": connected,
+        "failures": ledger.target_total(target.slot, TargetCount.FAILURES),
+        "ejections": ledger.target_total(target.slot, TargetCount.EJECTIONS),
+        "ejected_for_s": round(max(0, ejected_ns) / 1e9, 3),
+        "mean_connect_s": round(took_ns / 1e9 / connected, 6) if connected else None,
+    }
+
+
+def is_busy(ledger: Ledger) -> bool:
+    """Whether this instance asks for no new connections (`relay drain`)."""
+    return bool(ledger.words[Head.BUSY_UNTIL_NS] > time.time_ns())
+
+
+def busy(ledger: Ledger, snapshot: Snapshot) -> dict[str, Any]:
+    """The answer to `POST /v1/drain`: for how long edges are told to send nobody, and who is still connected."""
+    left_ns = ledger.words[Head.BUSY_UNTIL_NS] - time.time_ns()
+    return {
+        "busy_for_s": round(max(0, left_ns) / 1e9, 3),
+        "behind_edge": [row.name for row in snapshot.endpoints if row.edges],
+        "active": sum(ledger.active(row.slot) for row in snapshot.endpoints),
+    }
+
+
+def connections(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
+    """The answer to `GET /v1/connections`: every open one. Byte counts are at most a second old."""
+    names = {row.slot: row.name for row in snapshot.endpoints}
+    now_ns = time.monotonic_ns()
+    return [
+        {
+            "endpoint": names.get(flow.slot, "?"),
+            "peer": flow.peer,
+            "state": flow.state.name.lower(),
+            "age_s": round((now_ns - flow.started_ns) / 1e9, 3),
+            "received_bytes": flow.received_bytes,
+            "sent_bytes": flow.sent_bytes,
+            "worker": flow.worker,
+        }
+        for flow in ledger.flows()
+        if flow.state is not State.END  # counted as closed already
+    ]
+
+
+def avoided(ledger: Ledger, snapshot: Snapshot) -> frozenset[str]:
+    """The ids of instances that this machine sends nobody to while another is left: by its probes, or by failures."""
+    words, part = ledger.words, ledger.worker(0)
+    now_ns = time.monotonic_ns()
+    return frozenset(
+        target.instance
+        for row in snapshot.endpoints
+        for target in row.targets
+        if target.instance
+        if words[health_at(target.slot)] == Health.DOWN
+        or any(words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns for at in part.target_rows(target.slot))
+    )
+
+
+def worker_restarts(ledger: Ledger) -> int:
+    """Times a worker was started again, by its holder or with a new one."""
+    return ledger.words[Head.HOLDER_RESTARTS] + sum(ledger.worker(n)[Word.RESTARTS] for n in range(ledger.workers))
+
+
+def _worker(ledger: Ledger, n: int) -> dict[str, Any]:
+    part = ledger.worker(n)
+    return {
+        "pid": part[Word.PID],
+        "holder_pid": part[Word.HOLDER_PID],
+        "survives_crash": not part[Word.UNSHARED],
+        "restarts": part[Word.RESTARTS],
+        "flows_adopted": part[Word.FLOWS_ADOPTED],
+        "generation": part[Word.GENERATION],
+        "heartbeat_age_s": round((time.monotonic_ns() - part[Word.HEARTBEAT_NS]) / 1e9, 3),
+        "accept_pauses": part[Word.ACCEPT_PAUSES],
+        "pipes": part[Word.PIPES],
+        "pipes_degraded": part[Word.PIPES_DEGRADED],
+        "pipes_refused": part[Word.PIPES_REFUSED],
+        "log_lines_dropped": part[Word.LOG_DROPPED],
+    }
+
+
+def _nonzero(ledger: Ledger, slot: int, first: int, names: tuple[str, ...]) -> dict[str, int]:
+    counts = {name: ledger.total(slot, first + n) for n, name in enumerate(names)}
+    return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,245 @@
+"""Status for people: plain tables. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+_RULES_SHOWN: Final = 12  # up to the one that decides: its neighbourhood, and a screen stays a screen
+_CUTS_SHOWN: Final = 20
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """`GET /v1/status` as text."""
+    reload = status["reload"]
+    state = "draining" if status["draining"] else "running"
+    busy = f", busy for {_age(status['busy_for_s'])} more (`relay drain off` ends it)" if status["busy_for_s"] else ""
+    head = [
+        f"{status['instance']} of {status['service']}: {state} for {_age(status['uptime_s'])}{busy}, "
+        f"relay {status['version']}",
+        f"generation {status['generation']}; last reload "
+        + ("took" if reload["last_successful"] else "FAILED: the former configuration is in force, see the log"),
+        f"pids: keeper {status['keeper']['pid']}, control {status['control']['pid']}, "
+        f"workers {', '.join(str(worker['pid']) for worker in status['workers'])} "
+        f"({status['worker_restarts']} restarts)",
+    ]
+    head += _registry(status["registry"])
+    if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
+        head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
+    rows = [
+        (
+            endpoint["name"],
+            endpoint["type"],
+            endpoint["protocol"],
+            endpoint["listen"],
+            _leads_to(endpoint),
+            {None: "-", True: "up", False: "DOWN"}[endpoint["target_up"]],
+            str(endpoint["active"]),
+            str(endpoint["accepted"]),
+            _denied(endpoint),
+            _size(endpoint["received_bytes"]),
+            _size(endpoint["sent_bytes"]),
+        )
+        for endpoint in status["endpoints"]
+    ]
+    titles = (
+        "ENDPOINT",
+        "TYPE",
+        "PROTOCOL",
+        "LISTEN",
+        "TARGET",
+        "IS",
+        "ACTIVE",
+        "ACCEPTED",
+        "DENIED",
+        "RECEIVED",
+        "SENT",
+    )
+    return "\n".join([*head, "", table(titles, rows), *_target_sets(status["endpoints"])])
+
+
+def _registry(registry: Mapping[str, Any] | None) -> list[str]:
+    if registry is None:
+        return []
+    there = ", ".join(f"{name} {count} of {most}" for name, (count, most) in registry["roles"].items())
+    said = "it has never been heard of" if registry["age_s"] is None else f"as it said {_age(registry['age_s'])} ago"
+    told = f"{there}, {said}"
+    lines = [f"registry ({registry['kind']}): {told}"]
+    if registry["trouble"]:
+        lines = [f"REGISTRY ({registry['kind']}): {registry['trouble']}; in force are {told}"]
+    if registry["left_out"]:
+        why = "the file has no place for them, or their address is another's"
+        lines.append(f"LEFT OUT: {', '.join(registry['left_out'])}; {why}")
+    return lines
+
+
+def _leads_to(endpoint: Mapping[str, Any]) -> str:
+    if endpoint["distribution"] is None:
+        return " ".join(endpoint["targets"])
+    count = len(endpoint["targets"])
+    instances = "1 instance" if count == 1 else f"{count} instances"
+    return f"{endpoint['leads_to']}: {instances}" if endpoint["leads_to"] else instances
+
+
+def _target_sets(endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+    """An edge's targets, as a table of their own."""
+    rows = [
+        (
+            endpoint["name"] if first else "",
+            each["instance"],
+            each["target"],
+            {"unknown": "-", "up": "up", "down": "DOWN"}[each["health"]]
+            + (f", ejected for {_age(each['ejected_for_s'])}" if each["ejected_for_s"] else ""),
+            str(each["active"]),
+            str(each["connected"]),
+            str(each["failures"]),
+            str(each["ejections"]),
+        )
+        for endpoint in endpoints
+        for first, each in zip([True, *[False] * len(endpoint["target_set"])], endpoint["target_set"], strict=False)
+    ]
+    titles = ("ENDPOINT", "INSTANCE", "TARGET", "IS", "ACTIVE", "CONNECTED", "FAILURES", "EJECTIONS")
+    return ["", table(titles, rows)] if rows else []
+
+
+def route_text(answer: Mapping[str, Any]) -> str:
+    """`GET /v1/route` as text."""
+    goes = f"goes to {answer['instance']} ({answer['target']})" if answer["target"] else "is refused: no target is up"
+    lines = [f"{answer['client']} {goes}, by {answer['distribution']}; in the order of its hash:"]
+    lines += [
+        f"  {each['instance']} {each['target']}: {each['health']}, {each['active']} active" for each in answer["order"]
+    ]
+    return "\n".join(lines)
+
+
+def drain_text(answer: Mapping[str, Any]) -> str:
+    """`POST /v1/drain` as text."""
+    if not answer["busy_for_s"]:
+        return "this instance is in rotation again"
+    who = [
+        *(["the edges' probes are refused"] if answer["behind_edge"] else []),
+        *(["the registry is told, so other machines' doors out and names leave it out"] if answer["told"] else []),
+    ]
+    how = " and ".join(who) or "NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told"
+    connections = "1 connection goes on" if answer["active"] == 1 else f"{answer['active']} connections go on"
+    return f"for {_age(answer['busy_for_s'])} {how}; {connections}"
+
+
+def connections_text(connections: list[dict[str, Any]]) -> str:
+    """`GET /v1/connections` as text."""
+    rows = [
+        (
+            each["endpoint"],
+            each["peer"],
+            each["state"],
+            _age(each["age_s"]),
+            _size(each["received_bytes"]),
+            _size(each["sent_bytes"]),
+        )
+        for each in connections
+    ]
+    return table(("ENDPOINT", "PEER", "STATE", "AGE", "RECEIVED", "SENT"), rows) if rows else "no open connections"
+
+
+def explain_text(answer: Mapping[str, Any]) -> str:
+    """`GET /v1/explain` as text."""
+    verdict = "may connect" if answer["verdict"] == "permit" else f"is denied ({answer['reason']})"
+    lines = [f"{answer['from']} {verdict} to {answer['to']} on {answer['listen']}: {answer['why']}"]
+    looked_at = answer["looked_at"]
+    before = max(0, len(looked_at) - _RULES_SHOWN)
+    if before:
+        lines.append(f"  ({before} rules before these do not match either; --json lists them)")
+    for n, rule in enumerate(looked_at[before:], before):
+        decides = answer["rule"] is not None and n == len(looked_at) - 1
+        told = "matches: decides" if decides else "does not match"
+        lines.append(f"  {rule['source']}: {rule['action']} {rule['network']}: {told}")
+    if answer["verdict"] == "deny" and answer["enforce"] == "audit":
+        lines.append("  (and is let in all the same, and counted: `enforce: audit`)")
+    if answer["edges"]:
+        lines.append(f"  (by way of the edge, {', '.join(answer['edges'])}: directly nobody else connects here)")
+    if answer["verdict"] == "permit":
+        lines.append("  (its limits and its protocol may still refuse a connection)")
+    return "\n".join(lines)
+
+
+def matrix_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Who may reach what, as a table."""
+    if not rows:
+        return "the service has no endpoints"
+    roles = list(rows[0]["roles"])
+    titles = ("ENDPOINT", "TYPE", "OUTSIDE", *(f"FROM {role}" for role in roles))
+    return table(titles, [(row["endpoint"], row["type"], row["outside"], *row["roles"].values()) for row in rows])
+
+
+def reload_text(answer: Mapping[str, Any]) -> str:
+    """`POST /v1/reload` as text: what was done or, for a dry run, what would be."""
+    lines = [*answer["changes"], *answer["warnings"], *answer["notes"]]
+    if "cut" not in answer:
+        done = f"generation {answer['generation']} is in force"
+        return "\n".join([*lines, done + ("" if answer["changes"] else "; nothing changed")])
+    cuts = answer["cut"]
+    lines += [
+        f"cut {each['connections']} of {each['endpoint']} from {each['network']} ({each['why']})"
+        for each in cuts[:_CUTS_SHOWN]
+    ]
+    if len(cuts) > _CUTS_SHOWN:
+        lines.append(f"and more from {len(cuts) - _CUTS_SHOWN} other networks; --json lists them")
+    count = sum(each["connections"] for each in cuts)
+    told = "nothing would change" if not answer["changes"] else f"{count} open connections would be cut"
+    return "\n".join([*lines, f"dry run: {told}; nothing was done"])
+
+
+def identity_text(answer: Mapping[str, Any]) -> str:
+    """`GET /v1/identity` as text."""
+    return f"{answer['instance']} of {answer['service']}, at {answer['address']}"
+
+
+def instances_text(instances: Sequence[Mapping[str, Any]]) -> str:
+    """`GET /v1/instances` as a table; this machine has an asterisk."""
+    rows = [
+        (
+            each["id"] + ("*" if each["self"] else ""),
+            each["address"],
+            _health(each),
+            each["metrics"] or "-",
+            " ".join(f"{port['name']}={port['address']}" for port in each["endpoints"]) or "-",
+        )
+        for each in instances
+    ]
+    return table(("INSTANCE", "ADDRESS", "IS", "METRICS", "ENDPOINTS"), rows) if rows else "no such instance is there"
+
+
+def _health(instance: Mapping[str, Any]) -> str:
+    if instance["healthy"]:
+        return "healthy"
+    said = [*(["busy"] if instance["busy"] else []), *(f"DOWN: {name}" for name in instance["down"])]
+    return ", ".join(said) or "DOWN: does not answer this machine"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, two spaces apart, no trailing blanks."""
+    widths = [max(len(row[n]) for row in (titles, *rows)) for n in range(len(titles))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (titles, *rows))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _denied(endpoint: dict[str, Any]) -> str:
+    audit = f"; AUDIT, would deny: {_counts(endpoint['would_deny'])}" if endpoint["enforce"] == "audit" else ""
+    return _counts(endpoint["denied"]) + audit
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return " ".join(f"{name}={count}" for name, count in counts.items()) or "0"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f}{unit}"
+    return f"{seconds:.1f}s"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
+        count /= 1024
+    return f"{count:.1f}TiB"

@@ -1,0 +1,147 @@
+"""The live upgrade's trial: does the installed code start, take the files, and know the running ledger?
+
+Before anything is touched, `python -m relay trial` runs as a process of its own: whatever can go wrong in new code at its
+start goes wrong there. What it worked out, the new code's own snapshot and settings, goes in a memory file to the keeper,
+which then replaces its program (dataplane/keeper.py): after that nothing is read or parsed that could fail.
+"""
+
+import asyncio
+import json
+import os
+import pickle
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from relay import __version__
+from relay.config.roster import Roster
+from relay.config.settings import Settings
+from relay.config.snapshot import Snapshot
+from relay.control.reload import FIXED, Sources, Who, compile_files
+from relay.dataplane import handover, words, worker
+from relay.errors import ConfigError, OperatorError, Problem
+
+_TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
+_TEXT_MAX: Final = 4000  # of a failed trial's output: the end of a traceback says what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the running daemon tells the trial. Plain values, because the two may be of different versions."""
+
+    handover_format: int
+    ledger_fd: int
+    result_fd: int
+    service: str
+    settings: str
+    settings_required: bool
+    instance: str
+    generation: int
+    slots: dict[str, int]  # by endpoint
+    listens: dict[str, str]  # addresses by endpoint
+    roster: list[dict[str, Any]]
+    fixed: dict[str, Any]  # settings that a running daemon does not change
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the new code's trial leaves to the new code's keeper."""
+
+    snapshot: Snapshot
+    settings: Settings
+    warnings: tuple[Problem, ...]
+
+
+def facts(sources: Sources, snapshot: Snapshot, settings: Settings, ledger_fd: int, result_fd: int) -> Facts:
+    """Of the running daemon."""
+    return Facts(
+        handover_format=handover.FORMAT,
+        ledger_fd=ledger_fd,
+        result_fd=result_fd,
+        service=sources.service,
+        settings=sources.settings,
+        settings_required=sources.settings_required,
+        instance=snapshot.instance,
+        generation=snapshot.generation,
+        slots=snapshot.slots,
+        listens={row.name: row.listen for row in snapshot.endpoints},
+        roster=snapshot.roster.to_plain(),
+        fixed=_fixed(settings),
+    )
+
+
+# --- in the running code ------------------------------------------------------------------------------------------------
+
+
+async def try_out(told: Facts) -> str:
+    """Let the installed code try itself out; its version. Raises OperatorError with what it says when it does not start."""
+    trial = await asyncio.create_subprocess_exec(
+        *(sys.executable, *handover.module("relay"), "trial", json.dumps(asdict(told))),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=(told.ledger_fd, told.result_fd),
+    )
+    try:
+        async with asyncio.timeout(_TRIAL_S):
+            out, err = await trial.communicate()
+    except TimeoutError:
+        trial.kill()
+        await trial.wait()
+        raise OperatorError(f"the installed relay did not come up within {_TRIAL_S:g} s; nothing has changed") from None
+    if trial.returncode:
+        text = err.decode(errors="replace").strip()[-_TEXT_MAX:]
+        raise OperatorError(f"the installed relay cannot take over; nothing has changed. It says:\n{text}")
+    return out.decode().strip()
+
+
+# --- in the installed code ----------------------------------------------------------------------------------------------
+
+
+def trial(text: str) -> None:
+    """Do all that can fail at a start in this code, and leave the result. Raises OperatorError."""
+    raw: dict[str, Any] = json.loads(text)
+    advice = "stop and start relay instead: it lets open connections end first, for up to `drain`"
+    if raw["handover_format"] != handover.FORMAT:
+        raise OperatorError(f"relay {__version__} cannot take over from the running version; {advice}")
+    told = Facts(**{name: raw[name] for name in Facts.__dataclass_fields__})
+    if (layout := words.layout(told.ledger_fd)) != words.VERSION:
+        raise OperatorError(
+            f"relay {__version__} keeps its ledger in layout {words.VERSION}, the running one in {layout}, so it could not "
+            f"take the connections over; {advice}"
+        )
+    worker.loop_factory()
+    sources = Sources(told.service, told.settings, told.settings_required, told.instance)
+    prepared = _compiled(sources, told)
+    with os.fdopen(os.dup(told.result_fd), "wb") as file:
+        pickle.dump(prepared, file)
+
+
+def _compiled(sources: Sources, told: Facts) -> Prepared:
+    try:
+        known = Who(told.instance, Roster.from_plain(told.roster))
+        snapshot, settings, warnings = compile_files(sources, known, told.generation + 1, told.slots)
+    except ConfigError as error:
+        raise OperatorError(f"it does not take the files:\n{error}") from None
+    fixed = _fixed(settings)
+    if changed := [key for key, value in told.fixed.items() if key in fixed and fixed[key] != value]:
+        what = f"{', '.join(f'`{key}`' for key in changed)} in the settings changed, and that takes a restart"
+        raise OperatorError(f"{what}; put it back, or stop and start relay instead")
+    listens = {row.name: row.listen for row in snapshot.endpoints}
+    if listens != told.listens:
+        names = sorted(name for name in listens | told.listens if listens.get(name) != told.listens.get(name))
+        fix = "reload first (or restart, for `address` and `id`), then upgrade"
+        raise OperatorError(f"the files do not say what is open now ({', '.join(names)}); {fix}")
+    return Prepared(snapshot, settings, warnings)
+
+
+def _fixed(settings: Settings) -> dict[str, Any]:
+    plain: dict[str, Any] = settings.model_dump(mode="json", include=set(FIXED))
+    return plain
+
+
+def take(fd: int) -> Prepared:
+    """What the trial left in the memory file."""
+    prepared = pickle.loads(worker.read_memfd(fd))
+    assert isinstance(prepared, Prepared)
+    return prepared

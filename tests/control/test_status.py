@@ -1,0 +1,197 @@
+"""What `relay status` says, against a ledger that was written by hand."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from relay import __version__
+from relay.config.snapshot import TargetRow
+from relay.control.status import avoided, busy, connections, status, target_status
+from relay.control.text import connections_text, status_text
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import (
+    CAUSES,
+    ENVELOPE_REASONS,
+    REASONS,
+    Count,
+    Head,
+    Health,
+    State,
+    TargetCount,
+    Word,
+    health_at,
+)
+from tests.config.test_snapshot import endpoint_row, snapshot_of
+from tests.dataplane.test_ledger import add, new_ledger
+
+SNAPSHOT = snapshot_of(
+    endpoint_row("web/in", slot=4, listen_port=80, targets=(TargetRow("a"), TargetRow("b"))),
+    endpoint_row("web/api", slot=2, listen_port=81, type="internal", protocol="https", listen_host="::1"),
+    generation=9,
+)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Two workers."""
+    with new_ledger(workers=2) as made:
+        yield made
+
+
+def test_an_idle_daemon(ledger: Ledger) -> None:
+    found = status(ledger, SNAPSHOT, keeper_pid=1234)
+    assert (found["version"], found["service"], found["instance"]) == (__version__, "test", "web_IN_0")
+    assert (found["generation"], found["keeper"], found["control"]["pid"]) == (9, {"pid": 1234}, os.getpid())
+    assert [worker["pid"] for worker in found["workers"]] == [0, 0]
+    assert [endpoint["name"] for endpoint in found["endpoints"]] == ["web/in", "web/api"]
+    assert found["endpoints"][0] == {
+        "name": "web/in", "type": "input", "protocol": "tcp", "listen": "127.0.0.1:80", "targets": ["a", "b"],
+        "target_up": None, "active": 0, "accepted": 0, "denied": {}, "closed": {}, "received_bytes": 0,
+        "enforce": "strict", "deny": "reset", "would_deny": {}, "sent_bytes": 0, "connect_failures": 0,
+        "target_set": [], "distribution": None, "leads_to": "",
+    }  # fmt: skip
+    assert found["endpoints"][1]["listen"] == "[::1]:81"
+    assert connections(ledger, SNAPSHOT) == []
+    json.dumps(found)
+
+
+def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger) -> None:
+    for n, part in enumerate((ledger.worker(0), ledger.worker(1)), 1):
+        add(part, 4, Count.ACCEPTED, 10 * n)
+        add(part, 4, Count.ACTIVE, 9 * n)
+        add(part, 4, Count.RECEIVED, 100 * n)
+        add(part, 4, Count.SENT, 1000 * n)
+        add(part, 4, Count.DENIED + REASONS.index("rate"), n)
+        add(part, 4, Count.WOULD_DENY + ENVELOPE_REASONS.index("roster"), n)
+        add(part, 4, Count.CLOSED + CAUSES.index("idle"), n)
+        add(part, 4, Count.CONNECT_FAILURES, n)
+    first, second = status(ledger, SNAPSHOT, 1)["endpoints"]
+    assert (first["accepted"], first["active"], first["received_bytes"], first["sent_bytes"]) == (30, 27, 300, 3000)
+    assert (first["denied"], first["closed"], first["connect_failures"]) == ({"rate": 3}, {"idle": 3}, 3)
+    assert (first["would_deny"], second["would_deny"]) == ({"roster": 3}, {})
+    assert (second["accepted"], second["denied"], second["closed"]) == (0, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "up"),
+    [
+        ((0, 0), None),
+        ((100 << 1, 0), False),
+        ((0, 100 << 1 | 1), True),
+        ((100 << 1, 101 << 1 | 1), True),
+        ((102 << 1, 101 << 1 | 1), False),
+    ],
+)
+def test_the_last_dial_says_whether_the_target_answers(said: tuple[int, int], up: bool | None, ledger: Ledger) -> None:
+    for n, value in enumerate(said):
+        add(ledger.worker(n), 4, Count.TARGET_UP, value)
+    assert status(ledger, SNAPSHOT, 1)["endpoints"][0]["target_up"] is up
+
+
+def test_workers_and_reloads(ledger: Ledger) -> None:
+    part = ledger.worker(1)
+    values = {Word.PID: 77, Word.GENERATION: 9, Word.ACCEPT_PAUSES: 1, Word.PIPES: 2, Word.PIPES_DEGRADED: 3}
+    for word, value in {**values, Word.PIPES_REFUSED: 4, Word.LOG_DROPPED: 5}.items():
+        part[word] = value
+    part[Word.HEARTBEAT_NS] = time.monotonic_ns() - 2_000_000_000
+    words = ledger.words
+    words[Head.STARTED_NS] = time.time_ns() - 60_000_000_000
+    words[Head.HOLDER_RESTARTS], words[Head.CONTROL_RESTARTS], words[Head.RELOADS_FAILED] = 1, 7, 8
+    ledger.worker(0)[Word.RESTARTS] = 3
+    part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
+    words[Head.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
+    found = status(ledger, SNAPSHOT, 1)
+    worker = found["workers"][1]
+    assert 2.0 <= worker.pop("heartbeat_age_s") < 12.0
+    assert worker == {
+        "pid": 77, "holder_pid": 76, "survives_crash": True, "restarts": 2, "flows_adopted": 9, "generation": 9,
+        "accept_pauses": 1, "pipes": 2, "pipes_degraded": 3, "pipes_refused": 4, "log_lines_dropped": 5,
+    }  # fmt: skip
+    assert 60.0 <= found["uptime_s"] < 70.0
+    assert (found["worker_restarts"], found["control"]["restarts"]) == (6, 7)
+    assert found["reload"] == {"last_successful": False, "last_success_timestamp": 1_700_000_000.5, "failed": 8}
+
+
+TARGET = TargetRow("10.0.0.4:80", host="10.0.0.4", port=80, slot=7, instance="web_IN_0")
+
+
+def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
+    assert target_status(ledger, TARGET) == {
+        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "unknown", "active": 0, "connected": 0,
+        "failures": 0, "ejections": 0, "ejected_for_s": 0, "mean_connect_s": None,
+    }  # fmt: skip
+
+
+def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
+    ledger.words[health_at(7)] = Health.DOWN
+    for n, row in enumerate(ledger.worker(0).target_rows(7), 1):
+        ledger.words[row + TargetCount.ACTIVE] = n
+        ledger.words[row + TargetCount.CONNECTED] = 2 * n
+        ledger.words[row + TargetCount.CONNECT_SUM_NS] = 3_000_000 * n
+        ledger.words[row + TargetCount.FAILURES] = 10 * n
+        ledger.words[row + TargetCount.EJECTIONS] = 5 * n
+    ledger.words[row + TargetCount.EJECTED_UNTIL_NS] = time.monotonic_ns() + 60_000_000_000
+    rows = (endpoint_row("web/in", distribution="source-ip", targets=(TARGET,)), *SNAPSHOT.endpoints)
+    found = status(ledger, snapshot_of(*rows), 1)["endpoints"]
+    assert [len(each["target_set"]) for each in found] == [1, 0, 0]
+    [target] = found[0]["target_set"]
+    assert 50.0 < target.pop("ejected_for_s") <= 60.0
+    assert target == {
+        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "down", "active": 3, "connected": 6,
+        "failures": 30, "ejections": 15, "mean_connect_s": 0.0015,
+    }  # fmt: skip
+
+
+def test_how_long_edges_send_nobody(ledger: Ledger) -> None:
+    behind = endpoint_row("web/in", slot=4, edges=("10.0.9.1",))
+    snapshot = snapshot_of(behind, SNAPSHOT.endpoints[1])
+    assert status(ledger, snapshot, 1)["busy_for_s"] == 0
+    add(ledger.worker(0), 4, Count.ACTIVE, 2)
+    add(ledger.worker(1), 2, Count.ACTIVE, 3)
+    assert busy(ledger, snapshot) == {"busy_for_s": 0, "behind_edge": ["web/in"], "active": 5}
+    ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() + 600_000_000_000
+    assert 500.0 < busy(ledger, snapshot)["busy_for_s"] == pytest.approx(600.0, abs=60.0)
+    ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() - 1
+    assert status(ledger, snapshot, 1)["busy_for_s"] == 0, "the lease has ended by itself"
+
+
+def test_open_connections(ledger: Ledger) -> None:
+    part = ledger.worker(1)
+    started_ns = time.monotonic_ns() - 5_000_000_000
+    part.begin(0, State.LOOK, 2, 10, -1, started_ns, "[::1]:5")
+    part.begin(1, State.SPLICE, 4, 11, -1, started_ns, "192.0.2.1:6")
+    part.begin(2, State.SPLICE, 900, 12, -1, started_ns, "192.0.2.1:7")
+    part.moved(1, 12, 34)
+    found = connections(ledger, SNAPSHOT)
+    assert all(5.0 <= each.pop("age_s") < 15.0 for each in found)
+    assert found[:2] == [
+        {"endpoint": "web/api", "peer": "[::1]:5", "state": "look", "received_bytes": 0, "sent_bytes": 0, "worker": 1},
+        {"endpoint": "web/in", "peer": "192.0.2.1:6", "state": "splice", "received_bytes": 12, "sent_bytes": 34, "worker": 1},
+    ]  # fmt: skip
+    assert found[2]["endpoint"] == "?"
+
+
+def test_people_can_read_all_of_it(ledger: Ledger) -> None:
+    """The text is made of what the status has."""
+    ledger.worker(0).begin(0, State.DIAL, 4, 10, -1, time.monotonic_ns(), "192.0.2.1:6")
+    found = json.loads(json.dumps(status(ledger, SNAPSHOT, 1) | {"draining": False, "registry": None}))
+    assert "web/api" in status_text(found)
+    assert "192.0.2.1:6" in connections_text(connections(ledger, SNAPSHOT))
+
+
+def test_who_is_avoided(ledger: Ledger) -> None:
+    """By its probe, or by a dial that failed in any worker and is not tried again yet; not for what a local target does."""
+    targets = tuple(TargetRow(f"10.0.0.{n}:1", slot=n, instance=f"web_IN_{n}") for n in range(4))
+    local = endpoint_row("web/in", targets=(TargetRow("local"),))
+    snapshot = snapshot_of(endpoint_row("web/out", targets=targets, distribution="five-tuple"), local)
+    assert avoided(ledger, snapshot) == frozenset()
+    ledger.words[health_at(0)] = Health.UP
+    ledger.words[health_at(1)] = Health.DOWN
+    now_ns = time.monotonic_ns()
+    _, second = ledger.worker(0).target_rows(2)
+    ledger.words[second + TargetCount.EJECTED_UNTIL_NS] = now_ns + 10**12
+    ledger.words[ledger.worker(0).target_rows(3)[0] + TargetCount.EJECTED_UNTIL_NS] = now_ns - 1
+    assert avoided(ledger, snapshot) == {"web_IN_1", "web_IN_2"}
