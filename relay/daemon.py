@@ -1,0 +1,154 @@
+"""`relay run`: put the parts together. The only place that knows both the data plane and control."""
+
+import gc
+import os
+import resource
+import socket
+import time
+
+from relay import log as logging
+from relay.config.load import SERVICE_FILE, SETTINGS_FILE
+from relay.config.settings import Settings
+from relay.control import control, upgrade
+from relay.control.admin import open_admin_socket, open_tcp_socket
+from relay.control.reload import Prepared, Sources, prepare
+from relay.dataplane import channel, handover, worker
+from relay.dataplane.handover import Handover
+from relay.dataplane.keeper import Keeper, State
+from relay.dataplane.ledger import Ledger
+from relay.dataplane.words import Head
+from relay.fleet.names import open_names_sockets
+from relay.log import Log
+
+# What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
+_FLOWS_MAX = 262_144
+
+
+def run(sources: Sources) -> int:
+    """Run the daemon until it is told to stop; its exit status. Raises OperatorError when it cannot start.
+
+    Or go on running it, where this program has replaced another one (dataplane/handover.py).
+    """
+    memory = os.environ.pop(handover.VARIABLE, None)
+    if memory is not None:
+        before = handover.read(int(memory))
+        state, settings = _taken_over(before)
+    else:
+        before = None
+        prepared = prepare(sources)
+        settings = prepared.settings
+        state = _state(prepared, settings, _control_listeners(settings))
+    workers = tuple(control_end for _, control_end in state.worker_ends)
+
+    def control_main(state: State) -> None:
+        for listener in state.listeners.values():
+            listener.close()  # or its address would stay open as long as control lives
+        control.main(
+            control.Inherited(
+                sources=sources,
+                settings=settings,
+                snapshot=state.snapshot,
+                ledger=state.ledger,
+                keeper=state.control_end,
+                workers=workers,
+                log_sink=state.log_sink,
+                log_source=state.log_source,
+                listeners=state.control_only,
+            )
+        )
+
+    gc.collect()
+    gc.freeze()  # the children share these pages as long as nobody's collector touches them
+    return Keeper(state, control_main, before).run()
+
+
+def _control_listeners(settings: Settings) -> dict[str, socket.socket]:
+    """Of the admin API; of the metrics, the discovery API and the names where they are on."""
+    found = {"admin": open_admin_socket(settings.admin.socket)}
+    if settings.metrics is not None:
+        found["metrics"] = open_tcp_socket(settings.metrics.listen, "metrics")
+    if settings.admin.listen is not None:
+        found["discovery"] = open_tcp_socket(settings.admin.listen, "admin")
+    if settings.names.listen is not None:
+        names = settings.names.listen
+        found["names/udp"], found["names/tcp"] = open_names_sockets(names.host, names.port)
+    return found
+
+
+def _taken_over(before: Handover) -> tuple[State, Settings]:
+    """What the replaced program left. Nothing is read or opened: it is all there, and was tried."""
+    for fd in before.of_keeper():
+        os.set_inheritable(fd, False)
+    prepared = upgrade.take(before.prepared)
+    os.close(before.prepared)
+    ledger = Ledger.attach(before.ledger)
+    log_sink = _socket(before.log_sink)
+    state = State(
+        snapshot=prepared.snapshot,
+        listeners={address: _socket(fd) for address, fd in before.listeners.items()},
+        ledger=ledger,
+        log=Log(log_sink, "keeper", prepared.snapshot.log_level),
+        log_sink=log_sink,
+        log_source=_socket(before.log_source),
+        keeper_end=_socket(before.keeper_end),
+        control_end=_socket(before.control_end),
+        worker_ends=[(_socket(one), _socket(other)) for one, other in before.worker_ends],
+        control_only={name: _socket(fd) for name, fd in before.control_only.items()},
+        memory=before.memory,
+        warnings=tuple(map(str, prepared.warnings)),
+    )
+    return state, prepared.settings
+
+
+def _socket(fd: int) -> socket.socket:
+    return socket.socket(fileno=fd)
+
+
+def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socket.socket]) -> State:
+    count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+    flows = min(_FLOWS_MAX, worker.flows_max(_raise_nofile()))
+    ledger = Ledger.create(count, flows, time.time_ns())
+    ledger.words[Head.ROSTER_AT_NS] = prepared.roster_at_ns
+    ledger.words[Head.RELOAD_OK] = 1
+    ledger.words[Head.RELOAD_OK_AT_NS] = time.time_ns()
+    log_sink, log_source = logging.channel()
+    keeper_end, control_end = channel.pair()
+    return State(
+        snapshot=prepared.snapshot,
+        listeners=prepared.opened,
+        ledger=ledger,
+        log=Log(log_sink, "keeper", prepared.snapshot.log_level),
+        log_sink=log_sink,
+        log_source=log_source,
+        keeper_end=keeper_end,
+        control_end=control_end,
+        worker_ends=[channel.pair() for _ in range(count)],
+        control_only=control_only,
+        memory=handover.create(),
+        warnings=(*map(str, prepared.warnings), *prepared.notes),
+    )
+
+
+def _raise_nofile() -> int:
+    """Raise the soft limit of descriptors to the hard one, as far as the kernel lets us; what it is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):  # a filter of system calls; an unlimited hard limit above the kernel's own
+            return soft
+    if hard == resource.RLIM_INFINITY:
+        with open("/proc/sys/fs/nr_open", "rb") as file:
+            return int(file.read())
+    return hard
+
+
+def environment_sources(service: str | None, settings: str | None, instance: str | None) -> Sources:
+    """Where the configuration is: the command line first, then RELAY_SERVICE and RELAY_SETTINGS, then /etc/relay."""
+    named = settings or os.environ.get("RELAY_SETTINGS")
+    return Sources(
+        service=service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE,
+        settings=named or SETTINGS_FILE,
+        settings_required=named is not None,
+        instance=instance,
+    )

@@ -1,0 +1,96 @@
+"""Fixtures for every test; and the rule about programs that may be missing."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.harness import Daemon, takes_filters
+
+_REFUSE_TO_SKIP = os.environ.get("RELAY_REQUIRE_REAL") == "1"  # set by .ci/run
+
+_LONG_S = 1200  # for one test of a long run: a bound for hanging
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`."""
+    parser.addoption("--long", action="store_true", help="1,000 kills where there are 100, and 20 times the examples")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis' profile, before the tests' modules are read (see `harness.examples`); and the time that this takes."""
+    settings.register_profile("long", max_examples=20 * settings().max_examples, deadline=None)
+    if config.getoption("--long"):
+        settings.load_profile("long")
+        config.option.timeout = config.option.timeout or _LONG_S
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a long run."""
+    return bool(request.config.getoption("--long"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `real(...)` needs those programs: skipped by name without them, failed where skipping is refused."""
+    for mark in item.iter_markers("real"):
+        missing = [name for name in mark.args if not _find(name)]
+        if missing and _REFUSE_TO_SKIP:
+            pytest.fail(f"not installed: {', '.join(missing)}")
+        if missing:
+            pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture
+def filters() -> None:
+    """For tests of `deny: drop`: the kernel takes a packet filter from us. Recent ones want CAP_NET_ADMIN for it."""
+    if not takes_filters():
+        message = "this kernel gives a TCP socket a filter only with CAP_NET_ADMIN"
+        pytest.fail(message) if _REFUSE_TO_SKIP else pytest.skip(message)
+
+
+def _find(program: str) -> str | None:
+    """Debian keeps servers out of an ordinary user's PATH."""
+    places = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/lib/postgresql/15/bin"
+    return shutil.which(program, path=places)
+
+
+class Daemons:
+    """Makes daemons, each in a directory of its own, and ends what a test leaves running."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: list[Daemon] = []
+
+    def __call__(self, service: dict[str, Any], settings: dict[str, Any] | None = None, **keys: Any) -> Daemon:
+        """A daemon, started and ready."""
+        return self.make(service, settings, **keys).start()
+
+    def make(self, service: dict[str, Any], settings: dict[str, Any] | None = None, **keys: Any) -> Daemon:
+        """A daemon, not started."""
+        directory = self._directory / f"relay-{len(self._made)}"
+        directory.mkdir()
+        daemon = Daemon(directory, service, settings, **keys)
+        self._made.append(daemon)
+        return daemon
+
+    def end(self) -> None:
+        """Stop all that run."""
+        for daemon in self._made:
+            if daemon.process is not None:
+                daemon.stop()
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    """Start daemons with `daemons(service)`; they end with the test."""
+    made = Daemons(tmp_path)
+    try:
+        yield made
+    finally:
+        made.end()

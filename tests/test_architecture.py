@@ -1,0 +1,314 @@
+"""The shape of the program: what imports what, how large a file may be, and that every module has its tests."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+
+# Every module, in the order of the flow: foundations, the file's way to a snapshot, a connection's way from accept to
+# close, then what watches over it. A module imports only what stands above it.
+ORDER: Final = (
+    "relay",
+    "relay.errors",
+    "relay.log",
+    "relay.systemd",
+    "relay.envelope",
+    "relay.envelope.bpf",
+    "relay.envelope.cidr",
+    "relay.config",
+    "relay.config.values",
+    "relay.config.places",
+    "relay.config.source",
+    "relay.config.fields",
+    "relay.config.model",
+    "relay.config.settings",
+    "relay.config.schema",
+    "relay.config.roster",
+    "relay.config.snapshot",
+    "relay.config.compile",
+    "relay.config.check",
+    "relay.config.lint",
+    "relay.config.load",
+    "relay.config.plan",
+    "relay.config.output",
+    "relay.config.csdef",
+    "relay.config.csdef.tree",
+    "relay.config.csdef.read",
+    "relay.config.csdef.definition",
+    "relay.config.csdef.configuration",
+    "relay.config.csdef.check",
+    "relay.config.csdef.naming",
+    "relay.config.csdef.ports",
+    "relay.config.csdef.traffic",
+    "relay.config.csdef.yamltext",
+    "relay.config.csdef.mapping",
+    "relay.config.csdef.convert",
+    "relay.envelope.decide",
+    "relay.envelope.verdict",
+    "relay.envelope.httphead",
+    "relay.envelope.clienthello",
+    "relay.envelope.proxyproto",
+    "relay.fleet",
+    "relay.fleet.identity",
+    "relay.fleet.entries",
+    "relay.fleet.believed",
+    "relay.fleet.gateway",
+    "relay.fleet.machine",
+    "relay.fleet.etcd",
+    "relay.fleet.claim",
+    "relay.fleet.presence",
+    "relay.fleet.registry",
+    "relay.fleet.directory",
+    "relay.fleet.remember",
+    "relay.fleet.join",
+    "relay.fleet.dnswire",
+    "relay.fleet.zone",
+    "relay.fleet.names",
+    "relay.fleet.hosts",
+    "relay.dataplane",
+    "relay.dataplane.process",
+    "relay.dataplane.channel",
+    "relay.dataplane.words",
+    "relay.dataplane.ledger",
+    "relay.dataplane.denials",
+    "relay.dataplane.sources",
+    "relay.targets",
+    "relay.targets.choose",
+    "relay.targets.pool",
+    "relay.dataplane.gate",
+    "relay.dataplane.pipes",
+    "relay.dataplane.sockets",
+    "relay.dataplane.poller",
+    "relay.dataplane.splice",
+    "relay.dataplane.plane",
+    "relay.dataplane.look",
+    "relay.dataplane.route",
+    "relay.dataplane.arrival",
+    "relay.dataplane.dial",
+    "relay.dataplane.session",
+    "relay.dataplane.listener",
+    "relay.dataplane.adopt",
+    "relay.dataplane.faults",
+    "relay.dataplane.worker",
+    "relay.dataplane.handover",
+    "relay.dataplane.holder",
+    "relay.dataplane.__main__",
+    "relay.dataplane.renewal",
+    "relay.dataplane.keeper",
+    "relay.targets.probe",
+    "relay.control",
+    "relay.control.text",
+    "relay.control.client",
+    "relay.control.discovery",
+    "relay.control.environment",
+    "relay.control.openapi",
+    "relay.control.watch",
+    "relay.control.status",
+    "relay.control.metrics",
+    "relay.control.explain",
+    "relay.control.health",
+    "relay.control.services",
+    "relay.control.follow",
+    "relay.control.naming",
+    "relay.control.reload",
+    "relay.control.upgrade",
+    "relay.control.deliver",
+    "relay.control.routes",
+    "relay.control.admin",
+    "relay.control.control",
+    "relay.daemon",
+    "relay.demo",
+    "relay.emulate",
+    "relay.asking",
+    "relay.cli",
+    "relay.__main__",
+)
+
+# Bytes or plain data in, a verdict or plain data out. Not even by way of another module do they reach the network, an
+# event loop or the clock.
+PURE: Final = (
+    "relay.envelope.bpf",
+    "relay.envelope.cidr",
+    "relay.envelope.clienthello",
+    "relay.envelope.decide",
+    "relay.envelope.httphead",
+    "relay.envelope.proxyproto",
+    "relay.envelope.verdict",
+    "relay.config.values",
+    "relay.config.places",
+    "relay.config.fields",
+    "relay.config.model",
+    "relay.config.settings",
+    "relay.config.schema",
+    "relay.config.check",
+    "relay.config.lint",
+    "relay.config.roster",
+    "relay.config.snapshot",
+    "relay.config.compile",
+    "relay.config.plan",
+    "relay.config.csdef.read",
+    "relay.config.csdef.definition",
+    "relay.config.csdef.configuration",
+    "relay.config.csdef.check",
+    "relay.config.csdef.naming",
+    "relay.config.csdef.ports",
+    "relay.config.csdef.traffic",
+    "relay.config.csdef.yamltext",
+    "relay.config.csdef.mapping",
+    "relay.fleet.entries",
+    "relay.fleet.believed",
+    "relay.fleet.gateway",
+    "relay.fleet.dnswire",
+    "relay.fleet.zone",
+    "relay.control.text",
+    "relay.control.discovery",
+    "relay.control.environment",
+    "relay.control.openapi",
+)
+IMPURE: Final = frozenset({"asyncio", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"})
+
+LINES_MAX: Final = 450
+
+# Modules without a test file of their own, and why.
+TESTED_ELSEWHERE: Final = {
+    "relay.__main__": "every end-to-end test starts it",
+    "relay.cli": "the end-to-end tests type its commands",
+    "relay.daemon": "it puts processes together, which the end-to-end tests do",
+    "relay.demo": "the end-to-end tests of `relay emulate` ask each demo service",
+    "relay.emulate": "it starts daemons, which the end-to-end tests do",
+    "relay.config.fields": "the tests of the model and of the schemas read every kind of key",
+    "relay.config.schema": "the tests of the model and of the samples hold it against both",
+    "relay.control.control": "a process; the end-to-end tests reload it, kill it and read its status",
+    "relay.dataplane.__main__": "a process; the end-to-end tests upgrade it",
+    "relay.control.deliver": "channels between processes; the end-to-end tests reload, and kill who is handed something",
+    "relay.control.upgrade": "two versions of relay; the end-to-end tests upgrade one to the other",
+    "relay.dataplane.handover": "it replaces the program; the end-to-end tests upgrade it",
+    "relay.dataplane.renewal": "it replaces holders; the end-to-end tests upgrade them",
+    "relay.dataplane.words": "names of what the tests of the ledger look at",
+    "relay.dataplane.arrival": "the first part of a session; the tests of sessions and of the edge go through it",
+    "relay.dataplane.dial": "the middle part of a session; the tests of sessions and of targets go through it",
+    "relay.dataplane.route": "the tests of sessions and of the edge go through it",
+    "relay.control.health": "it probes; the end-to-end tests of the edge start and stop what it asks",
+    "relay.fleet.presence": "the tests of the registry announce by it, lose its leases and meet its clones",
+    "relay.dataplane.adopt": "it takes a dead process' descriptors over; the end-to-end tests kill workers at every step",
+    "relay.dataplane.faults": "it is the end-to-end tests' own tool",
+    "relay.dataplane.holder": "a process that forks; the end-to-end tests kill it and what it holds",
+    "relay.dataplane.plane": "what sessions share; the tests of sessions and of the log go through it",
+    "relay.dataplane.sources": "the tests of the gate share sources between two workers",
+    "relay.envelope.verdict": "two types; tests/envelope/promises.py states what parsers promise with them",
+}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES: Final = {name_of(file): file for file in sorted((ROOT / "relay").rglob("*.py"))}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """What a module imports anywhere in it: relay's own modules by their full name, others by their first part."""
+    return frozenset(_imports(module))
+
+
+def _imports(module: str) -> Iterator[str]:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            # `from relay.dataplane import channel` is the module; `from relay import __version__` is its package.
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES else str(node.module) for name in inside]
+        else:
+            continue
+        yield from (name if name in FILES else name.partition(".")[0] for name in names)
+
+
+def reached(module: str) -> set[str]:
+    """Everything that is imported with a module, over relay's own modules."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for name in imports(waiting.pop()):
+            if name not in found:
+                found.add(name)
+                if name in FILES:
+                    waiting.append(name)
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    assert len(ORDER) == len(set(ORDER)) > 40
+    assert set(FILES) == set(ORDER), "write the module into ORDER where it stands in the flow"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module: str) -> None:
+    above = ORDER[: ORDER.index(module)]
+    assert {name for name in imports(module) if name in FILES} <= set(above)
+
+
+def test_the_data_plane_knows_nothing_of_control() -> None:
+    behind = ("relay.control", "relay.fleet", "relay.daemon", "relay.emulate", "relay.cli")
+    for module in FILES:
+        if module.startswith(("relay.dataplane.", "relay.envelope.", "relay.config.")):
+            assert not [name for name in reached(module) if name.startswith(behind)], module
+
+
+def test_nothing_imports_the_top() -> None:
+    users = {top: {module for module in FILES if top in imports(module)} for top in ("relay.cli", "relay.daemon")}
+    assert users == {"relay.cli": {"relay.__main__"}, "relay.daemon": {"relay.cli"}}
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules(module: str) -> None:
+    assert imports(module), "an import that is not found here would be missed below"
+    assert reached(module) & IMPURE == set()
+
+
+def test_the_envelope_is_pure_as_a_whole() -> None:
+    assert {module for module in FILES if module.startswith("relay.envelope.")} <= set(PURE)
+
+
+def test_files_can_be_read_in_one_go() -> None:
+    lengths = {module: len(file.read_text().splitlines()) for module, file in FILES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines >= LINES_MAX} == {}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_what_is_public_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(tree(module)), "the module has no docstring"
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    public = [node for node in tree(module).body if isinstance(node, kinds) and not node.name.startswith("_")]
+    methods = [
+        node
+        for owner in public
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_")
+    ]
+    assert [node.name for node in (*public, *methods) if not ast.get_docstring(node)] == []
+
+
+@pytest.mark.parametrize("module", [name for name, file in FILES.items() if file.name != "__init__.py"])
+def test_every_module_has_its_tests(module: str) -> None:
+    *folders, name = module.split(".")[1:]
+    there = ROOT.joinpath("tests", *folders, f"test_{name}.py").exists()
+    assert there != (module in TESTED_ELSEWHERE), "write the tests, or the reason why there are none"
+
+
+def test_every_reason_is_needed() -> None:
+    assert set(TESTED_ELSEWHERE) <= set(FILES)
