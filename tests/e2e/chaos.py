@@ -1,0 +1,94 @@
+"""Streams that go on and on (streams.py), and somebody who kills processes meanwhile."""
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from relay.dataplane import faults
+from tests.e2e.streams import WELL_ENDED, Client, Shape
+from tests.harness import Daemon, eventually
+
+_WALK_S = 250  # a bound for hanging
+
+
+@dataclass
+class Streams:
+    """Runs streams of these shapes until told to stop. `done` counts the good ones; `failures` says what went wrong."""
+
+    address: tuple[str, int]
+    seed: int
+    shapes: Sequence[Shape] = WELL_ENDED
+    client: Client = field(init=False)
+    stop: threading.Event = field(default_factory=threading.Event)
+    done: Counter[Shape] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.client = Client(self.address)
+
+    @contextlib.contextmanager
+    def running(self, count: int) -> Iterator[None]:
+        """So many loops meanwhile, each doing one stream after the other. Asserts that all of them were right."""
+        self.stop.clear()
+        before = self.done.total()
+        threads = [threading.Thread(target=self._loop, args=(n,), name=f"stream {n}") for n in range(count)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join()
+        assert self.failures == []
+        assert self.done.total() > before + count, "too little went through to mean anything"
+
+    def _loop(self, number: int) -> None:
+        chance = random.Random(self.seed * 1000 + number)
+        while not self.stop.is_set():
+            shape = chance.choice(self.shapes)
+            try:
+                shape(chance, self.client)
+            except Exception as error:
+                self.failures.append(f"{shape.__name__}: {error!r}")
+            else:
+                with self._lock:
+                    self.done[shape] += 1
+
+
+def kill_workers(daemon: Daemon, chance: random.Random, kills: int, between_s: tuple[float, float]) -> None:
+    """Send SIGKILL to a random worker, again and again. Workers are found in /proc, so that nobody need answer."""
+    holders = [worker["holder_pid"] for worker in daemon.status()["workers"]]
+    killed: set[int] = set()
+    while len(killed) < kills:
+        time.sleep(chance.uniform(*between_s))  # a random moment, which is the point
+        for pid in children(chance.choice(holders)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+
+
+def await_visits(streams: Streams, walks: Mapping[Daemon, str]) -> None:
+    """Until workers of each daemon have died at every kind of step of its walk (faults.py). Says which are left when late."""
+
+    def left() -> list[list[str]]:
+        seen = {daemon: {record["step"] for record in daemon.events("fault")} for daemon in walks}
+        return [sorted(set(faults.names(walk)) - seen[daemon]) for daemon, walk in walks.items()]
+
+    try:
+        eventually(lambda: bool(streams.failures) or not any(left()), "every kind of step has been visited", _WALK_S)
+    except AssertionError as late:
+        raise AssertionError(f"{late}: {left()}") from None
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children (proc(5), /proc/PID/task/TID/children)."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(each) for each in file.read().split()]

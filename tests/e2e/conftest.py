@@ -1,0 +1,61 @@
+"""Targets for every test of a whole daemon: simple ones, and real programs."""
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import programs
+from tests.e2e.peers import PATIENCE_S
+from tests.harness import Echo
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    """A target that sends back what it gets."""
+    with Echo() as target:
+        yield target
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A target in the test's own hands."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.settimeout(PATIENCE_S)
+        yield made
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[programs.Nginx]:
+    directory = tmp_path / "nginx"
+    directory.mkdir()
+    with programs.nginx(directory) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[programs.Redis]:
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    with programs.redis(directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[programs.Postgres]:
+    # Not below tmp_path: its parents are closed to the user that PostgreSQL runs as.
+    with (
+        tempfile.TemporaryDirectory(prefix="relay-postgres-") as directory,
+        programs.postgres(Path(directory)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[programs.Sshd]:
+    directory = tmp_path / "sshd"
+    directory.mkdir()
+    with programs.sshd(directory) as server:
+        yield server

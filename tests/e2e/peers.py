@@ -1,0 +1,162 @@
+"""What the tests of a whole daemon ask of it and of its two sides."""
+
+import contextlib
+import errno
+import select
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from tests.conftest import Daemons
+from tests.harness import Daemon, eventually, free_port, one_endpoint
+
+PATIENCE_S: Final = 15.0  # a bound for hanging, not for speed
+
+
+class Front:
+    """A daemon with one endpoint in front of `target`: where it is, and what it says of its connections."""
+
+    def __init__(
+        self, daemons: Daemons, target: str | int, *, settings: dict[str, Any] | None = None, **keys: Any
+    ) -> None:
+        self.port = free_port()
+        where = f"127.0.0.1:{target}" if isinstance(target, int) else target
+        self.daemon: Daemon = daemons(one_endpoint(self.port, where, **keys), settings)
+
+    def url(self, scheme: str = "http", path: str = "") -> str:
+        """Where its endpoint is."""
+        return f"{scheme}://127.0.0.1:{self.port}/{path}"
+
+    def account(self, **denied: int) -> dict[str, Any]:
+        """The endpoint's status once nothing is open: every connection has one cause, and relay is none of them."""
+
+        def settled() -> dict[str, Any] | None:
+            now = self.daemon.endpoint("web/in")
+            return None if now["active"] else now
+
+        status: dict[str, Any] = eventually(settled, "every connection has ended")
+        assert status["accepted"] == sum(status["closed"].values()) > 0
+        assert "error" not in status["closed"]
+        assert status["denied"] == denied
+        return status
+
+
+def endpoint(port: int, target: str, **keys: Any) -> dict[str, Any]:
+    """An input endpoint as a file has it."""
+    return {"type": "input", "public_port": port, "target": target, **keys}
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+def shut(*ports: int) -> None:
+    """Wait until nobody listens there: the keeper closes its own copy of a socket a moment after the workers."""
+    eventually(lambda: all(map(refused, ports)), f"{ports} are closed", 4)
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection of a target."""
+    connection, _ = listener.accept()
+    connection.settimeout(PATIENCE_S)
+    return connection
+
+
+def untouched(listener: socket.socket) -> bool:
+    """Whether nobody waits to be accepted."""
+    return not select.select([listener], [], [], 0)[0]
+
+
+def counted(daemon: Daemon, name: str = "web/in", **expected: Any) -> None:
+    """Wait until the endpoint's account says so: a client sees its reset a moment before it is counted."""
+    seen: dict[str, Any] = {}
+
+    def check() -> bool:
+        seen.update(daemon.endpoint(name))
+        return expected.items() <= seen.items()
+
+    with contextlib.suppress(AssertionError):
+        eventually(check, "the account", 3)
+    assert {key: seen[key] for key in expected} == expected
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended; one that nobody has waited for yet counts as ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def control_pid(daemon: Daemon) -> int:
+    """The pid of the control process."""
+    return int(daemon.status()["control"]["pid"])
+
+
+def pids(daemon: Daemon) -> set[int]:
+    """The pids of all of the daemon's processes."""
+    return {daemon.pid, *descendants(daemon.pid)}
+
+
+def descendants(pid: int) -> list[int]:
+    """The pids of all processes that this one and its own have started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in map(int, children) for each in (child, *descendants(child))]
+
+
+def control_restarted(daemon: Daemon) -> dict[str, Any]:
+    """The status once control was started again, for the first time."""
+
+    def check() -> dict[str, Any] | None:
+        with contextlib.suppress(OSError):
+            now = daemon.status()
+            return now if now["control"]["restarts"] == 1 else None
+        return None
+
+    return dict(eventually(check, "control answers again"))
+
+
+def running(daemon: Daemon) -> dict[str, Any]:
+    """The status of a daemon that was started without a manager to tell that it is ready."""
+
+    def check() -> dict[str, Any] | None:
+        with contextlib.suppress(OSError):
+            now = daemon.status()
+            return now if all(worker["pid"] for worker in now["workers"]) else None
+        return None
+
+    return dict(eventually(check, "it runs"))
+
+
+def next_worker(daemon: Daemon, last_pid: int) -> int:
+    """The pid of the worker that took the place of `last_pid`."""
+    return int(eventually(lambda: (now := daemon.worker_pid()) != last_pid and now, "another worker"))
+
+
+def more(counts: Counter[str], key: str) -> None:
+    """Wait until one more is counted."""
+    seen = counts[key]
+    eventually(lambda: counts[key] > seen, f"one more {key}")
+
+
+def records(daemon: Daemon, event: str, count: int) -> list[dict[str, Any]]:
+    """The log's first `count` records of one kind, once they are written; fails when there are more."""
+
+    def written() -> Iterator[dict[str, Any]]:
+        return daemon.events(event)
+
+    eventually(lambda: len(list(written())) >= count, f"{count} records `{event}`")
+    found = list(written())
+    assert len(found) == count, found
+    return found
+
+
+def listening(*wrapper: str) -> set[str]:
+    """Every TCP address that somebody listens on here, as `host:port`; `wrapper` is a command that goes elsewhere first."""
+    done = subprocess.run([*wrapper, "ss", "-Hltn"], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    return {line.split()[3] for line in done.stdout.splitlines()}

@@ -1,0 +1,163 @@
+"""Doors out: a loopback port that leads to a healthy instance of another role, for programs that know no other machine."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, web_and_store
+
+WEB = "127.0.0.1"
+STORES = ("127.3.0.1", "127.3.0.2", "127.3.0.3")
+PORT = 7432  # private, on each store's own address
+
+
+def shop(door: int, targets: dict[str, str], stores: tuple[str, ...] = STORES) -> dict[str, Any]:
+    """A web instance with a door to the stores. Every store has the same file but for its own target."""
+    pg = {"type": "internal", "port": PORT, "target": targets["*"], "from": ["web"]}
+    return web_and_store([WEB], list(stores), f"127.0.0.1:{door}", {"pg": pg})
+
+
+def reset(client: socket.socket) -> bool:
+    """Whether the connection ends with a reset and not with a byte."""
+    try:
+        client.recv(1)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+class Shop:
+    """The web instance and its stores, each a daemon of its own, each store with a service of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.door = free_port()
+        self.metrics = free_port()
+        self.echoes = {address: Echo() for address in STORES}
+        self.stores = {}
+        for n, address in enumerate(STORES):
+            place = directory / f"store{n}"
+            place.mkdir()
+            file = shop(self.door, {"*": self.echoes[address].target})
+            self.stores[address] = Daemon(place, file, {"workers": 1}, instance=f"store_IN_{n}")
+        place = directory / "web"
+        place.mkdir()
+        self.web = Daemon(
+            place,
+            shop(self.door, {"*": "127.0.0.1:9"}),
+            {"workers": 1, "metrics": {"listen": f"127.0.0.1:{self.metrics}"}},
+        )
+
+    def __enter__(self) -> "Shop":
+        for echo in self.echoes.values():
+            echo.__enter__()
+        with ThreadPoolExecutor() as together:  # each takes a second to start
+            list(together.map(Daemon.start, (*self.stores.values(), self.web)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for daemon in (self.web, *self.stores.values()):
+            if daemon.process is not None:
+                daemon.stop()
+        for echo in self.echoes.values():
+            echo.__exit__()
+
+    def reached(self) -> dict[str, int]:
+        """Connections that each store's service got so far."""
+        return {address: echo.accepted for address, echo in self.echoes.items()}
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[Shop]:
+    with Shop(tmp_path) as made:
+        yield made
+
+
+def test_a_program_reaches_every_store_by_one_local_port(there: Shop) -> None:
+    clients = [dial(there.door) for _ in range(6)]
+    assert [echoed(client) for client in clients] == [b"ping"] * 6
+    assert there.reached() == dict.fromkeys(STORES, 2)  # to the one that has the fewest
+    for client in clients:
+        client.close()
+    status = there.web.endpoint("web/db")
+    assert (status["type"], status["leads_to"], status["accepted"]) == ("door", "store/pg", 6)
+    assert [each["instance"] for each in status["target_set"]] == ["store_IN_0", "store_IN_1", "store_IN_2"]
+    text = there.web.relay("status").stdout
+    assert f"127.0.0.1:{there.door}" in text
+    assert "store/pg: 3 instances" in text
+    scrape = Scrape(there.metrics)
+    labels = {"role": "web", "endpoint": "db", "type": "door"}
+    assert scrape.value("relay_connections_accepted_total", **labels) == 6
+    assert scrape.value("relay_target_connections_total", **labels, target=f"{STORES[0]}:{PORT}") == 2
+
+
+def test_a_store_that_is_gone_costs_nobody_a_connection(there: Shop) -> None:
+    there.stores[STORES[0]].stop()
+    for _ in range(6):
+        with dial(there.door) as client:
+            assert echoed(client) == b"ping"
+    assert there.reached()[STORES[0]] == 0
+    failed = {each["instance"]: each["failures"] for each in there.web.endpoint("web/db")["target_set"]}
+    assert failed["store_IN_0"] >= 1
+    assert failed["store_IN_1"] == failed["store_IN_2"] == 0
+
+
+def test_a_service_that_is_gone_behind_its_relay_is_tried_once_and_then_last(there: Shop) -> None:
+    there.echoes[STORES[0]].__exit__()
+    answers = []
+    for _ in range(6):
+        with dial(there.door) as client:
+            try:
+                answers.append(echoed(client))
+            except ConnectionResetError:
+                answers.append(b"")
+    assert answers.count(b"ping") >= 5
+    ejections = {each["instance"]: each["ejections"] for each in there.web.endpoint("web/db")["target_set"]}
+    assert ejections == {"store_IN_0": 1, "store_IN_1": 0, "store_IN_2": 0}
+    there.echoes[STORES[0]] = Echo()  # for the fixture's end
+    there.echoes[STORES[0]].__enter__()
+
+
+def test_all_stores_gone(there: Shop) -> None:
+    for daemon in there.stores.values():
+        daemon.stop()
+    with dial(there.door) as client:
+        assert reset(client)
+    eventually(lambda: there.web.endpoint("web/db")["closed"].get("connect_failed") == 1, "the end is counted")
+
+    # A loopback address is this machine, whichever it is.
+    answer = there.web.relay("explain", "--to", "web/db", "--from", "10.0.0.9").stdout
+    assert "10.0.0.9 is denied (roster) to web/db" in answer
+    assert "a door out is for this machine alone" in answer
+
+
+def test_established_connections_survive_a_kill_and_a_reload_that_removes_the_door_cuts_them(there: Shop) -> None:
+    with dial(there.door) as client:
+        assert echoed(client) == b"ping"
+        os.kill(there.web.worker_pid(), signal.SIGKILL)
+        assert echoed(client, b"again") == b"again"
+        file = shop(there.door, {"*": "127.0.0.1:9"})
+        del file["roles"]["web"]["uses"]
+        there.web.write_service(file)
+        answer = there.web.relay("reload")
+        assert f"close web/db on 127.0.0.1:{there.door}" in answer.stdout
+        assert reset(client)
+
+
+def test_a_store_that_leaves_the_file_gets_no_new_connection_and_keeps_the_old(there: Shop) -> None:
+    with dial(there.door) as client:
+        assert echoed(client) == b"ping"
+        (held,) = (address for address, count in there.reached().items() if count)
+        left = tuple(address for address in STORES if address != held)
+        there.web.write_service(shop(there.door, {"*": "127.0.0.1:9"}, left))
+        there.web.relay("reload")
+        for _ in range(4):
+            with dial(there.door) as other:
+                assert echoed(other) == b"ping"
+        assert there.reached()[held] == 1
+        assert echoed(client, b"still") == b"still"

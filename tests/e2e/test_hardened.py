@@ -1,0 +1,48 @@
+"""Under the unit's hardening, without root: workers are killed, files reloaded, the code upgraded; nobody notices."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Daemons
+from tests.dataplane.test_unprivileged import NOBODY, as_nobody
+from tests.harness import Daemon, Echo, dial, echoed, eventually, free_port, one_endpoint
+
+REPOSITORY = Path(__file__).parents[2]
+UNIT = REPOSITORY / "systemd" / "relay.service"
+CONFINE = Path(__file__).with_name("confine.py")
+
+
+def hardened(daemons: Daemons, service: dict[str, object]) -> Daemon:
+    """A daemon that runs as nobody, under the unit's system call filter."""
+    wrapper = (*as_nobody(), sys.executable, str(CONFINE), str(UNIT))
+    daemon = daemons.make(service, {"workers": 2}, wrapper=wrapper)
+    if os.getuid() == 0:
+        os.chown(daemon.directory, NOBODY, NOBODY)
+    return daemon.start()
+
+
+@pytest.mark.real("systemd-analyze", "setpriv")
+def test_nothing_is_lost_under_the_units_filter(daemons: Daemons) -> None:
+    port = free_port()
+    with Echo() as echo:
+        daemon = hardened(daemons, one_endpoint(port, echo.target))
+        assert "Seccomp:\t2" in Path(f"/proc/{daemon.pid}/status").read_text()
+        with dial(port) as client:
+            assert echoed(client) == b"ping"
+            for worker in daemon.status()["workers"]:
+                assert worker["survives_crash"], "clone(CLONE_FILES) is let through"
+                os.kill(worker["pid"], signal.SIGKILL)
+            assert echoed(client) == b"ping"
+            eventually(lambda: daemon.status()["worker_restarts"] == 2, "both were started again")
+            daemon.write_service(one_endpoint(port, echo.target, access=[{"permit": "127.0.0.0/8"}]))
+            assert daemon.ask("POST", "/v1/reload")[0] == 200
+            code, answer = daemon.ask("POST", "/v1/upgrade")
+            assert code == 202, answer
+            eventually(lambda: any(daemon.events("upgraded")), "every worker runs in the new program", within_s=30)
+            assert echoed(client) == b"ping"
+        eventually(lambda: daemon.endpoint("web/in")["closed"] == {"client_fin": 1}, "it ended well")
+    assert list(daemon.events("bug")) == []

@@ -1,0 +1,142 @@
+"""What the service manager is told: sd_notify(3), heard on a socket as systemd hears it."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.conftest import Daemons
+from tests.e2e.peers import running
+from tests.harness import Daemon, Echo, dial, echoed, free_port, one_endpoint
+
+WATCHDOG_USEC = 600_000
+
+
+class Manager:
+    """The service manager's socket. `address` is what NOTIFY_SOCKET says."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def next(self, within_s: float = 20.0) -> dict[str, str]:
+        """The next message's assignments. Raises TimeoutError."""
+        self._socket.settimeout(within_s)
+        return dict(line.split("=", 1) for line in self._socket.recv(4096).decode().split("\n"))
+
+    def until(self, key: str) -> dict[str, str]:
+        """The next message that assigns `key`. READY may be said more than once: systemd asks for the first alone."""
+        while key not in (message := self.next()):
+            assert message.keys() <= {"READY", "STATUS"}, message
+        return message
+
+    def hear(self, seconds: float) -> int:
+        """How many messages come in the next `seconds`."""
+        count, deadline_s = 0, time.monotonic() + seconds
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                self.next(left_s)
+            except TimeoutError:
+                break
+            count += 1
+        return count
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    with Manager(str(tmp_path / "manager")) as made:
+        yield made
+
+
+def start(daemons: Daemons, manager: Manager, target: str = "127.0.0.1:9", **environment: str) -> tuple[Daemon, int]:
+    """A daemon that `manager` started, and its port."""
+    port = free_port()
+    variables = {"NOTIFY_SOCKET": manager.address, **environment}
+    # The short idle timeout makes the worker's heart beat often: it looks for idle connections with every beat.
+    declared = one_endpoint(port, target, timeouts={"idle": "400ms"})
+    return daemons.make(declared, {"drain": "20s"}, environment=variables).start(wait=False), port
+
+
+def test_ready_comes_when_the_port_is_open(daemons: Daemons, manager: Manager) -> None:
+    with Echo() as echo:
+        _, port = start(daemons, manager, echo.target)
+        assert manager.next() == {"READY": "1", "STATUS": "web_IN_0: 1 endpoints open, generation 1"}
+        with dial(port) as client:
+            assert echoed(client) == b"ping"
+
+
+def test_a_manager_that_is_gone_stops_nobody(daemons: Daemons, tmp_path: Path) -> None:
+    port = free_port()
+    daemon = daemons.make(
+        one_endpoint(port, "127.0.0.1:9"), environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")}
+    ).start(wait=False)
+    assert running(daemon)["generation"] == 1
+    assert daemon.relay("reload").returncode == 0
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["good", "bad"])
+def test_a_reload_is_announced_and_ends(daemons: Daemons, manager: Manager, good: bool) -> None:
+    daemon, _ = start(daemons, manager)
+    manager.until("READY")
+    if not good:
+        daemon.service_file.write_text("version: 1\n")
+    before_usec = time.monotonic_ns() // 1000
+    os.kill(daemon.pid, signal.SIGHUP)
+    reloading, ready = manager.until("RELOADING"), manager.next()
+    assert reloading.keys() == {"RELOADING", "MONOTONIC_USEC"}
+    assert reloading["RELOADING"] == "1"
+    assert before_usec <= int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert ready["READY"] == "1"
+    assert ("generation 2" in ready["STATUS"]) is good
+    assert ("failed" in ready["STATUS"]) is not good
+
+
+def test_stopping_is_announced_at_once(daemons: Daemons) -> None:
+    """To a manager that has an abstract socket, as systemd may have."""
+    with Echo() as echo, Manager(f"@relay-test-{os.getpid()}") as manager:
+        daemon, port = start(daemons, manager, echo.target)
+        manager.until("READY")
+        with dial(port) as client:
+            assert echoed(client) == b"ping"
+            os.kill(daemon.pid, signal.SIGTERM)
+            assert manager.until("STOPPING") == {"STOPPING": "1", "STATUS": "draining"}
+            os.kill(daemon.pid, signal.SIGTERM)
+            assert daemon.process is not None
+            assert daemon.process.wait(5) == 0
+
+
+def test_the_watchdog_is_fed_while_the_worker_works(daemons: Daemons, manager: Manager) -> None:
+    daemon, _ = start(daemons, manager, WATCHDOG_USEC=str(WATCHDOG_USEC))
+    manager.until("READY")
+    assert manager.until("WATCHDOG") == {"WATCHDOG": "1"}
+    begun_s = time.monotonic()
+    for _ in range(3):
+        assert manager.next(5) == {"WATCHDOG": "1"}
+    assert WATCHDOG_USEC / 1e6 <= time.monotonic() - begun_s < 3 * WATCHDOG_USEC / 1e6
+    worker = daemon.worker_pid()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert manager.hear(1.6 * WATCHDOG_USEC / 1e6) <= 3  # until its heart is seen not to beat
+        assert manager.hear(1.1 * WATCHDOG_USEC / 1e6) == 0
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert manager.next(5) == {"WATCHDOG": "1"}
+
+
+def test_a_watchdog_that_is_somebody_elses_is_not_fed(daemons: Daemons, manager: Manager) -> None:
+    """sd_watchdog_enabled(3): WATCHDOG_PID says whom it means."""
+    start(daemons, manager, WATCHDOG_USEC="100000", WATCHDOG_PID="1")
+    manager.until("READY")
+    assert manager.hear(0.5) <= 1  # READY again; a watchdog would be ten
