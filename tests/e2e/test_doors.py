@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, web_and_store
+from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, web_and_store
 
 WEB = "127.0.0.1"
 STORES = ("127.3.0.1", "127.3.0.2", "127.3.0.3")
@@ -126,8 +126,7 @@ def test_a_service_that_is_gone_behind_its_relay_is_tried_once_and_then_last(the
 def test_all_stores_gone(there: Shop) -> None:
     for daemon in there.stores.values():
         daemon.stop()
-    with dial(there.door) as client:
-        assert reset(client)
+    assert denied(there.door)
     eventually(lambda: there.web.endpoint("web/db")["closed"].get("connect_failed") == 1, "the end is counted")
 
     # A loopback address is this machine, whichever it is.
