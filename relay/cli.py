@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     args = _parsed(argv)
     try:
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()  # what the interpreter would do at its end, too late for the answer below
+        return status
     except OperatorError as error:
         print(error if isinstance(error, ConfigError | RefusedError) else f"relay: {error}", file=sys.stderr)
         return 1
