@@ -14,8 +14,9 @@ from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import Prepared, Sources, prepare
 from relay.dataplane import channel, handover, worker
 from relay.dataplane.handover import Handover
-from relay.dataplane.keeper import Keeper, State
+from relay.dataplane.keeper import Keeper
 from relay.dataplane.ledger import Ledger
+from relay.dataplane.state import State
 from relay.dataplane.words import Head
 from relay.fleet.names import open_names_sockets
 from relay.log import Log
@@ -92,6 +93,7 @@ def _taken_over(before: Handover) -> tuple[State, Settings]:
         log_source=_socket(before.log_source),
         keeper_end=_socket(before.keeper_end),
         control_end=_socket(before.control_end),
+        hand=(_socket(before.hand[0]), _socket(before.hand[1])),
         worker_ends=[(_socket(one), _socket(other)) for one, other in before.worker_ends],
         control_only={name: _socket(fd) for name, fd in before.control_only.items()},
         memory=before.memory,
@@ -122,6 +124,7 @@ def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socke
         log_source=log_source,
         keeper_end=keeper_end,
         control_end=control_end,
+        hand=channel.pair(),
         worker_ends=[channel.pair() for _ in range(count)],
         control_only=control_only,
         memory=handover.create(),

@@ -1,9 +1,11 @@
 """The live upgrade's hinge: what a process leaves to the code that takes its place by execve(2).
 
-The keeper, then each holder, replaces its own program. A process that executes another program keeps its pid, its children,
-its parent and every descriptor that is not close-on-exec, and nothing else. So all that the new code must know stands in
-one memory file that every process of the daemon has open from the start: numbers of descriptors, which are the same in all of
-them, and a few plain facts. Nothing in it depends on how either version lays out its objects.
+The keeper replaces its own program. A process that executes another program keeps its pid, its children, its parent and
+every descriptor that is not close-on-exec, and nothing else. So all that the new code must know stands in one memory
+file: numbers of descriptors and a few plain facts. Nothing in it depends on how either version lays out its objects.
+
+The holders do not: what they have goes over to those of the new program (succession.py). So a descriptor that every holder
+has from its start is also part of what two versions must have in common.
 """
 
 import contextlib
@@ -11,10 +13,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn
 
-FORMAT: Final = 2  # of the JSON below; the new code refuses to try with another one
+FORMAT: Final = 3
+"""Of the JSON below, of what a holder has open from its start, and of what succession.py says. New code refuses to try
+with another one."""
 
 VARIABLE: Final = "RELAY_HANDOVER"
 """In the environment of a keeper that was replaced: the number of the memory file's descriptor."""
@@ -33,32 +37,24 @@ class Handover:
     log_source: int
     keeper_end: int  # of the channel to control
     control_end: int
+    hand: tuple[int, int]  # of the channel over which holders are called: succession.py
     worker_ends: tuple[tuple[int, int], ...]
     control_only: dict[str, int]  # by what is served there
     listeners: dict[str, int]  # by listening address
     prepared: int  # what the trial left to the new keeper, see control/upgrade.py
     version: str  # of the code that is replaced
-    snapshot: str = ""  # for the holders: the snapshot of the new code, as JSON
-
-    def of_holders(self) -> tuple[int, ...]:
-        """The descriptors that a holder has from its start. All others in its table are its worker's."""
-        ends = (fd for pair in self.worker_ends for fd in pair)
-        return (self.memory, self.ledger, self.log_sink, self.log_source, *ends)
 
     def of_keeper(self) -> tuple[int, ...]:
         """The descriptors that a keeper has, and needs again."""
-        only = (self.keeper_end, self.control_end, *self.control_only.values(), *self.listeners.values(), self.prepared)
-        return (*self.of_holders(), *only)
+        channels = (fd for pair in (self.hand, (self.keeper_end, self.control_end), *self.worker_ends) for fd in pair)
+        sockets = (*self.control_only.values(), *self.listeners.values())
+        return (self.memory, self.ledger, self.log_sink, self.log_source, *channels, *sockets, self.prepared)
 
     def write(self) -> None:
         """Put it into the memory file, in place of what is there."""
         text = json.dumps({"format": FORMAT, **asdict(self)}).encode()
         os.ftruncate(self.memory, 0)
         os.pwrite(self.memory, text, 0)
-
-    def with_snapshot(self, text: bytes) -> "Handover":
-        """The same, with the snapshot that holders start from."""
-        return replace(self, snapshot=text.decode())
 
 
 def create() -> int:
@@ -72,6 +68,7 @@ def read(memory: int) -> Handover:
     if raw.pop("format", None) != FORMAT:
         raise ValueError(f"the running version hands over in another format than {FORMAT}")
     raw["holder_pids"] = tuple(raw["holder_pids"])
+    raw["hand"] = tuple(raw["hand"])
     raw["worker_ends"] = tuple(map(tuple, raw["worker_ends"]))
     return Handover(**raw)
 

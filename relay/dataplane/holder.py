@@ -3,29 +3,30 @@
 Nothing else happens in here, and nothing is opened or closed, so that nothing can fail. When the worker dies, every
 socket and pipe that it had is still open in the holder, and so in the next worker.
 
-At a live upgrade (SIGUSR2 from the keeper) it kills the worker and replaces its own program: execve(2) keeps every
-descriptor, so the new code's first worker takes over what the old code's last one left, as after any other kill.
+At a live upgrade (SIGUSR2 from the keeper) it kills the worker and gives every descriptor to its successor (succession.py):
+the new program's first worker takes over what the old one's last worker left, as after any other kill.
 """
 
 import contextlib
-import gc
+import errno
 import os
 import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Final
 
 from relay.config.snapshot import Snapshot
-from relay.dataplane import handover, process, worker
+from relay.dataplane import process, succession, worker
 from relay.dataplane.ledger import Ledger, WorkerLedger
-from relay.dataplane.sockets import descriptors
 from relay.dataplane.words import Head, Word
 from relay.log import Log
 
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
+NO_PROCESS_S: Final = 1.0  # from one try to the next where the limit of processes is reached, or memory is short
 EXIT_BUG: Final = 70  # sysexits(3), EX_SOFTWARE
 
 
@@ -33,12 +34,19 @@ class Holder:
     """Keeps one worker running until it ends by itself (it has drained) or SIGTERM came. `run` does not return."""
 
     def __init__(
-        self, index: int, ledger: WorkerLedger, memory: int, log: Log, worker_main: Callable[[], None]
+        self,
+        name: str,
+        ledger: WorkerLedger,
+        hand: socket.socket,
+        own: Collection[int],
+        log: Log,
+        worker_main: Callable[[], None],
     ) -> None:
-        self._index = index
-        self._name = f"worker-{index}"
+        """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
+        self._name = name
         self._ledger = ledger
-        self._memory = memory
+        self._hand = hand
+        self._own = own
         self._log = log
         self._worker_main = worker_main
         self._worker_pid = 0
@@ -52,7 +60,13 @@ class Holder:
         while True:
             started_s = time.monotonic()
             process.block()  # `_renew` must know of every worker
-            self._worker_pid = self._start()
+            try:
+                self._worker_pid = self._start()
+            except OSError as error:
+                process.unblock()
+                self._log.event("error", "not started", message=no_process(self._name, error))
+                time.sleep(NO_PROCESS_S)
+                continue
             process.unblock()
             status = self._wait()
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
@@ -66,10 +80,13 @@ class Holder:
             time.sleep(delay_s)
 
     def _start(self) -> int:
+        """The pid of a new worker. Raises OSError where there can be no new process at the moment."""
         try:
             pid = process.fork_sharing_descriptors()
             self._ledger[Word.UNSHARED] = 0
         except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):  # fork(2): it will pass, and what is held waits for it
+                raise
             if not self._ledger[Word.UNSHARED]:
                 message = "no shared descriptor table to be had (clone3): a crash of this worker loses its connections"
                 self._log.event("warning", "unshared", message=message, reason=os.strerror(error.errno or 0))
@@ -97,29 +114,37 @@ class Holder:
         """The worker's wait status, once it has ended."""
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self._worker_pid, os.WEXITED | os.WNOWAIT)
-        process.block()  # or `_renew` could kill a process that got the number next
+        process.block()  # or `_stop_worker` could kill a process that got the number next
         try:
             _, status = os.waitpid(self._worker_pid, 0)
-        except ChildProcessError:  # `_renew` has seen its end, and could not replace the program
+        except ChildProcessError:  # `_stop_worker` has seen its end, and nobody took over
             status = signal.SIGKILL
         self._worker_pid = 0
         process.unblock()
         return status
 
     def _renew(self, _sig: int, _frame: object) -> None:
-        """Replace this program by the installed one. Returns only when that fails; then the worker is started again."""
+        """Give everything to the successor and end. Returns only when that fails; a worker is then started again."""
+        process.block()  # nothing comes between: a stop is served by the successor, or here afterwards
+        try:
+            end = succession.fetched(self._hand)
+            if end is None:
+                return
+            with end:
+                succession.give(end, self._own, self._stop_worker)
+            os._exit(0)
+        except OSError as error:
+            message = f"{self._name} goes on in the old code: {error.strerror or error}"
+            self._log.event("error", "upgrade failed", message=message)
+        finally:
+            process.unblock()
+
+    def _stop_worker(self) -> None:
+        """From here on nobody opens or closes anything in the table."""
         if self._worker_pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._worker_pid, signal.SIGKILL)
-                os.waitpid(self._worker_pid, 0)  # from here on nobody opens or closes anything in the table
-        process.block()  # until the new program has handlers
-        every = [int(name) for name in os.listdir("/proc/self/fd")]
-        try:
-            handover.execute([*handover.module("relay.dataplane"), str(self._index), str(self._memory)], every)
-        except OSError as error:
-            process.unblock()
-            message = f"{self._name} goes on in the old code: {os.strerror(error.errno or 0)}"
-            self._log.event("error", "upgrade failed", message=message)
+                os.waitpid(self._worker_pid, 0)
 
     def _pass_on(self, sig: int, _frame: object) -> None:
         # A worker that is just being started finds in the ledger that the daemon drains.
@@ -134,13 +159,16 @@ def hold(
     index: int,
     ledger: Ledger,
     *,
-    memory: int,
     log_sink: socket.socket,
     control: socket.socket,
+    hand: socket.socket,
     snapshot: Snapshot,
     baseline: dict[int, str],
 ) -> None:
-    """Be the holder of worker `index` until the daemon has drained. `baseline`: descriptors that are not its worker's."""
+    """Be the holder of worker `index` until the daemon has drained, or its successor has everything.
+
+    `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
+    """
     words = ledger.words
     inherited = worker.Inherited(
         index=index,
@@ -153,30 +181,8 @@ def hold(
         baseline=baseline,
     )
     log = Log(log_sink, f"worker-{index}", snapshot.log_level)
-    Holder(index, inherited.ledger, memory, log, lambda: worker.main(inherited, ledger.flows_per_worker)).run()
-
-
-def go_on(index: int, memory: int) -> None:
-    """Be the holder of worker `index` where the replaced program stood; `memory` is handover.py's memory file."""
-    stands = handover.read(memory)
-    for fd in stands.of_holders():
-        os.set_inheritable(fd, False)
-    process.die_with_parent(stands.keeper_pid, process.STOP)
-    ledger = Ledger.attach(stands.ledger)
-    # In the old code's form. The scratch pipe's words stay: there may be bytes in it.
-    ledger.worker(index)[Word.SNAPSHOT_FD] = 0
-    snapshot = Snapshot.from_json(stands.snapshot.encode())
-    gc.freeze()  # as in daemon.py
-    gc.enable()
-    hold(
-        index,
-        ledger,
-        memory=memory,
-        log_sink=socket.socket(fileno=stands.log_sink),
-        control=socket.socket(fileno=stands.worker_ends[index][0]),
-        snapshot=snapshot,
-        baseline=descriptors({0, 1, 2, *stands.of_holders()}),
-    )
+    main = partial(worker.main, inherited, ledger.flows_per_worker)
+    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:
@@ -192,3 +198,11 @@ def crashes_now(before: int, status: int, lived_s: float) -> int:
 def how_it_ended(status: int) -> str:
     """A process' wait status in words."""
     return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
+
+
+def no_process(name: str, error: OSError) -> str:
+    """What is wrong when a process cannot be started."""
+    why = f"{name} cannot be started: {os.strerror(error.errno or 0)}"
+    return (
+        f"{why}; it is tried again each second (see TasksMax= of the unit, RLIMIT_NPROC of the user, and free memory)"
+    )

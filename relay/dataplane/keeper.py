@@ -5,7 +5,8 @@ worker or control has all of that, and everything imported, in a few millisecond
 no file and parses nothing from outside.
 
 At a live upgrade it replaces its own program by execve(2) and stays the same process: its children, its descriptors and the
-signals that came meanwhile are still there (handover.py). Then the new code replaces control, and the holders one by one.
+signals that came meanwhile are still there (handover.py). Then the new code replaces control, and the holders one by one,
+each by a successor that it forks (succession.py).
 """
 
 import os
@@ -18,38 +19,19 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
-from relay.dataplane import channel, handover, process, worker
+from relay.dataplane import channel, handover, process, succession, worker
 from relay.dataplane.handover import Handover
-from relay.dataplane.holder import BACKOFF_S, EXIT_BUG, crashes_now, hold, how_it_ended
-from relay.dataplane.ledger import Ledger
+from relay.dataplane.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
 from relay.dataplane.renewal import LOOK_S, Renewal
-from relay.dataplane.sockets import descriptors, listening_address
+from relay.dataplane.state import State, be_holder, be_successor
 from relay.dataplane.words import Head, Word
-from relay.log import Log
 
 _KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
-
-
-@dataclass(slots=True)
-class State:
-    """What stands: every new process starts from it."""
-
-    snapshot: Snapshot
-    listeners: dict[str, socket.socket]  # by listening address
-    ledger: Ledger
-    log: Log
-    log_sink: socket.socket
-    log_source: socket.socket
-    keeper_end: socket.socket  # of the channel to control
-    control_end: socket.socket
-    worker_ends: list[tuple[socket.socket, socket.socket]]  # (worker's, control's) of each worker's channel
-    control_only: dict[str, socket.socket]  # what control serves beside the endpoints: the admin API, metrics, names
-    memory: int  # the memory file for a live upgrade, see handover.py
-    warnings: tuple[str, ...]  # about the configuration that it starts with
 
 
 @dataclass(slots=True)
@@ -59,6 +41,7 @@ class Child:
     name: str
     main: Callable[[], None]
     pid: int = 0
+    successor: int = 0  # the pid of what is about to take its place, at a live upgrade
     started_s: float = 0.0
     restart_at_s: float | None = None
     crashes: int = 0
@@ -79,10 +62,10 @@ class Keeper:
     def __init__(self, state: State, control_main: Callable[[State], None], before: Handover | None = None) -> None:
         """`before`: what the program that this one replaces left; None at a start from nothing."""
         self._state = state
-        self._control = Child("control", lambda: control_main(state))
-        self._workers = [Child(f"worker-{n}", self._holder_main(n)) for n in range(state.ledger.workers)]
+        self._control = Child("control", partial(control_main, state))
+        self._workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
         self._before = before
-        self._renewal = Renewal(state.ledger, state.log, self._holder_pid)
+        self._renewal = Renewal(state.ledger, state.log, self._succeed)
         self._phase = Phase.STARTING
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
@@ -131,21 +114,27 @@ class Keeper:
 
     def _start(self, child: Child) -> None:
         child.started_s, child.restart_at_s = time.monotonic(), None
-        pid = os.fork()
-        if pid:
-            child.pid = pid
-            return
+        try:
+            child.pid = self._fork(child.name, child.main)
+        except OSError as error:
+            child.restart_at_s = child.started_s + NO_PROCESS_S
+            self._state.log.event("error", "not started", message=no_process(child.name, error))
+
+    def _fork(self, name: str, main: Callable[[], None]) -> int:
+        """The pid of a process of this name, which is `main`. Raises OSError where there can be none at the moment."""
+        if pid := os.fork():
+            return pid
         status = EXIT_BUG
         try:
-            self._become(child)
-            child.main()
+            self._become(name)
+            main()
             status = 0
         except BaseException:
-            self._state.log.event("error", "crash", message=child.name, traceback=traceback.format_exc())
+            self._state.log.event("error", "crash", message=name, traceback=traceback.format_exc())
         finally:
             os._exit(status)
 
-    def _become(self, child: Child) -> None:
+    def _become(self, name: str) -> None:
         """In the new process: what was the keeper's and is not the child's."""
         signal.set_wakeup_fd(-1)
         for sig in (signal.SIGCHLD, signal.SIGTERM):
@@ -154,31 +143,9 @@ class Keeper:
             signal.signal(sig, signal.SIG_IGN)
         os.close(self._wake_r)
         os.close(self._wake_w)
-        process.name(f"relay-{child.name}")
+        process.name(f"relay-{name}")
         # Without a keeper nobody starts anything again, so a worker lets its connections end and goes.
         process.die_with_parent(self._pid, process.STOP)
-
-    def _holder_main(self, index: int) -> Callable[[], None]:
-        def main() -> None:
-            state = self._state
-            for sock in (state.keeper_end, state.control_end, *state.control_only.values()):
-                sock.close()
-            for listener in state.listeners.values():
-                listener.detach()  # the descriptors are for the workers; no object here may ever close one
-            ledger = state.ledger.worker(index)
-            for word in (Word.SNAPSHOT_FD, Word.SCRATCH_OWNER, Word.SCRATCH_R, Word.SCRATCH_W):
-                ledger[word] = 0  # descriptors of an earlier holder's table
-            hold(
-                index,
-                state.ledger,
-                memory=state.memory,
-                log_sink=state.log_sink,
-                control=state.worker_ends[index][0],
-                snapshot=state.snapshot,
-                baseline={fd: what for fd, what in descriptors().items() if listening_address(fd) is None},
-            )
-
-        return main
 
     def _reap(self) -> None:
         while True:
@@ -189,11 +156,16 @@ class Keeper:
             if pid == 0:
                 return
             for child in [*self._workers, self._control]:
-                if child.pid == pid:
+                if pid == child.pid:
                     self._on_death(child, status)
+                elif pid == child.successor:
+                    child.successor = 0
 
     def _on_death(self, child: Child, status: int) -> None:
         child.pid = self._unguarded(child)
+        if not child.pid and child.successor:
+            child.pid, child.successor = child.successor, 0
+            succession.recall(self._state.hand)  # or, where it was not told yet, the successor would wait for nothing
         if child.pid:
             return
         if self._phase is Phase.DRAINING and child is not self._control:
@@ -229,22 +201,8 @@ class Keeper:
     def _upgrade(self, prepared: int) -> None:
         """Replace this program by the installed one, which has tried itself out and left `prepared`. See handover.py."""
         state = self._state
-        stands = Handover(
-            keeper_pid=self._pid,
-            control_pid=self._control.pid,
-            holder_pids=tuple(child.pid for child in self._workers),
-            memory=state.memory,
-            ledger=state.ledger.fd,
-            log_sink=state.log_sink.fileno(),
-            log_source=state.log_source.fileno(),
-            keeper_end=state.keeper_end.fileno(),
-            control_end=state.control_end.fileno(),
-            worker_ends=tuple((one.fileno(), other.fileno()) for one, other in state.worker_ends),
-            control_only={name: sock.fileno() for name, sock in state.control_only.items()},
-            listeners={address: sock.fileno() for address, sock in state.listeners.items()},
-            prepared=prepared,
-            version=__version__,
-        )
+        pids = tuple(child.successor or child.pid for child in self._workers)
+        stands = state.handed_over(self._control.pid, pids, prepared)
         stands.write()
         process.block()
         self._on_signals()  # those that came before that stand in a pipe, which the new program will not have
@@ -267,10 +225,9 @@ class Keeper:
             child.pid = pid
         systemd.reloading()  # READY=1 follows from control, when every worker works by the new snapshot
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
-        before.with_snapshot(self._state.snapshot.for_workers().to_json()).write()
         ledger = self._state.ledger
         ledger.words[Head.PROGRAM] += 1
-        self._renewal = Renewal(ledger, self._state.log, self._holder_pid, range(ledger.workers))
+        self._renewal = Renewal(ledger, self._state.log, self._succeed, range(ledger.workers))
         for child in [*self._workers, self._control]:
             child.started_s = time.monotonic()
             if not child.pid:
@@ -278,6 +235,21 @@ class Keeper:
         if before.control_pid:
             self._control.replaced = True
             os.kill(before.control_pid, signal.SIGTERM)
+
+    def _succeed(self, index: int) -> None:
+        """Start a holder of this program beside the one of the old program, and tell that one to give it everything."""
+        child = self._workers[index]
+        if not child.pid or child.successor:
+            return  # it is just being started in this program; the last successor has not given up yet
+        try:
+            ours, theirs = succession.pair()
+            with ours, theirs:
+                succession.call(self._state.hand, theirs)
+                child.successor = self._fork(child.name, partial(be_successor, self._state, index, ours, theirs))
+        except OSError as error:
+            self._state.log.event("error", "not started", message=no_process(child.name, error))
+        else:
+            os.kill(child.pid, signal.SIGUSR2)
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -379,7 +351,7 @@ class Keeper:
             self._state.ledger.words[Head.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
-            self._renewal = Renewal(self._state.ledger, self._state.log, self._holder_pid)  # nobody is renewed any more
+            self._renewal = Renewal(self._state.ledger, self._state.log, self._succeed)  # nobody is renewed any more
             self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[Head.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
@@ -390,13 +362,9 @@ class Keeper:
             self._state.listeners.clear()
         self._signal_workers(signal.SIGTERM)
 
-    def _holder_pid(self, index: int) -> int:
-        return self._workers[index].pid
-
     def _signal_workers(self, sig: signal.Signals) -> None:
-        for child in self._workers:
-            if child.pid:
-                os.kill(child.pid, sig)
+        for pid in self._holder_pids():
+            os.kill(pid, sig)
 
     def _kill_workers(self) -> None:
         """The holders first, or each would start its worker again."""
@@ -409,7 +377,10 @@ class Keeper:
                 continue
 
     def _stopped(self) -> bool:
-        return self._phase is Phase.DRAINING and not any(child.pid for child in self._workers)
+        return self._phase is Phase.DRAINING and not self._holder_pids()
+
+    def _holder_pids(self) -> list[int]:
+        return [pid for child in self._workers for pid in (child.pid, child.successor) if pid]
 
     def _end_control(self) -> None:
         """Control goes last: it writes the log and answers `relay status` while the workers drain."""

@@ -1,10 +1,8 @@
-"""After a live upgrade's execve(2) of the keeper: the holders follow, one after the other.
+"""After a live upgrade's execve(2) of the keeper: new holders take the old ones' places, one after the other.
 
 So the connections of one worker stand still at a time, and never those of all; new ones are accepted by the others.
 """
 
-import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -14,7 +12,7 @@ from relay.dataplane.words import Head, Word
 from relay.log import Log
 
 LOOK_S: Final = 0.005  # how often to look whether one is up: the connections of the next wait for it
-_PATIENCE_S: Final = 10.0  # a holder is up in new code within half a second; one that is not is told again, ever later
+_PATIENCE_S: Final = 10.0  # it is up within milliseconds; where it is not, the next is started ever later
 
 
 def behind(ledger: Ledger) -> list[int]:
@@ -24,15 +22,15 @@ def behind(ledger: Ledger) -> list[int]:
 
 
 class Renewal:
-    """Tells the holders to replace their program. `step` it until `done`."""
+    """Has the holders succeeded. `step` it until `done`."""
 
-    def __init__(self, ledger: Ledger, log: Log, pid_of: Callable[[int], int], workers: Sequence[int] = ()) -> None:
-        """`workers` are to be renewed; `pid_of` tells a worker's holder, 0 for none at the moment."""
+    def __init__(self, ledger: Ledger, log: Log, succeed: Callable[[int], None], workers: Sequence[int] = ()) -> None:
+        """`workers` are to be renewed; `succeed` starts the successor of one's holder."""
         self._ledger = ledger
         self._log = log
-        self._pid_of = pid_of
+        self._succeed = succeed
         self._left = list(workers)
-        self._until_s = 0.0  # 0: the first has not been told yet
+        self._until_s = 0.0  # 0: the first one's successor has not been started yet
         self._patience_s = _PATIENCE_S
         self._began_s = time.monotonic()
 
@@ -42,7 +40,7 @@ class Renewal:
         return not self._left
 
     def step(self, now_s: float) -> None:
-        """Look whether the one that was told is up, and tell the next."""
+        """Look whether the one that was started is up, and start the next."""
         while self._left:
             index = self._left[0]
             if index not in behind(self._ledger):
@@ -53,10 +51,9 @@ class Renewal:
             elif now_s >= self._until_s:
                 if self._until_s:
                     self._patience_s *= 2
-                    message = f"worker-{index} is not up in the new program; it is told again"
+                    message = f"worker-{index} is not up in the new program; that is tried again"
                     self._log.event("error", "upgrade", message=message)
                 self._until_s = now_s + self._patience_s
-                if pid := self._pid_of(index):
-                    os.kill(pid, signal.SIGUSR2)
+                self._succeed(index)
             else:
                 return

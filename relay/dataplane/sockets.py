@@ -214,11 +214,11 @@ def descriptors(among: Iterable[int] | None = None) -> dict[int, str]:
 
 def other_descriptors(known: dict[int, str]) -> set[int]:
     """Every open descriptor but the known ones, as `descriptors` told them. What has a known one's number is another."""
-    opened = _open_descriptors()
+    opened = open_descriptors()
     return opened - {fd for fd, what in descriptors(known).items() if known[fd] == what}
 
 
-def _open_descriptors() -> set[int]:
+def open_descriptors() -> set[int]:
     """The numbers of all open descriptors. poll(2) says which ones of a list are not open.
 
     That takes a tenth of what listing /proc/self/fd does, where the kernel makes a file for each, while clients wait.

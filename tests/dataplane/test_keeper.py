@@ -1,9 +1,12 @@
 """The keeper's judgement of its children, without any. The end-to-end tests kill real ones."""
 
+import errno
 import os
 import subprocess
 from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from relay.dataplane.keeper import Keeper
 from tests.dataplane.test_ledger import new_ledger
@@ -36,5 +39,21 @@ def test_what_the_replaced_program_still_says_is_let_be() -> None:
             keeper._on_message({"op": op, "generation": 7, "addresses": ["127.0.0.1:1"]}, [of_old_form])
             assert not os.path.exists(f"/proc/self/fd/{of_old_form}"), "it is closed all the same"
         assert keeper._state.snapshot is stands
+        for fd in (keeper._wake_r, keeper._wake_w):
+            os.close(fd)
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    said: list[dict[str, Any]] = []
+    log = SimpleNamespace(event=lambda *_, **more: said.append(more))
+    with new_ledger() as ledger:
+        keeper = Keeper(cast(Any, SimpleNamespace(ledger=ledger, log=log)), lambda _: None)
+        monkeypatch.setattr(os, "fork", full)
+        keeper._start(keeper._control)
+        assert (keeper._control.pid, said[0]["message"].split(":")[0]) == (0, "control cannot be started")
+        assert 0 < keeper._wait_ms() <= 1001
         for fd in (keeper._wake_r, keeper._wake_w):
             os.close(fd)

@@ -1,7 +1,10 @@
 """A worker or control dies: what goes on, what is lost, and how the next one takes over."""
 
 import os
+import resource
+import select
 import signal
+import subprocess
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Daemons
+from tests.dataplane.test_unprivileged import NOBODY, as_nobody
 from tests.e2e.peers import control_pid, control_restarted, counted, endpoint, more, next_worker, records, shut
 from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, one_endpoint, service
 
@@ -148,6 +152,34 @@ def test_a_crash_loop_is_damped(daemons: Daemons, echo: Echo) -> None:
     assert delays_s[-1] >= 5 * delays_s[0]
     with dial(port) as client:
         assert echoed(client) == b"ping"
+
+
+@pytest.mark.real("setpriv", "prlimit")
+def test_connections_wait_where_no_process_can_be_started(daemons: Daemons, echo: Echo) -> None:
+    """At the limit of processes nobody gives up: what is held is held until there is room again."""
+    daemon = daemons.make(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=as_nobody())
+    if os.getuid() == 0:
+        os.chown(daemon.directory, NOBODY, NOBODY)
+    daemon.start()
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        worker, holder = (daemon.status()["workers"][0][key] for key in ("pid", "holder_pid"))
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        for pid in (holder, daemon.pid):
+            subprocess.run([*as_nobody(), "prlimit", f"--pid={pid}", "--nproc=0:"], check=True)
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: any(daemon.events("not started")), "it is said")
+        os.kill(control_pid(daemon), signal.SIGKILL)
+        client.sendall(b"pong")
+        assert not select.select([client], [], [], 0.1)[0]
+        for pid in (holder, daemon.pid):
+            subprocess.run(
+                [*as_nobody(), "prlimit", f"--pid={pid}", f"--nproc={'unlimited' if most < 0 else most}:"], check=True
+            )
+        assert client.recv(4) == b"pong"
+        control_restarted(daemon)
+        message = next(daemon.events("not started"))["message"]
+        assert message.startswith("worker-0 cannot be started: Resource temporarily unavailable; it is tried again")
 
 
 def test_a_holder_that_starts_late_opens_no_port_of_the_past(daemons: Daemons, echo: Echo) -> None:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,15 +67,20 @@ def pids(daemon: Daemon) -> set[int]:
     return {status["control"]["pid"], *(worker["pid"] for worker in status["workers"])}
 
 
-def upgraded(daemon: Daemon, program: int = 1) -> dict[str, object]:
+def asked(daemon: Daemon) -> dict[str, Any] | None:
+    """The status; None while control is replaced."""
+    try:
+        return daemon.status()
+    except (OSError, AssertionError):
+        return None
+
+
+def upgraded(daemon: Daemon, program: int = 1) -> dict[str, Any]:
     """The status, once every part runs in that program."""
 
-    def arrived() -> dict[str, object] | None:
-        try:
-            status = daemon.status()
-        except (OSError, AssertionError):  # control is replaced as well
-            return None
-        return status if status["program"] == program and not status["upgrading"] else None
+    def arrived() -> dict[str, Any] | None:
+        status = asked(daemon)
+        return status if status and status["program"] == program and not status["upgrading"] else None
 
     return dict(eventually(arrived, "every part runs in the new program", within_s=30))
 
@@ -235,6 +241,85 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Ech
         assert echoed(client) == b"ping"
     assert daemon.process is not None
     assert daemon.process.wait(20) == 0
+
+
+SAYS_IT_IS_ITS_OWN = "    end.send(_MINE)\n"
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        "    os.kill(os.getpid(), 9)\n",
+        "    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))\n",
+        "    no_such_name\n",
+    ],
+    ids=["is-killed", "has-no-room", "is-wrong"],
+)
+def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
+    daemons: Daemons, echo: Echo, installed: Installed, breakage: str
+) -> None:
+    """Its successor has all descriptors already when it fails. It stays in the old code, says so, and stops as ever."""
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        before = daemon.worker_pid()
+        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, breakage + SAYS_IT_IS_ITS_OWN)
+        os.kill(daemon.pid, signal.SIGUSR2)
+        [failed] = eventually(
+            lambda: [each for each in daemon.events("upgrade failed") if "goes on in the old code" in each["message"]],
+            "it is said",
+        )
+        assert failed["message"].startswith("worker-0 goes on in the old code: ")
+        assert echoed(client) == b"ping"
+        with dial(port) as new:
+            assert echoed(new) == b"ping"
+        status = eventually(lambda: asked(daemon), "the new control answers")
+        assert (status["program"], status["upgrading"]) == (1, True)
+        assert status["workers"][0]["pid"] != before
+        os.kill(status["workers"][0]["pid"], signal.SIGKILL)
+        assert echoed(client) == b"ping", "it is held as before"
+        os.kill(daemon.pid, signal.SIGTERM)
+        eventually(lambda: any(daemon.events("draining")), "it drains")
+        assert echoed(client) == b"ping"
+    assert daemon.process is not None
+    assert daemon.process.wait(20) == 0
+
+
+def dies_after(installed: Installed, step: str) -> None:
+    """The old program's holder dies while it gives."""
+    installed.change("dataplane/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
+
+
+def test_a_holder_that_dies_when_it_has_given_all_has_lost_nothing(
+    daemons: Daemons, echo: Echo, installed: Installed
+) -> None:
+    dies_after(installed, "    end.send(_ALL)\n")
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGUSR2)
+        upgraded(daemon)
+        assert echoed(client) == b"ping"
+        os.kill(daemon.worker_pid(), signal.SIGKILL)
+        assert echoed(client) == b"ping"
+
+
+def test_a_holder_that_dies_before_it_gives_is_replaced_at_once(
+    daemons: Daemons, echo: Echo, installed: Installed
+) -> None:
+    """Holder and worker both dead is what loses connections; it must not cost those that come after."""
+    dies_after(installed, "    stop()\n")
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGUSR2)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        with dial(port) as new:
+            assert echoed(new) == b"ping"
+            upgraded(daemon)
+            os.kill(daemon.worker_pid(), signal.SIGKILL)
+            assert echoed(new) == b"ping"
 
 
 @pytest.mark.slow
