@@ -173,7 +173,7 @@ class Adoption:
                     else:
                         reset_on_close(sock)
                     sock.close()
-        self.plane.ledger.end(record.index)
+        self.plane.ledger.end((record.index,))
 
     def _arrivals(self) -> None:
         """Connections that were accepted and not yet recorded: they come from a listener's address, and nobody has them."""

@@ -18,7 +18,7 @@ import os
 import struct
 import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -83,7 +83,10 @@ class FlowRecord:
 # state, slot, client fd, target fd, the ends of both pipes, started, received, sent, flags, target's slot, the peer's text
 # ("[ffff:…%interface]:65535" fits)
 _RECORD: Final = struct.Struct("=IIiiiiiiQQQIi64s")
-_BODY: Final = struct.Struct("=IiiiiiiQQQIi64s")  # the same less the state
+# The same less the state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
+_BODY: Final = struct.Struct("=Iii16sQ20si64s")
+_NO_PIPES: Final = struct.pack("=iiii", -1, -1, -1, -1)
+_NOTHING: Final = bytes(20)
 # A short connection's record is begun, ended and freed. Stores into a view of 4-byte integers make that half as dear as
 # packing. Each of these is an integer's place in a record, counted from the state at 0.
 _INT: Final = 4
@@ -295,14 +298,9 @@ class WorkerLedger:
             slot,
             client_fd,
             target_fd,
-            -1,
-            -1,
-            -1,
-            -1,
+            _NO_PIPES,
             started_ns,
-            0,
-            0,
-            0,
+            _NOTHING,
             target_slot,
             peer.encode(),
         )
@@ -345,9 +343,11 @@ class WorkerLedger:
         ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
         ints[at] = _END
 
-    def end(self, index: int) -> None:
-        """The flow is over and nothing of it is left."""
-        self._ints[self._first + index * _RECORD_INTS] = 0
+    def end(self, indices: Iterable[int]) -> None:
+        """These flows are over and nothing of them is left."""
+        ints, first = self._ints, self._first
+        for index in indices:
+            ints[first + index * _RECORD_INTS] = 0
 
     def flows(self) -> Iterator[FlowRecord]:
         """Every open flow of this worker. Reading beside the writer is safe: a torn record shows old byte counts."""

@@ -68,8 +68,7 @@ class Plane:
 
     def closed(self) -> None:
         """The sockets of sessions that ended are closed: now their records are free."""
-        for record in self.ended:
-            self.ledger.end(record)
+        self.ledger.end(self.ended)
         self.free_records += self.ended
         self.ended.clear()
 

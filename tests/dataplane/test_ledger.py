@@ -151,7 +151,7 @@ def test_a_flow_from_its_beginning_to_its_end(ledger: Ledger) -> None:
     part.ending(4, "idle")
     flags = CAUSES.index("idle") << Flag.CAUSE_SHIFT | Flag.UP_FIN | Flag.CLIENT_RESET
     assert list(ledger.flows()) == [replace(expected, state=State.END, up_pipe=NO_PIPE, flags=flags)]
-    part.end(4)
+    part.end((4,))
     assert list(ledger.flows()) == []
 
 
@@ -178,7 +178,7 @@ def test_a_record_is_used_again_from_nought(ledger: Ledger) -> None:
     part.hold(0, 1, (5, 6))
     part.flag(0, Flag.DOWN_FIN)
     part.moved(0, 5, 6)
-    part.end(0)
+    part.end((0,))
     begin(part, 0, peer="1.2.3.4:5")
     [flow] = part.flows()
     assert (flow.peer, flow.received_bytes, flow.sent_bytes, flow.target_fd) == ("1.2.3.4:5", 0, 0, -1)
@@ -197,7 +197,7 @@ def test_records_that_were_never_used_are_not_read(ledger: Ledger) -> None:
     part = ledger.worker(0)
     begin(part, 2)
     assert part[Word.FLOWS_HIGH] == 3
-    part.end(2)
+    part.end((2,))
     begin(part, 0)
     assert part[Word.FLOWS_HIGH] == 3
     assert ledger.worker(0)[Word.FLOWS_HIGH] == 3
@@ -238,7 +238,7 @@ def test_a_half_written_record_is_not_there(ledger: Ledger, monkeypatch: pytest.
     """Killed after everything but the state."""
     part = ledger.worker(0)
     begin(part, 0)
-    part.end(0)
+    part.end((0,))
     killed_after(0, part, monkeypatch, lambda: begin(part, 0, peer="half"))
     killed_after(1, part, monkeypatch, lambda: begin(part, 7, peer="half"))
     assert (list(ledger.flows()), part[Word.FLOWS_HIGH]) == ([], 8)
