@@ -198,8 +198,8 @@ class WorkerLedger:
         self.all_sources_at = tuple(each + WORKER_WORDS + SLOTS * SLOT_WORDS for each in self._all_bases)
         self._targets_from_base = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS
         self._records = (base + self._targets_from_base + TARGETS * TARGET_WORDS) * WORD_BYTES
-        self._ints = memoryview(memory).cast("i")
-        self._first = self._records // _INT
+        records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
+        self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
 
     def __getitem__(self, word: Word) -> int:
         return int(self.words[self._base + word])
@@ -291,10 +291,9 @@ class WorkerLedger:
         """Record a new flow. `target_fd` is -1 while there is no target; `peer` is `address:port`."""
         if index >= self.words[self._high]:
             self.words[self._high] = index + 1
-        at = self._records + index * RECORD_BYTES
         _BODY.pack_into(
-            self._memory,
-            at + _INT,
+            self._bytes,
+            index * RECORD_BYTES + _INT,
             slot,
             client_fd,
             target_fd,
@@ -304,11 +303,11 @@ class WorkerLedger:
             target_slot,
             peer.encode(),
         )
-        self._ints[self._first + index * _RECORD_INTS] = state  # last: see the module's text
+        self._ints[index * _RECORD_INTS] = state  # last: see the module's text
 
     def advance(self, index: int, state: State, target_fd: int) -> None:
         """The flow has a target socket (-1: none now), and stands at `state`."""
-        at = self._first + index * _RECORD_INTS
+        at = index * _RECORD_INTS
         self._ints[at + _TARGET] = target_fd
         self._ints[at] = state
 
@@ -320,34 +319,34 @@ class WorkerLedger:
 
     def hold(self, index: int, direction: int, pipe: tuple[int, int]) -> None:
         """The flow holds a pipe ((-1, -1): none) in this direction, 0 to the target and 1 to the client."""
-        at = self._first + index * _RECORD_INTS + _PIPES + direction * 2
+        at = index * _RECORD_INTS + _PIPES + direction * 2
         self._ints[at], self._ints[at + 1] = pipe
 
     def flag(self, index: int, flags: int) -> None:
         """Add flags to the flow's record."""
-        self._ints[self._first + index * _RECORD_INTS + _FLAGS] |= flags
+        self._ints[index * _RECORD_INTS + _FLAGS] |= flags
 
     def identify(self, index: int, peer: str, flags: int) -> None:
         """The flow's client is `peer`, as the edge says. Before the header that says so is taken from the socket."""
-        _PEER.pack_into(self._memory, self._records + index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
+        _PEER.pack_into(self._bytes, index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
         self.flag(index, flags)
 
     def aim(self, index: int, target_slot: int) -> None:
         """The flow goes to this target."""
-        self._ints[self._first + index * _RECORD_INTS + _TARGET_SLOT] = target_slot
+        self._ints[index * _RECORD_INTS + _TARGET_SLOT] = target_slot
 
     def ending(self, index: int, cause: str) -> None:
         """The flow is over for this cause, and its descriptors are about to be closed; `end` follows."""
-        ints, at = self._ints, self._first + index * _RECORD_INTS
+        ints, at = self._ints, index * _RECORD_INTS
         self.words[self._ending] = index + 1
         ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
         ints[at] = _END
 
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
-        ints, first = self._ints, self._first
+        ints = self._ints
         for index in indices:
-            ints[first + index * _RECORD_INTS] = 0
+            ints[index * _RECORD_INTS] = 0
 
     def flows(self) -> Iterator[FlowRecord]:
         """Every open flow of this worker. Reading beside the writer is safe: a torn record shows old byte counts."""
