@@ -68,6 +68,7 @@ class Control:
         self._reloading = asyncio.Lock()
         self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
         self._said = ""  # to the keeper, last
+        self._began_s = self._loop.time()
         self._upgrading_until_s = 0.0
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,7 +163,11 @@ class Control:
     def _refuse_while_busy(self, done: str) -> None:
         if self._draining():
             raise OperatorError(f"relay is stopping; nothing is {done}")
-        if self._upgrading():
+        if self._stuck():
+            if done != "upgraded":
+                what = "the upgrade has not come to its end (see the log: `upgrade failed`)"
+                raise OperatorError(f"{what}; nothing is {done}: upgrade again, or restart relay")
+        elif self._upgrading():
             raise OperatorError(f"an upgrade is under way; nothing is {done}: try again in a moment")
 
     # --- the roster ---------------------------------------------------------------------------------------------
@@ -329,6 +334,12 @@ class Control:
 
     def _upgrading(self) -> bool:
         return bool(behind(self._ledger)) or self._loop.time() < self._upgrading_until_s
+
+    def _stuck(self) -> bool:
+        """Whether a worker is still of the replaced program though there was time enough: another one may do better."""
+        return bool(behind(self._ledger)) and self._loop.time() >= max(
+            self._began_s + _UPGRADE_S, self._upgrading_until_s
+        )
 
     def _draining(self) -> bool:
         return self._ledger.words[Head.DRAIN_UNTIL_NS] != 0

@@ -279,7 +279,7 @@ class Keeper:
             case "listeners" | "snapshot" | "upgrade" if self._control.replaced:
                 for fd in fds:
                     os.close(fd)
-            case "listeners" if self._phase is Phase.DRAINING:
+            case "listeners" | "upgrade" if self._phase is Phase.DRAINING:
                 for fd in fds:
                     os.close(fd)
             case "listeners":
@@ -292,7 +292,9 @@ class Keeper:
                 wanted = {address for row in state.snapshot.endpoints for address in row.listens}
                 for address in [address for address in state.listeners if address not in wanted]:
                     state.listeners.pop(address).close()
-            case "upgrade" if self._phase is Phase.READY and self._renewal.done:
+            case "upgrade" if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
+                os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
+            case "upgrade":
                 self._upgrade(fds[0])
             case "ready":
                 if self._phase is Phase.STARTING:

@@ -285,6 +285,29 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
     assert daemon.process.wait(20) == 0
 
 
+def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
+    daemons: Daemons, echo: Echo, installed: Installed
+) -> None:
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
+        os.kill(daemon.pid, signal.SIGUSR2)
+        eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
+        installed.change("dataplane/succession.py", "    no_such_name\n", "")
+        eventually(lambda: asked(daemon), "the new control answers")
+        assert "an upgrade is under way" in daemon.relay("reload").stderr
+        refused = eventually(
+            lambda: "under way" not in (said := daemon.relay("reload").stderr) and said, "time is up", 20
+        )
+        assert "the upgrade has not come to its end" in refused
+        done = daemon.relay("upgrade")
+        assert done.returncode == 0, done
+        assert upgraded(daemon, 2)["workers"][1]["survives_crash"]
+        assert echoed(client) == b"ping"
+        assert daemon.relay("reload").returncode == 0
+
+
 def dies_after(installed: Installed, step: str) -> None:
     """The old program's holder dies while it gives."""
     installed.change("dataplane/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
