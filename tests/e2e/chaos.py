@@ -89,6 +89,7 @@ def await_visits(streams: Streams, walks: Mapping[Daemon, str]) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The pids of a process's children (proc(5), /proc/PID/task/TID/children)."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
+    """The pids of a process's children (proc(5), /proc/PID/task/TID/children); none, when it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(each) for each in file.read().split()]
+    return []

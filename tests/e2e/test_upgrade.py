@@ -4,11 +4,13 @@ What is installed is a copy of the package, which a test changes under the runni
 """
 
 import os
+import random
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import pytest
 
 import relay
 from tests.conftest import Daemons
-from tests.e2e.chaos import Streams
+from tests.e2e.chaos import Streams, children
 from tests.e2e.streams import target
+from tests.e2e.test_chaos import open_descriptors
 from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, one_endpoint
 
 NEW = "9.9.9"
@@ -345,23 +348,87 @@ def test_a_holder_that_dies_before_it_gives_is_replaced_at_once(
             assert echoed(new) == b"ping"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_streams_of_every_shape_over_many_upgrades(daemons: Daemons, installed: Installed) -> None:
+@contextmanager
+def streamed(daemons: Daemons, installed: Installed) -> Iterator[Daemon]:
+    """A daemon with streams of every shape through it. At the end everything must be accounted for."""
     with target() as (at, address):
         port = free_port()
-        compiled = {
-            "PYTHONDONTWRITEBYTECODE": ""
-        }  # as it is installed, and nothing changes here that Python could miss
+        # As it is installed: nothing changes here that Python could miss.
+        compiled = {"PYTHONDONTWRITEBYTECODE": ""}
         daemon = daemons(one_endpoint(port, address), {"workers": 2}, wrapper=installed.wrapper, environment=compiled)
         streams = Streams(("127.0.0.1", port), 20261125)
         with streams.running(6):
-            for program in range(1, 6):
-                assert daemon.ask("POST", "/v1/upgrade")[0] == 202
-                upgraded(daemon, program)
+            yield daemon
         assert at.failures == []
         eventually(lambda: daemon.endpoint("web/in")["active"] == 0, "every flow has ended")
         endpoint = daemon.endpoint("web/in")
         assert endpoint["accepted"] == sum(endpoint["closed"].values()) == streams.done.total()
         assert set(endpoint["closed"]) <= {"client_fin", "target_fin"}
         assert list(daemon.events("bug")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_streams_of_every_shape_over_many_upgrades(daemons: Daemons, installed: Installed) -> None:
+    with streamed(daemons, installed) as daemon:
+        for program in range(1, 6):
+            assert daemon.ask("POST", "/v1/upgrade")[0] == 202
+            upgraded(daemon, program)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_are_killed_while_their_holders_change(daemons: Daemons, installed: Installed) -> None:
+    """Old ones and new ones, at any moment. Nothing is left open in any process."""
+    with streamed(daemons, installed) as daemon, killing(daemon) as killed:
+        for program in range(1, 9):
+            asked_for(daemon)
+            upgraded(daemon, program)
+            if program == 1:
+                first = open_descriptors(daemon.pid)
+        eventually(lambda: killed[0] >= 100, "many were killed", 60)
+    assert list(daemon.events("upgrade failed")) == []
+    assert open_descriptors(daemon.pid) == first
+    holders = {open_descriptors(worker["holder_pid"]) for worker in daemon.status()["workers"]}
+    assert max(holders) < first + 20, "what is open is listeners, channels, a pipe, and the loop's"
+
+
+def asked_for(daemon: Daemon) -> None:
+    """An upgrade, as soon as control is there to be asked."""
+    eventually(lambda: accepted(daemon), "it is accepted")
+
+
+def accepted(daemon: Daemon) -> bool:
+    try:
+        return daemon.ask("POST", "/v1/upgrade")[0] == 202
+    except OSError:
+        return False
+
+
+@contextmanager
+def killing(daemon: Daemon) -> Iterator[list[int]]:
+    """Somebody who kills workers meanwhile; how many so far."""
+    stop, chance, killed = threading.Event(), random.Random(20261126), [0]
+
+    def kill() -> None:
+        while not stop.wait(chance.uniform(0.005, 0.05)):
+            workers = [pid for holder in children(daemon.pid) for pid in children(holder) if is_worker(pid)]
+            for pid in workers and [chance.choice(workers)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed[0] += 1
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+def is_worker(pid: int) -> bool:
+    """And not the trial of an upgrade, which control starts."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().startswith("relay-worker")
+    return False
