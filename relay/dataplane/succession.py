@@ -16,10 +16,12 @@ A received descriptor gets the lowest number that is free. Both sides begin with
 none ever lands above its place; and put there from the highest down, none lands on another.
 
 Until the successor has said "mine", the holder can take everything back; each side is killed, slow or full at its own
-cost alone. "mine" is the moment: a holder that has waited too long shuts the channel first and then looks whether it
-was said, so exactly one of the two goes on.
+cost alone. "mine" is the moment. A holder that has waited too long stops its ears first and then looks whether it was said;
+if not, it says "no" and goes on. A successor that is not heard asks: after a "no" it ends, and where the holder is dead it
+goes on. Never both of them, and one of them as long as one lives.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -38,6 +40,7 @@ _READY: Final = b"ready"
 _HAVE: Final = b"have"
 _ALL: Final = b"all"
 _MINE: Final = b"mine"
+_NO: Final = b"no"
 
 _NUMBER: Final = struct.Struct("i")
 
@@ -93,9 +96,12 @@ def give(end: socket.socket, known: Collection[int], stop: Callable[[], None]) -
     try:
         _expect(end, _MINE)
     except OSError:
-        end.shutdown(socket.SHUT_RDWR)  # before the look: now it cannot be said any more
-        if end.recv(len(_MINE)) != _MINE:
-            raise
+        end.shutdown(socket.SHUT_RD)  # before the look: now it cannot be said any more
+        if end.recv(len(_MINE)) == _MINE:
+            return
+        with contextlib.suppress(OSError):  # it is dead
+            end.send(_NO)
+        raise
 
 
 def take(end: socket.socket, known: Collection[int]) -> None:
@@ -117,8 +123,12 @@ def take(end: socket.socket, known: Collection[int]) -> None:
         if fd != place:
             os.dup2(fd, place, inheritable=False)
             os.close(fd)
-    end.send(_MINE)
-    end.close()
+    with end:
+        try:
+            end.send(_MINE)
+        except OSError:
+            if end.recv(len(_NO)) == _NO:
+                raise
 
 
 def _received(end: socket.socket) -> list[tuple[int, int]] | None:

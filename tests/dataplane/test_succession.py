@@ -173,6 +173,8 @@ def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]
         succession.give(holder, open_descriptors(), lambda: None)
     with pytest.raises(BrokenPipeError):
         successor.send(b"mine")
+    said = [successor.recv(64) for _ in range(3)]
+    assert (said[1:], len(said[0])) == ([b"all", b"no"], 4)
 
 
 def test_what_was_said_at_the_last_moment_holds(

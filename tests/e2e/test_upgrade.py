@@ -246,7 +246,7 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Ech
     assert daemon.process.wait(20) == 0
 
 
-SAYS_IT_IS_ITS_OWN = "    end.send(_MINE)\n"
+SAYS_IT_IS_ITS_OWN = "    with end:\n"
 
 
 @pytest.mark.parametrize(
