@@ -28,24 +28,26 @@ START_S = 20.0  # a bound for hanging, not for speed
 _POLL_S = 0.01
 
 
+_given: set[int] = set()  # ports that somebody is about to listen on: nobody else gets them in this run
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody listens on now, and that no connection is given as its own (ip(7), ip_local_port_range)."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        port = random.randrange(10_000, 32_768)
-        with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-            probe.bind((host, port))
-            return port
+    return free_ports(1, host)
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> int:
-    """The first of so many TCP ports in a row that nobody listens on now."""
+    """The first of so many such ports in a row."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         first = random.randrange(10_000, 32_768 - count)
+        ports = range(first, first + count)
+        if not _given.isdisjoint(ports):
+            continue
         with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            for port in range(first, first + count):
+            for port in ports:
                 probes.enter_context(socket.socket(family, socket.SOCK_STREAM)).bind((host, port))
+            _given.update(ports)
             return first
 
 

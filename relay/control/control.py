@@ -302,6 +302,8 @@ class Control:
     def _on_keeper(self) -> None:
         while (received := channel.receive(self._inherited.keeper)) is not None:
             message, _ = received
+            if message["op"] == "holds":
+                self._delivery.keeper_holds()
             doing = {"reload": self._reload, "upgrade": self._upgrade}.get(message["op"])
             if doing is not None:
                 task = self._loop.create_task(self._by_signal(doing), name=f"{message['op']} by signal")

@@ -10,7 +10,7 @@ from relay.config.snapshot import Snapshot
 from relay.dataplane import channel
 from relay.dataplane.ledger import Ledger
 from relay.dataplane.listener import close_all
-from relay.dataplane.words import Word
+from relay.dataplane.words import Head, Word
 from relay.log import Log
 
 # A worker answers within a millisecond. One that does not in this time is stuck or just being started again, and
@@ -58,7 +58,10 @@ class Delivery:
         return Parcel(snapshot.generation, opened, *fds)
 
     async def deliver(self, parcel: "Parcel") -> list[int]:
-        """Hand it over, and close its descriptors here; the workers that do not work by it yet."""
+        """Hand it over, and close its descriptors here; the workers that do not work by it yet.
+
+        Afterwards nobody has a socket open that is not in the snapshot, but for those workers.
+        """
         try:
             await self._hand_over(self._keeper, parcel, parcel.whole)
             for sock in self._workers:
@@ -68,6 +71,10 @@ class Delivery:
             os.close(parcel.short)
             close_all(parcel.opened)
         return await self._wait_applied(parcel.generation)
+
+    def keeper_holds(self) -> None:
+        """The keeper has closed what it need not hold any more."""
+        self._answer.set()
 
     def heard(self, sock: socket.socket, message: dict[str, Any], snapshot: Snapshot) -> None:
         """A worker has said something; the snapshot is the one in force."""
@@ -102,10 +109,10 @@ class Delivery:
         self._log.event("error", "stuck", message="a worker takes no messages; it works by an older configuration")
 
     async def _wait_applied(self, generation: int) -> list[int]:
-        """Until every worker works by the snapshot; the ones that did not say so in time."""
+        """Until every worker works by the snapshot, and the keeper holds by it; the workers that did not say so in time."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _APPLY_S
-        while late := self.behind(generation):
+        while (late := self.behind(generation)) or self._ledger.words[Head.GENERATION] < generation:
             self._answer.clear()
             try:
                 await asyncio.wait_for(self._answer.wait(), deadline_s - loop.time())

@@ -82,6 +82,7 @@ class Keeper:
             signal.signal(sig, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         process.unblock()
+        self._holds_by(self._state.snapshot)
         if self._before is None:
             self._log_start()
             for child in [*self._workers, self._control]:
@@ -292,6 +293,8 @@ class Keeper:
                 wanted = {address for row in state.snapshot.endpoints for address in row.listens}
                 for address in [address for address in state.listeners if address not in wanted]:
                     state.listeners.pop(address).close()
+                self._holds_by(state.snapshot)
+                self._tell_control({"op": "holds"})
             case "upgrade" if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
                 os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
             case "upgrade":
@@ -305,6 +308,9 @@ class Keeper:
                 systemd.reloading()
             case "status":
                 systemd.notify(f"STATUS={message['status']}")
+
+    def _holds_by(self, snapshot: Snapshot) -> None:
+        self._state.ledger.words[Head.GENERATION] = snapshot.generation
 
     def _tell_control(self, message: dict[str, Any]) -> None:
         channel.send(self._state.keeper_end, message)

@@ -74,6 +74,7 @@ class Head(IntEnum):
     ROSTER_REJECTED = 14  # entries of a registry that were not believed
     NAMES_QUERIES = 16  # the first of as many words as NAMES_RCODES has
     BUSY_UNTIL_NS = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
+    GENERATION = 15  # of the snapshot by which the keeper holds what it holds
     PROGRAM = 11  # times the keeper replaced its program: which one it runs now
 
 

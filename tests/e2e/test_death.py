@@ -28,6 +28,9 @@ def test_a_killed_worker_is_replaced_and_no_client_notices(daemons: Daemons, ech
     daemon = daemons(one_endpoint(port, echo.target), settings)
     old = [dial(port) for _ in range(3)]
     assert [echoed(client) for client in old] == [b"ping"] * 3
+    counted(
+        daemon, sent_bytes=3 * 4
+    )  # a byte is counted when it has gone on, and a kill between the two loses the count
     killed = daemon.worker_pid()
     os.kill(killed, signal.SIGKILL)
     new = [dial(port) for _ in range(10)]  # most of them before there is anybody to accept them

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,27 @@ def test_two_endpoints_change_ports(daemons: Daemons) -> None:
                 assert echoed(new) == b"ping"
             assert (first.accepted, second.accepted) == (1, 1)
             assert echoed(client) == b"ping"
+
+
+def test_a_port_that_is_said_to_be_closed_can_be_opened(daemons: Daemons, echo: Echo) -> None:
+    """The keeper holds listening sockets too, and must have let go of this one, however late it comes to that."""
+    port = free_port()
+    kept, other = endpoint(free_port(), echo.target), endpoint(port, echo.target)
+    daemon = daemons(service({"in": kept, "other": other}), {"workers": 1})
+    daemon.write_service(service({"in": kept}))
+    with ThreadPoolExecutor() as pool:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            said = pool.submit(daemon.ask, "POST", "/v1/reload")
+            eventually(lambda: daemon.status()["workers"][0]["generation"] == 2, "the worker has closed it")
+            assert not said.done()
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
+        assert said.result()[0] == 200
+    daemon.write_service(service({"in": kept, "other": other}))
+    code, answer = daemon.ask("POST", "/v1/reload")
+    assert code == 200, answer
+    assert answer["changes"] == [f"open web/other on 127.0.0.1:{port}"]
 
 
 def test_a_new_target_is_for_new_connections(daemons: Daemons) -> None:
