@@ -86,7 +86,7 @@ def test_a_target_that_does_not_answer(forwarder: DataPath, site: Site) -> None:
     ):
         begun_s = time.monotonic()
         assert receive(client) == NOTHING
-        assert 0.4 < time.monotonic() - begun_s < 2
+        assert 0.4 < time.monotonic() - begun_s < 8
 
 
 def test_a_unix_target_that_does_not_answer(forwarder: DataPath, site: Site) -> None:
@@ -99,7 +99,7 @@ def test_a_unix_target_that_does_not_answer(forwarder: DataPath, site: Site) -> 
     ):
         begun_s = time.monotonic()
         assert receive(client) == NOTHING
-        assert 0.4 < time.monotonic() - begun_s < 2
+        assert 0.4 < time.monotonic() - begun_s < 8
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

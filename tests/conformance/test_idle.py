@@ -23,7 +23,7 @@ def test_an_idle_flow_is_cut(forwarder: DataPath, tcp_target: Target) -> None:
         assert receive_exactly(served, 1) == b"x"
         begun_s = time.monotonic()
         assert receive(client) == Received(0, EMPTY, fin=False)
-        assert 0.4 < time.monotonic() - begun_s < 2
+        assert 0.4 < time.monotonic() - begun_s < 8
         assert receive(served) == Received(0, EMPTY, fin=False)
 
 

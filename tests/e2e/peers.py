@@ -57,7 +57,7 @@ def refused(port: int) -> bool:
 
 def shut(*ports: int) -> None:
     """Wait until nobody listens there: the keeper closes its own copy of a socket a moment after the workers."""
-    eventually(lambda: all(map(refused, ports)), f"{ports} are closed", 4)
+    eventually(lambda: all(map(refused, ports)), f"{ports} are closed")
 
 
 def accept(listener: socket.socket) -> socket.socket:
@@ -81,7 +81,7 @@ def counted(daemon: Daemon, name: str = "web/in", **expected: Any) -> None:
         return expected.items() <= seen.items()
 
     with contextlib.suppress(AssertionError):
-        eventually(check, "the account", 3)
+        eventually(check, "the account")
     assert {key: seen[key] for key in expected} == expected
 
 

@@ -122,7 +122,7 @@ def test_a_limit_of_the_rate(daemons: Daemons, echo: Echo) -> None:
     def let_in_again() -> bool:
         return not denied_or_closed(port)
 
-    eventually(let_in_again, "a moment later there is room again", 3)
+    eventually(let_in_again, "a moment later there is room again")
 
 
 def denied_or_closed(port: int) -> bool:
@@ -211,7 +211,7 @@ def test_one_who_is_slow_to_say_anything_is_cut(daemons: Daemons, listener: sock
         begun_s = time.monotonic()
         with dial(port) as silent, dial(port) as dripping:
             assert drip(dripping, said), "a byte now and then prolongs it"
-            assert 0.4 <= time.monotonic() - begun_s < 3
+            assert 0.4 <= time.monotonic() - begun_s < 8
             assert reset_comes(silent)
         counted(daemon, f"web/{name}", closed={"first_byte_timeout": 2}, active=0)
     assert untouched(listener)

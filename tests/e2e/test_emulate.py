@@ -51,7 +51,7 @@ class Emulation:
         assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(15)
         for pid in self.children:  # what it left behind
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsy
     processes = emulation.processes()
     assert len(processes) >= 4 * 3
     os.killpg(emulation.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-    assert emulation.process.wait(10) == 0
+    assert emulation.process.wait(15) == 0
     assert all(map(gone, processes))
     assert list(emulation.directory.iterdir()) == []
     assert "Traceback" not in emulation.errors()
@@ -186,8 +186,8 @@ def test_other_ends_leave_nothing_either(emulate: Any, tmp_path: Path, end: sign
     with dial(port, host="127.1.0.1") as client:
         assert echoed(client, b"hi\n")[:3] == b"web"
         os.kill(emulation.process.pid, end)
-        emulation.process.wait(10)
-        eventually(lambda: all(map(gone, processes)), "its processes ended", 5)
+        emulation.process.wait(15)
+        eventually(lambda: all(map(gone, processes)), "its processes ended")
     assert list(emulation.directory.iterdir()) == []
 
 
@@ -198,8 +198,8 @@ def test_a_killed_emulation_leaves_no_daemon(emulate: Any, tmp_path: Path) -> No
     emulation.table()
     processes = emulation.processes()
     emulation.process.kill()
-    emulation.process.wait(5)
-    eventually(lambda: all(map(gone, processes)), "its daemons ended", 5)
+    emulation.process.wait(15)
+    eventually(lambda: all(map(gone, processes)), "its daemons ended")
 
 
 def test_without_demos_the_files_own_targets_are_used(emulate: Any, tmp_path: Path) -> None:
@@ -238,8 +238,8 @@ def test_an_instance_that_dies_ends_it_all(emulate: Any, tmp_path: Path) -> None
     emulation.table()
     processes = emulation.processes()
     os.kill(emulation.children[0], signal.SIGKILL)
-    assert emulation.process.wait(10) == 1
-    eventually(lambda: all(map(gone, processes)), "its processes ended", 5)
+    assert emulation.process.wait(15) == 1
+    eventually(lambda: all(map(gone, processes)), "its processes ended")
     assert "ended by itself" in emulation.errors()
     assert list(emulation.directory.iterdir()) == []
 

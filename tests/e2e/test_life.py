@@ -41,14 +41,14 @@ def test_a_stop_refuses_new_connections_and_lets_the_open_one_end(
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, stop)
-        eventually(lambda: refused(port), "a new connection is refused", 2)
-        eventually(lambda: daemon.status()["draining"], "the status says so", 2)
+        eventually(lambda: refused(port), "a new connection is refused")
+        eventually(lambda: daemon.status()["draining"], "the status says so")
         assert "draining" in daemon.relay("status").stdout
         assert echoed(client, b"x" * 100_000) == b"x" * 100_000
         assert Scrape(metrics).value("relay_connections_active") == 1
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
-    assert wait(daemon, 5) == 0
+    assert wait(daemon, 15) == 0
     assert {record["cause"] for record in daemon.events("connection")} == {"client_fin"}
     assert [len(list(daemon.events(name))) for name in ("draining", "stopped")] == [1, 1]
 
@@ -62,7 +62,7 @@ def test_the_deadline_cuts_what_is_still_open(daemons: Daemons, echo: Echo) -> N
         with pytest.raises(ConnectionResetError):
             client.recv(1)
         assert time.monotonic() - begun_s >= 0.3
-    assert wait(daemon, 5) == 0
+    assert wait(daemon, 15) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
@@ -76,7 +76,7 @@ def test_the_second_stop_is_at_once(daemons: Daemons, echo: Echo, second: signal
         os.kill(daemon.pid, second)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    assert wait(daemon, 3) == 0
+    assert wait(daemon, 15) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
@@ -92,7 +92,7 @@ def test_two_stops_that_come_close_together_are_two(daemons: Daemons, echo: Echo
         os.kill(daemon.pid, signal.SIGINT)
         eventually(lambda: rests(daemon.pid), "the keeper has passed it on")
         os.kill(worker, signal.SIGCONT)
-        assert wait(daemon, 3) == 0
+        assert wait(daemon, 15) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
@@ -109,13 +109,13 @@ def test_a_stop_takes_those_who_wait_in_the_backlog(daemons: Daemons, echo: Echo
         finally:
             os.kill(worker, signal.SIGCONT)
         assert [echoed(client) for client in clients] == [b"ping"] * len(clients)
-    assert wait(daemon, 5) == 0
+    assert wait(daemon, 15) == 0
 
 
 def test_a_stop_without_connections_is_quick(daemons: Daemons) -> None:
     daemon = daemons(one_endpoint(free_port(), "127.0.0.1:9"), {"drain": "50s"})
     os.kill(daemon.pid, signal.SIGTERM)
-    assert wait(daemon, 3) == 0
+    assert wait(daemon, 15) == 0
 
 
 def test_a_stop_waits_for_a_connection_that_is_still_dialling(daemons: Daemons) -> None:
@@ -138,7 +138,7 @@ def test_a_stop_waits_for_a_connection_that_is_still_dialling(daemons: Daemons) 
                 os.kill(daemon.pid, signal.SIGTERM)
                 with pytest.raises(ConnectionResetError):
                     client.recv(1)
-            assert wait(daemon, 4) == 0
+            assert wait(daemon, 15) == 0
 
 
 def test_control_that_dies_while_draining_still_drains(daemons: Daemons, echo: Echo) -> None:
@@ -169,10 +169,10 @@ def test_a_killed_keeper_leaves_nothing(daemons: Daemons, echo: Echo) -> None:
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGKILL)
-        assert wait(daemon, 5) == -signal.SIGKILL
-        eventually(lambda: refused(port), "nobody takes new connections", 3)
+        assert wait(daemon, 15) == -signal.SIGKILL
+        eventually(lambda: refused(port), "nobody takes new connections")
         assert echoed(client) == b"ping"  # what is open may end in its own time
-    eventually(lambda: all(map(gone, children)), "its processes ended by themselves", 5)
+    eventually(lambda: all(map(gone, children)), "its processes ended by themselves")
     assert refused(metrics)
 
 
@@ -184,7 +184,7 @@ def test_a_killed_keepers_place_can_be_taken_while_an_old_connection_goes_on(dae
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGKILL)
-        wait(daemon, 5)
+        wait(daemon, 15)
         eventually(lambda: refused(port), "the old worker drains")
         try:
             daemon.start()
@@ -220,5 +220,5 @@ def test_descriptors_do_not_pile_up_over_reloads(daemons: Daemons, echo: Echo) -
     for name, pid in pids.items():
         # A process may still be closing what the last request needed.
         with contextlib.suppress(AssertionError):
-            eventually(lambda pid=pid, name=name: held(pid) <= before[name], "no more than before", 3)  # type: ignore[misc]
+            eventually(lambda pid=pid, name=name: held(pid) <= before[name], "no more than before")  # type: ignore[misc]
         assert held(pid) - before[name] == Counter(), name

@@ -66,7 +66,7 @@ def test_what_is_declared_listens_and_nothing_else(daemons: Daemons, echo: Echo)
     daemon.write_service(service(declared, host="127.0.0.7"))
     assert daemon.ask("POST", "/v1/reload")[0] == 200
     wanted = {f"127.0.0.7:{moved}", f"127.0.0.7:{ports[2]}", f"127.0.0.1:{metrics}"}
-    eventually(lambda: ours_now(daemon) == wanted, "a reload opens and closes the same way", 4)
+    eventually(lambda: ours_now(daemon) == wanted, "a reload opens and closes the same way")
     daemon.stop()
     assert listening("t").keys() & wanted == set()
 
@@ -199,7 +199,7 @@ def test_a_wrong_service_file_shows_every_error(daemons: Daemons) -> None:
 def test_a_warning_of_the_file_is_written_at_the_start(daemons: Daemons, echo: Echo) -> None:
     declared = one_endpoint(free_port(), echo.target, access=[{"permit": "127.0.0.1/8"}])
     daemon = daemons(declared)
-    eventually(lambda: "host bits" in daemon.log_text(), "the log has the warning", 2)
+    eventually(lambda: "host bits" in daemon.log_text(), "the log has the warning")
 
 
 # --- where it is told what to do --------------------------------------------------------------------------------------

@@ -131,4 +131,4 @@ def test_nothing_but_metrics_is_on_the_metrics_port(daemons: Daemons, echo: Echo
         assert Scrape(metrics).value("relay_build_info") == 1
         begun_s = time.monotonic()
         assert daemon.stop() == 0
-        assert time.monotonic() - begun_s < 4
+        assert time.monotonic() - begun_s < 12

@@ -248,7 +248,7 @@ def test_a_shorter_drain_holds_from_the_reload_on(daemons: Daemons, echo: Echo) 
         os.kill(daemon.pid, signal.SIGTERM)
         assert cut(client)
     assert daemon.process is not None
-    assert daemon.process.wait(5) == 0
+    assert daemon.process.wait(15) == 0
 
 
 def test_a_reload_while_draining_is_refused_and_opens_nothing(daemons: Daemons, echo: Echo) -> None:
@@ -281,7 +281,7 @@ def test_a_stop_that_comes_in_the_midst_of_a_reload_leaves_no_new_port(daemons: 
         assert echoed(client) == b"ping"
         shut(port, added)
     assert daemon.process is not None
-    assert daemon.process.wait(5) == 0
+    assert daemon.process.wait(15) == 0
     assert "Traceback" not in daemon.log_text()
 
 
