@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from relay.dataplane.session import Session
 from relay.dataplane.sockets import listening_address, other_descriptors
 from relay.dataplane.sources import Sources
 from relay.dataplane.splice import Mover
-from relay.dataplane.words import Word
+from relay.dataplane.words import Count, Word
 from relay.log import Log
 
 _uvloop: Callable[[], asyncio.AbstractEventLoop] | None = None
@@ -115,7 +115,7 @@ class Worker:
         self._ledger[Word.PID] = os.getpid()
         self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
         self._ledger[Word.PIPES] = 0
-        if until_ns := self._drain_until():  # a predecessor was draining: listen nowhere
+        if until_ns := self._drain_until():  # a predecessor was draining
             self._drain_deadline_s = until_ns / 1e9
         self._make_gates()
         adopted = self._adopt()
@@ -157,8 +157,11 @@ class Worker:
         plane = self._plane
         if self._fast_timer is None and (plane.waiting or plane.starved or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
-        if self._drain_deadline_s is not None and not plane.sessions:
-            self._stopped.set()
+        if self._drain_deadline_s is not None:
+            if self._listeners and not self._inbound():
+                self._stop_listening(self._listeners)
+            if not plane.sessions:
+                self._stopped.set()
 
     def _fast_tick(self) -> None:
         self._fast_timer = None
@@ -204,9 +207,8 @@ class Worker:
             listener.pause()
 
     def _accept_on(self) -> None:
-        if self._drain_deadline_s is None:
-            for listener in self._listeners.values():
-                listener.resume()
+        for listener in self._listeners.values():
+            listener.resume()
 
     # --- change -------------------------------------------------------------------------------------------------
 
@@ -276,9 +278,9 @@ class Worker:
         return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
 
     def _rewire(self) -> None:
-        """Listen exactly where the snapshot says."""
+        """Listen exactly where the snapshot says; while draining, at doors out that a predecessor had still open."""
         draining = self._drain_deadline_s is not None
-        rows = () if draining else self._snapshot.endpoints
+        rows = [row for row in self._snapshot.endpoints if row.leads_to or not draining]
         wanted = {address: self._gates[row.name] for row in rows for address in row.listens}
         for address in [address for address in self._listeners if address not in wanted]:
             self._listeners.pop(address).pause()
@@ -287,7 +289,7 @@ class Worker:
                 self._listeners[address] = Listener(self._plane, gate, sock)
             if (listener := self._listeners.get(address)) is not None:
                 listener.serve(gate)
-            else:
+            elif not draining:
                 self._log.event("error", "bug", message=f"no socket for {address}, where {gate.declared.name} listens")
         if not self._resume_at_s:
             self._accept_on()
@@ -348,17 +350,31 @@ class Worker:
             self._cut_all("drain")
 
     def _drain(self, until_s: float) -> None:
-        """Accept no more, and end when the last connection has; cut those that are open at `until_s`."""
+        """Accept no more, and end when the last connection has; cut those that are open at `until_s`.
+
+        Doors out close when the last connection from outside has ended: who serves it may have to ask its database. But
+        without a keeper all close at once, for the one that takes its place needs their ports.
+        """
         self._drain_deadline_s = until_s
-        for listener in self._listeners.values():
+        stay = bool(self._drain_until())
+        self._stop_listening([at for at, each in self._listeners.items() if not (stay and each.gate.declared.leads_to)])
+        self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
+        self._after()
+
+    def _inbound(self) -> int:
+        """How many connections are open that did not come by a door out."""
+        gates = (gate for gate in self._gates.values() if not gate.declared.leads_to)
+        return sum(self._ledger.words[gate.row + Count.ACTIVE] for gate in gates)
+
+    def _stop_listening(self, addresses: Iterable[str]) -> None:
+        """Take those who wait there, and close."""
+        for address in list(addresses):
+            listener = self._listeners.pop(address)
             try:
                 listener.finish()
             except Exception as error:  # of one connection, as in the poller
                 self._on_error(listener.finish, error)
-        self._listeners.clear()
         self._close_unwanted()
-        self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
-        self._after()
 
     def _cut_all(self, cause: str) -> None:
         for session in list(self._plane.sessions):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.peers import shut
 from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, web_and_store
 
 WEB = "127.0.0.1"
@@ -160,3 +161,58 @@ def test_a_store_that_leaves_the_file_gets_no_new_connection_and_keeps_the_old(t
                 assert echoed(other) == b"ping"
         assert there.reached()[held] == 1
         assert echoed(client, b"still") == b"still"
+
+
+def serve(there: Shop, echo: Echo) -> int:
+    """Have the web instance take connections from outside as well: the port."""
+    file = shop(there.door, {"*": "127.0.0.1:9"})
+    own = {"type": "input", "public_port": 80, "port": (port := free_port()), "target": echo.target}
+    file["roles"]["web"]["endpoints"] = {"in": own}
+    there.web.write_service(file)
+    done = there.web.relay("reload")
+    assert done.returncode == 0, done
+    return port
+
+
+def test_a_door_stays_open_for_those_who_serve_the_last_connections(there: Shop, echo: Echo) -> None:
+    """Who is served by a program that asks its database for each request gets an answer, though relay is told to stop."""
+    port = serve(there, echo)
+    with dial(port) as served:
+        assert echoed(served) == b"ping"
+        os.kill(there.web.pid, signal.SIGTERM)
+        shut(port)
+        with dial(there.door) as client:
+            assert echoed(client) == b"ping"
+        os.kill(there.web.worker_pid(), signal.SIGKILL)
+        with dial(there.door) as client:
+            assert echoed(client) == b"ping", "the next worker knows what its predecessor had still open"
+            served.close()
+            shut(there.door)
+            assert echoed(client, b"pong") == b"pong", "an open one may end in its own time"
+    assert there.web.process is not None
+    assert there.web.process.wait(15) == 0
+    assert list(there.web.events("bug")) == []
+
+
+def test_a_stop_without_anybody_served_closes_the_door(there: Shop) -> None:
+    with dial(there.door) as client:
+        assert echoed(client) == b"ping"
+        os.kill(there.web.pid, signal.SIGTERM)
+        shut(there.door)
+        assert echoed(client) == b"ping"
+    assert there.web.process is not None
+    assert there.web.process.wait(15) == 0
+
+
+def test_the_next_relay_finds_the_doors_port_free_when_the_keeper_was_killed(there: Shop, echo: Echo) -> None:
+    port = serve(there, echo)
+    with dial(port) as served:
+        assert echoed(served) == b"ping"
+        os.kill(there.web.pid, signal.SIGKILL)
+        assert there.web.process is not None
+        there.web.process.wait(15)
+        shut(port, there.door)
+        there.web.start()
+        with dial(there.door) as client:
+            assert echoed(client) == b"ping"
+        assert echoed(served) == b"ping"
