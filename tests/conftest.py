@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness import Daemon, takes_filters
+from tests.spread import Running, Spread, arranged, tell_alone
 
 _REFUSE_TO_SKIP = os.environ.get("RELAY_REQUIRE_REAL") == "1"  # set by .ci/run
 
@@ -28,6 +29,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long"):
         settings.load_profile("long")
         config.option.timeout = config.option.timeout or _LONG_S
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and config.option.numprocesses:
+        config.pluginmanager.register(Running(terminal), "relay-running")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a test waits more than half of its time, so there are two processes for each CPU."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
+    """Which process gets which tests."""
+    return Spread(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The order of the tests: the same in every process, and without processes."""
+    items[:] = arranged(items)
+    tell_alone(config, items)
 
 
 @pytest.fixture

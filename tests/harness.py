@@ -5,7 +5,6 @@ import errno
 import http.client
 import json
 import os
-import random
 import signal
 import socket
 import struct
@@ -26,29 +25,6 @@ from relay.dataplane.sockets import attach_filter
 
 START_S = 20.0  # a bound for hanging, not for speed
 _POLL_S = 0.01
-
-
-_given: set[int] = set()  # ports that somebody is about to listen on: nobody else gets them in this run
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now, and that no connection is given as its own (ip(7), ip_local_port_range)."""
-    return free_ports(1, host)
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> int:
-    """The first of so many such ports in a row."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        first = random.randrange(10_000, 32_768 - count)
-        ports = range(first, first + count)
-        if not _given.isdisjoint(ports):
-            continue
-        with contextlib.ExitStack() as probes, contextlib.suppress(OSError):
-            for port in ports:
-                probes.enter_context(socket.socket(family, socket.SOCK_STREAM)).bind((host, port))
-            _given.update(ports)
-            return first
 
 
 def eventually(check: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Daemons
-from tests.harness import Echo, dial, echoed, free_port, one_endpoint
+from tests.harness import Echo, dial, echoed, one_endpoint
+from tests.ports import free_port
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SECONDS = 0.3

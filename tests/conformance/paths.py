@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tests.conftest import Daemons
-from tests.harness import START_S, Daemon, eventually, free_port, one_endpoint
+from tests.harness import START_S, Daemon, eventually, one_endpoint
+from tests.ports import free_port
 
 Address = tuple[str, int] | str
 """Where to connect: host and port, or the path of a Unix socket."""

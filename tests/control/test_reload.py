@@ -14,7 +14,7 @@ from relay.control.reload import Prepared, Sources, prepare
 from relay.dataplane.listener import close_all
 from relay.errors import ConfigError, IdentityError, ListenError, OperatorError
 from tests.dataplane.test_pipes import no_descriptors
-from tests.harness import free_port, free_ports
+from tests.ports import free_port, free_ports
 
 
 class Files:

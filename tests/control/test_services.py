@@ -10,7 +10,8 @@ from relay.control.services import Services
 from relay.dataplane.ledger import Ledger
 from relay.dataplane.words import Count
 from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.harness import Echo, free_port
+from tests.harness import Echo
+from tests.ports import free_port
 
 
 def row_of(name: str, target: TargetRow, slot: int = 0) -> EndpointRow:

@@ -24,7 +24,8 @@ from tests.conformance.peers import (
 from tests.conformance.proc import cpu_s_over, descriptors
 from tests.conformance.streams import MIB, receive, receive_exactly, stream, whole
 from tests.conftest import Daemons
-from tests.harness import Daemon, eventually, free_port, one_endpoint
+from tests.harness import Daemon, eventually, one_endpoint
+from tests.ports import free_port
 
 CLIENTS: Final = 200
 NOFILE: Final = 200

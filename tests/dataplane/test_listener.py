@@ -30,7 +30,7 @@ from relay.log import Log
 from tests.config.test_snapshot import dropping, endpoint_row
 from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import close, no_descriptors, pool_of
-from tests.harness import free_port, free_ports
+from tests.ports import free_port, free_ports
 from tests.test_log import waiting
 
 PATIENCE_S: Final = 10.0  # a bound for hanging, not for speed

@@ -20,7 +20,7 @@ from relay.dataplane.plane import Plane
 from relay.dataplane.words import Count
 from tests.config.test_snapshot import endpoint_row
 from tests.dataplane.test_worker import Running
-from tests.harness import free_port
+from tests.ports import free_port
 
 NETWORKS: Final = 20_000
 FLOWS: Final = 10_000

@@ -22,7 +22,7 @@ from tests.dataplane.test_listener import PATIENCE_S, Rig, Target, rig_to, tcp_t
 from tests.dataplane.test_listener import stack as stack
 from tests.dataplane.test_pipes import no_descriptors
 from tests.dataplane.test_splice import reset
-from tests.harness import free_ports
+from tests.ports import free_ports
 
 LATER_S: Final = 3600.0  # beyond every deadline
 HELLO: Final = b"GET / HTTP/1.1\r\n"

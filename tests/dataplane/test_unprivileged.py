@@ -12,7 +12,8 @@ from tests.conformance.paths import assert_accounts
 from tests.conformance.peers import Site, Target, connect, fin, together, want_descriptors
 from tests.conformance.streams import KIB, receive_exactly, stream
 from tests.conftest import Daemons
-from tests.harness import Daemon, eventually, free_port, one_endpoint
+from tests.harness import Daemon, eventually, one_endpoint
+from tests.ports import free_port
 
 FLOWS: Final = 1_500
 # A Unix socket that nobody reads takes 208 KiB (net.core.wmem_default); what is beyond that stands in a pipe.

@@ -42,7 +42,7 @@ from tests.config.test_snapshot import dropping, endpoint_row, snapshot_of
 from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import close
 from tests.dataplane.test_splice import reset
-from tests.harness import free_port, free_ports
+from tests.ports import free_port, free_ports
 from tests.test_log import waiting
 
 PATIENCE_S: Final = 10.0  # a bound for hanging, not for speed

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fleet.etcds import EtcdServer
-from tests.harness import Daemon, Echo, dial, echoed, eventually, free_port, web_and_store
+from tests.harness import Daemon, Echo, dial, echoed, eventually, web_and_store
+from tests.ports import free_port
 
 TTL_S: Final = 2
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import eventually, free_port
+from tests.harness import eventually
+from tests.ports import free_port
 
 RUN_S = 40.0  # for one client's whole work: a bound for hanging, below the time limit of a test
 _END_S = 10.0

@@ -9,7 +9,8 @@ from typing import Any
 from tests.conformance.streams import receive_exactly
 from tests.conftest import Daemons
 from tests.e2e.peers import accept, counted, endpoint, records, untouched
-from tests.harness import Echo, denied, dial, echoed, eventually, free_port, one_endpoint, service
+from tests.harness import Echo, denied, dial, echoed, eventually, one_endpoint, service
+from tests.ports import free_port
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 

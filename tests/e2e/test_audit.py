@@ -2,7 +2,8 @@
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint, records
-from tests.harness import Echo, Scrape, denied, dial, echoed, eventually, free_port, service
+from tests.harness import Echo, Scrape, denied, dial, echoed, eventually, service
+from tests.ports import free_port
 
 DENY = [{"deny": "127.0.0.2"}]
 

@@ -18,7 +18,8 @@ from tests.conftest import Daemons
 from tests.e2e import streams
 from tests.e2e.chaos import Streams, await_visits, kill_workers
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target
-from tests.harness import Daemon, eventually, free_port, one_endpoint
+from tests.harness import Daemon, eventually, one_endpoint
+from tests.ports import free_port
 
 _SEED: Final = int(os.environ.get("RELAY_CHAOS_SEED", "20261123"))
 # What allocators keep of their own accord: control takes a quarter of this over its first 600 kills, and nothing after

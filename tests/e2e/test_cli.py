@@ -16,7 +16,8 @@ from relay.cli import main
 from relay.config.source import read
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint
-from tests.harness import Echo, free_port, run_relay, service
+from tests.harness import Echo, run_relay, service
+from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
 SAMPLES = Path(__file__).parents[2] / "config"

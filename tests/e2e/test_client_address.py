@@ -13,7 +13,8 @@ from tests.e2e import farm
 from tests.e2e.farm import CLIENT_V6, CLIENTS, EDGES, INSTANCE_V6, INSTANCES, NAMES, PLAIN, PROXIED, SELDOM
 from tests.e2e.netns import Network
 from tests.e2e.programs import RUN_S
-from tests.harness import Daemon, Echo, denied, eventually, free_port, one_endpoint
+from tests.harness import Daemon, Echo, denied, eventually, one_endpoint
+from tests.ports import free_port
 
 SCRIPT: Final = Path(__file__).parents[2] / "systemd" / "transparent"
 TABLE: Final = "4711"

@@ -28,7 +28,8 @@ from relay.cli import main
 from relay.control.openapi import document
 from tests.control.test_openapi import check_answer
 from tests.e2e.programs import program, run, serving
-from tests.harness import START_S, Daemon, Echo, dial, eventually, free_port, free_ports, web_and_store
+from tests.harness import START_S, Daemon, Echo, dial, eventually, web_and_store
+from tests.ports import free_port, free_ports
 
 WEB: Final = "127.0.0.1"  # where Prometheus connects from as well
 STORES: Final = ("127.6.0.1", "127.6.0.2")

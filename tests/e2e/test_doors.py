@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.peers import shut
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, web_and_store
+from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, web_and_store
+from tests.ports import free_port
 
 WEB = "127.0.0.1"
 STORES = ("127.3.0.1", "127.3.0.2", "127.3.0.3")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Daemons
-from tests.harness import Daemon, Scrape, dial, eventually, free_port, run_relay
+from tests.harness import Daemon, Scrape, dial, eventually, run_relay
+from tests.ports import free_port
 
 EDGE = "127.250.0.1"
 INSTANCES = tuple(f"127.1.0.{n}" for n in range(1, 5))

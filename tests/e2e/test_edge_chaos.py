@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import Daemons
 from tests.e2e.chaos import Streams, await_visits, kill_workers
 from tests.e2e.streams import target
-from tests.harness import Daemon, eventually, free_port
+from tests.harness import Daemon, eventually
+from tests.ports import free_port
 
 _SEED = int(os.environ.get("RELAY_CHAOS_SEED", "20261123"))
 _KILLS = int(os.environ.get("RELAY_CHAOS_KILLS", "200")) // 2

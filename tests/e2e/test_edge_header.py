@@ -11,7 +11,8 @@ import pytest
 from relay.envelope import proxyproto
 from tests.conftest import Daemons
 from tests.e2e.peers import PATIENCE_S, accept, counted, next_worker
-from tests.harness import Daemon, dial, eventually, free_port
+from tests.harness import Daemon, dial, eventually
+from tests.ports import free_port
 
 EDGE, INSTANCE = "127.250.0.1", "127.1.0.1"
 

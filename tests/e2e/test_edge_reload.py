@@ -7,7 +7,8 @@ from typing import Any
 
 from tests.conftest import Daemons
 from tests.e2e.peers import next_worker
-from tests.harness import Daemon, Echo, dial, eventually, free_port
+from tests.harness import Daemon, Echo, dial, eventually
+from tests.ports import free_port
 
 EDGE = "127.250.0.1"
 

@@ -20,7 +20,8 @@ import yaml
 
 from relay.cli import main
 from tests.e2e.peers import descendants, endpoint, gone
-from tests.harness import Echo, denied, dial, echoed, eventually, free_port, free_ports, run_relay
+from tests.harness import Echo, denied, dial, echoed, eventually, run_relay
+from tests.ports import free_port, free_ports
 
 SAMPLE = Path(__file__).parents[2] / "config" / "service.yaml"
 SHOWN_S = 30.0  # a bound for hanging, not for speed

@@ -12,7 +12,8 @@ from typing import Any, Final
 import pytest
 
 from relay.cli import main
-from tests.harness import Daemon, free_port, run_relay
+from tests.harness import Daemon, run_relay
+from tests.ports import free_port
 
 DUMP: Final = (
     "import json, os; print(json.dumps({k: v for k, v in os.environ.items()"

@@ -14,7 +14,8 @@ import yaml
 from relay.cli import main
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, listening
-from tests.harness import Daemon, Echo, dial, echoed, eventually, free_port, run_relay
+from tests.harness import Daemon, Echo, dial, echoed, eventually, run_relay
+from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
 RULES = [{"deny": "127.0.0.2"}, {"permit": "127.0.0.0/29"}, {"deny": "0.0.0.0/0"}]

@@ -13,7 +13,8 @@ import pytest
 
 from tests.e2e.fleets import TTL_S, Fleet, address_of, instance_of, is_admitted, knows, roster_of
 from tests.fleet.etcds import EtcdServer
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.real("etcd", "etcdctl", "unshare"),

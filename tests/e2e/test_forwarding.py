@@ -17,7 +17,8 @@ from proxyprotocol.v2 import ProxyProtocolV2
 from relay.demo import self_signed
 from tests.conftest import Daemons
 from tests.e2e.peers import PATIENCE_S, accept, counted, endpoint, records
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, one_endpoint, service
+from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint, service
+from tests.ports import free_port
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER of 0 s
 

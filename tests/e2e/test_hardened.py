@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.dataplane.test_unprivileged import NOBODY, as_nobody
-from tests.harness import Daemon, Echo, dial, echoed, eventually, free_port, one_endpoint
+from tests.harness import Daemon, Echo, dial, echoed, eventually, one_endpoint
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 UNIT = REPOSITORY / "systemd" / "relay.service"

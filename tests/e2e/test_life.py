@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import control_pid, control_restarted, endpoint, gone, pids, refused, shut
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, one_endpoint, service
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.ports import free_port
 
 STOPS = pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 

@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, pids, running
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, one_endpoint, service
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.ports import free_port
 
 PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE = 24, 10  # prctl(2), capabilities(7)
 UNPRIVILEGED_FROM = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")

@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import accept, counted, records, running
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, one_endpoint
+from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint
+from tests.ports import free_port
 
 FIELDS = [
     "time",

@@ -6,7 +6,8 @@ import time
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
-from tests.harness import Echo, Scrape, denied, dial, echoed, free_port, service
+from tests.harness import Echo, Scrape, denied, dial, echoed, service
+from tests.ports import free_port
 
 BY_ENDPOINT = {"role", "endpoint", "type"}
 FAMILIES: dict[str, tuple[str, set[str]]] = {  # name: type and labels

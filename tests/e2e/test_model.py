@@ -17,7 +17,8 @@ import pytest
 from tests.conftest import Daemons
 from tests.e2e.model import PORTS, SOURCES, Connection, World
 from tests.envelope import reference
-from tests.harness import Daemon, Echo, denied, eventually, free_ports
+from tests.harness import Daemon, Echo, denied, eventually
+from tests.ports import free_ports
 
 SEED: Final = int(os.environ.get("RELAY_CHAOS_SEED", "20261123"))
 CONNECTIONS: Final = 60

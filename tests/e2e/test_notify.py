@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import running
-from tests.harness import Daemon, Echo, dial, echoed, free_port, one_endpoint
+from tests.harness import Daemon, Echo, dial, echoed, one_endpoint
+from tests.ports import free_port
 
 WATCHDOG_USEC = 600_000
 

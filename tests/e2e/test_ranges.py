@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint, next_worker, refused, shut
-from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, free_port, free_ports, service
+from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, service
+from tests.ports import free_port, free_ports
 
 PATIENT = {"first_byte": "1m"}  # a slow machine's upgrade is not what its clients are cut for
 

@@ -14,7 +14,8 @@ import yaml
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint, more, records, refused, shut
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, free_port, service
+from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, service
+from tests.ports import free_port
 
 
 def reload(daemon: Daemon) -> dict[str, Any]:

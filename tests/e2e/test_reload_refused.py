@@ -13,7 +13,8 @@ import yaml
 from relay.cli import main
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, records, refused, shut
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, service
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, service
+from tests.ports import free_port
 
 Break = Callable[[Daemon], None]
 

@@ -13,7 +13,8 @@ from relay import __version__
 from relay.cli import main
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
-from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, free_port, one_endpoint, service
+from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service
+from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
 

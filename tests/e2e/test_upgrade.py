@@ -21,7 +21,8 @@ from tests.conftest import Daemons
 from tests.e2e.chaos import Streams, children
 from tests.e2e.streams import target
 from tests.e2e.test_chaos import open_descriptors
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, free_port, one_endpoint
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
+from tests.ports import free_port
 
 NEW = "9.9.9"
 

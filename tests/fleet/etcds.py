@@ -16,7 +16,8 @@ from relay.config.load import parse_service, parse_settings
 from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.source import parse
-from tests.harness import eventually, free_ports
+from tests.harness import eventually
+from tests.ports import free_ports
 
 START_S = 20.0  # a bound for hanging
 

@@ -15,7 +15,7 @@ from relay.fleet.entries import KeyValue
 from relay.fleet.etcd import Client
 from relay.fleet.gateway import absent, delete, get, get_all, holds, put, unchanged
 from tests.fleet.etcds import EtcdServer, Forwarder, answering, certificates, settings, shared
-from tests.harness import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl", "openssl")
 

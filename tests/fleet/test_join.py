@@ -20,7 +20,7 @@ from relay.fleet.join import join, own_address
 from relay.fleet.machine import machine_hash
 from relay.fleet.remember import Remembered, save
 from tests.fleet.etcds import EtcdServer, certificates, service, settings, shared
-from tests.harness import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl", "openssl")
 

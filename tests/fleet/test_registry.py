@@ -21,7 +21,7 @@ from relay.fleet.machine import Daemon
 from relay.fleet.presence import Presence
 from relay.fleet.registry import Crowd, Etcd, Registry, Seen
 from tests.fleet.etcds import EtcdServer, Forwarder, settings, shared
-from tests.harness import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl")
 

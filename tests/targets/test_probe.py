@@ -19,7 +19,7 @@ from relay.dataplane.words import Health
 from relay.envelope import proxyproto
 from relay.targets.probe import Answer, Judge, ask
 from tests.config.test_snapshot import endpoint_row
-from tests.harness import free_port
+from tests.ports import free_port
 
 PROBE: Final = ProbeRow("", 15.0, 31.0)
 GOOD, BAD, NONE = Answer.GOOD, Answer.BAD, Answer.NONE
