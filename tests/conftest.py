@@ -1,5 +1,6 @@
 """Fixtures for every test; and the rule about programs that may be missing."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis' profile, before the tests' modules are read (see `harness.examples`); and the time that this takes."""
-    settings.register_profile("long", max_examples=20 * settings().max_examples, deadline=None)
+    settings.register_profile(
+        "usual", settings(), deadline=None
+    )  # what a machine does meanwhile is no fault of an example
+    settings.load_profile("usual")
+    settings.register_profile("long", settings(), max_examples=20 * settings().max_examples)
     if config.getoption("--long"):
         settings.load_profile("long")
         config.option.timeout = config.option.timeout or _LONG_S
@@ -100,10 +105,11 @@ class Daemons:
         return daemon
 
     def end(self) -> None:
-        """Stop all that run."""
-        for daemon in self._made:
-            if daemon.process is not None:
-                daemon.stop()
+        """Stop all that run, whatever becomes of one of them."""
+        with contextlib.ExitStack() as each:
+            for daemon in self._made:
+                if daemon.process is not None:
+                    each.callback(daemon.stop)
 
 
 @pytest.fixture

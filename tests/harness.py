@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import yaml
 from hypothesis import settings
@@ -23,24 +23,26 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from relay.dataplane.sockets import attach_filter
 
-START_S = 20.0  # a bound for hanging, not for speed
-_POLL_S = 0.01
+HANG_S: Final = 60.0  # the bound of every wait: for hanging, not for speed
+START_S: Final = HANG_S
+_POLL_S: Final = 0.01
 
 
-def eventually(check: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], what: str, within_s: float = HANG_S) -> Any:
     """The first true value of `check`: for what no event can be awaited of, such as another process's counters."""
     deadline_s = time.monotonic() + within_s
     while True:
+        last = time.monotonic() > deadline_s  # read before: a machine that stands still costs no look
         if value := check():
             return value
-        if time.monotonic() > deadline_s:
+        if last:
             raise AssertionError(f"not within {within_s} s: {what}")
         time.sleep(_POLL_S)
 
 
 def examples(usual: int, **keys: Any) -> settings:
     """Settings for a Hypothesis test of so many examples, and of 20 times as many in a long run (`--long`)."""
-    return settings(max_examples=usual * settings().max_examples // 100, deadline=None, **keys)
+    return settings(max_examples=usual * settings().max_examples // 100, **keys)
 
 
 class Daemon:
@@ -107,7 +109,11 @@ class Daemon:
         return self
 
     def __enter__(self) -> "Daemon":
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -119,26 +125,31 @@ class Daemon:
         return self.process.pid
 
     def stop(self) -> int:
-        """End it at once (two SIGTERM); its exit status."""
+        """End it at once, its connections too; its exit status."""
         process = self.process
         assert process is not None
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.5)
-            process.send_signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGINT):  # two are at once; of one kind they could become one (signal(7))
+            if process.poll() is None:
+                process.send_signal(number)
         try:
-            return process.wait(15)
+            return process.wait(HANG_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            self.kill()
             raise
+
+    def kill(self) -> None:
+        """End all its processes at once, if it was started, as a power cut would."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def ask(self, method: str, path: str) -> tuple[int, Any]:
         """One request to the admin API: (HTTP status, JSON value)."""
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.closing(connection):
-            connection.sock.settimeout(15)
+            connection.sock.settimeout(HANG_S)
             connection.sock.connect(str(self.admin_socket))
             connection.request(method, path)
             response = connection.getresponse()
@@ -178,7 +189,7 @@ class Daemon:
 def run_relay(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one relay command to its end."""
     command = [sys.executable, "-m", "relay", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=HANG_S)
 
 
 def one_endpoint(port: int, target: str, *, host: str = "127.0.0.1", **keys: Any) -> dict[str, Any]:
@@ -234,7 +245,7 @@ class _ResetAlready(socket.socket):
 def dial(port: int, *, host: str = "127.0.0.1", source: str | None = None) -> socket.socket:
     """A client's connection, from the address `source` if given. That it is reset is told by its use and never here."""
     try:
-        return socket.create_connection((host, port), 15, source_address=(source, 0) if source else None)
+        return socket.create_connection((host, port), HANG_S, source_address=(source, 0) if source else None)
     except ConnectionResetError:
         return _ResetAlready()
 
@@ -304,7 +315,7 @@ class Scrape:
     """One answer of `/metrics`, parsed as Prometheus would."""
 
     def __init__(self, port: int) -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=15) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG_S) as response:
             self.content_type = response.headers["Content-Type"]
             self.text = response.read().decode()
         self.families = list(text_string_to_metric_families(self.text))

@@ -109,7 +109,7 @@ def roster_of(daemon: Daemon) -> set[str]:
 
 def knows(daemon: Daemon, *ids: str) -> None:
     """Wait until it knows exactly these."""
-    eventually(lambda: roster_of(daemon) == set(ids), f"it knows {ids}: {roster_of(daemon)}", 15)
+    eventually(lambda: roster_of(daemon) == set(ids), f"it knows {ids}: {roster_of(daemon)}")
 
 
 def is_admitted(host: str, port: int, source: str) -> bool:

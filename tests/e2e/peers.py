@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.conftest import Daemons
-from tests.harness import Daemon, eventually, one_endpoint
+from tests.harness import HANG_S, Daemon, eventually, one_endpoint
 from tests.ports import free_port
 
-PATIENCE_S: Final = 15.0  # a bound for hanging, not for speed
+PATIENCE_S: Final = HANG_S
 
 
 class Front:

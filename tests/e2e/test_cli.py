@@ -16,7 +16,7 @@ from relay.cli import main
 from relay.config.source import read
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint
-from tests.harness import Echo, run_relay, service
+from tests.harness import HANG_S, Echo, run_relay, service
 from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
@@ -88,7 +88,7 @@ def test_every_command_has_help(capsys: Capture, command: str) -> None:
 def test_a_reader_that_has_seen_enough() -> None:
     """`relay schema | head -1`: no traceback, whatever the size of what was left."""
     command = f"{sys.executable} -m relay schema | head -c 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=20, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{", b"")
 
 
@@ -128,7 +128,7 @@ def test_check_does_not_need_the_daemons_libraries(tmp_path: Path) -> None:
         "print(sorted({'aiohttp', 'uvloop', 'prometheus_client'} & sys.modules.keys())); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, "check", str(SAMPLES / "service.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
@@ -234,5 +234,5 @@ def test_the_console_script_is_the_module() -> None:
     if script is None:  # the package is not installed in this environment: the module is all there is
         assert run_relay("--version").returncode == 0
         return
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.stdout == f"relay {__version__}\n"

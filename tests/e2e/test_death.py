@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Daemons
 from tests.dataplane.test_unprivileged import NOBODY, as_nobody
 from tests.e2e.peers import control_pid, control_restarted, counted, endpoint, more, next_worker, records, shut
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 CRASH = signal.SIGALRM  # ends a process as a bug would, and leaves no core file; SIGKILL does not count as a crash
@@ -139,7 +139,7 @@ def test_the_port_is_open_at_every_moment_of_a_workers_death(daemons: Daemons, e
         more(outcomes, "echoed")
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(HANG_S)
     assert outcomes.keys() == {"echoed"}, outcomes
 
 

@@ -28,7 +28,7 @@ from relay.cli import main
 from relay.control.openapi import document
 from tests.control.test_openapi import check_answer
 from tests.e2e.programs import program, run, serving
-from tests.harness import START_S, Daemon, Echo, dial, eventually, web_and_store
+from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, web_and_store
 from tests.ports import free_port, free_ports
 
 WEB: Final = "127.0.0.1"  # where Prometheus connects from as well
@@ -88,7 +88,7 @@ class Shop:
 
     def get(self, path: str) -> Any:
         """What a program on this machine is told."""
-        with urllib.request.urlopen(self.url + path, timeout=15) as response:
+        with urllib.request.urlopen(self.url + path, timeout=HANG_S) as response:
             return json.loads(response.read())
 
 
@@ -111,7 +111,7 @@ class Events:
     """A reader of server-sent events, as the standard has them."""
 
     def __init__(self, port: int, last_event_id: str | None = None) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
         self._connection.request("GET", "/v1/watch", headers={"Last-Event-ID": last_event_id} if last_event_id else {})
         self.response = self._connection.getresponse()
         assert self.response.status == 200
@@ -153,7 +153,7 @@ def test_the_same_on_the_admin_socket_and_on_the_port(there: Shop) -> None:
 
 def test_the_port_has_nothing_that_does_anything(there: Shop) -> None:
     for method, path in (("POST", "/v1/reload"), ("POST", "/v1/drain?for=0"), ("GET", "/v1/connections")):
-        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=HANG_S)
         with contextlib.closing(connection):
             connection.request(method, path)
             assert connection.getresponse().status == 404
@@ -264,7 +264,7 @@ def test_every_answer_is_as_described(there: Shop, mode: schemathesis.Generation
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: schemathesis.Case[Any]) -> None:
-            response = case.call_and_validate(checks=CHECKS, timeout=15)
+            response = case.call_and_validate(checks=CHECKS, timeout=HANG_S)
             asked.setdefault(case.operation.path, set()).add(response.status_code)
 
         ask()
@@ -285,7 +285,7 @@ def test_the_stream_is_as_described(there: Shop) -> None:
     @settings(max_examples=10, deadline=None, database=None, phases=[Phase.generate])
     @given(case=operation.as_strategy())
     def ask(case: schemathesis.Case[Any]) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=15)
+        connection = http.client.HTTPConnection("127.0.0.1", there.port, timeout=HANG_S)
         with contextlib.closing(connection):
             query = urllib.parse.urlencode(case.query or {}, errors="replace")
             connection.request("GET", f"/v1/watch?{query}", headers=dict(case.headers or {}))
@@ -341,13 +341,13 @@ def test_prometheus_finds_and_scrapes_all_by_asking_one(there: Shop, tmp_path: P
 
     def ask(query: str) -> list[dict[str, str]]:
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=15) as response:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=HANG_S) as response:
             return [each["metric"] for each in json.loads(response.read())["data"]["result"]]
         return []
 
     command = [program("prometheus"), f"--config.file={file}", f"--storage.tsdb.path={tmp_path / 'data'}"]
     with serving([*command, f"--web.listen-address=127.0.0.1:{port}"], tmp_path, lambda: ask("vector(1)")):
-        up = eventually(lambda: len(found := ask("up == 1")) == 3 and found, "all are scraped", within_s=40)
+        up = eventually(lambda: len(found := ask("up == 1")) == 3 and found, "all are scraped")
         assert sorted((each["instance"], each["instance_role"], each["service"]) for each in up) == [
             ("store_IN_0", "store", "shop"),
             ("store_IN_1", "store", "shop"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.peers import shut
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, web_and_store
+from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, web_and_store
 from tests.ports import free_port
 
 WEB = "127.0.0.1"
@@ -191,7 +191,7 @@ def test_a_door_stays_open_for_those_who_serve_the_last_connections(there: Shop,
             shut(there.door)
             assert echoed(client, b"pong") == b"pong", "an open one may end in its own time"
     assert there.web.process is not None
-    assert there.web.process.wait(15) == 0
+    assert there.web.process.wait(HANG_S) == 0
     assert list(there.web.events("bug")) == []
 
 
@@ -202,7 +202,7 @@ def test_a_stop_without_anybody_served_closes_the_door(there: Shop) -> None:
         shut(there.door)
         assert echoed(client) == b"ping"
     assert there.web.process is not None
-    assert there.web.process.wait(15) == 0
+    assert there.web.process.wait(HANG_S) == 0
 
 
 def test_the_next_relay_finds_the_doors_port_free_when_the_keeper_was_killed(there: Shop, echo: Echo) -> None:
@@ -211,7 +211,7 @@ def test_the_next_relay_finds_the_doors_port_free_when_the_keeper_was_killed(the
         assert echoed(served) == b"ping"
         os.kill(there.web.pid, signal.SIGKILL)
         assert there.web.process is not None
-        there.web.process.wait(15)
+        there.web.process.wait(HANG_S)
         shut(port, there.door)
         there.web.start()
         with dial(there.door) as client:

@@ -12,9 +12,9 @@ import pytest
 from relay.targets.pool import EJECT_S
 from tests.conftest import Daemons
 from tests.e2e import farm
-from tests.e2e.farm import CLIENTS, EDGES, NAMES, OFTEN, SELDOM, Farm, Load, kill, slowed, stopped
+from tests.e2e.farm import CLIENTS, EDGES, NAMES, OFTEN, SELDOM, Farm, Load, slowed, stopped
 from tests.e2e.netns import Network
-from tests.harness import eventually
+from tests.harness import HANG_S, eventually
 
 pytestmark = [
     pytest.mark.real("ip", "nginx", "wrk"),
@@ -56,7 +56,7 @@ def test_an_instance_that_is_stopped_costs_no_request(network: Network, daemons:
         process = site.instances[1].process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+        assert process.wait(HANG_S) == 0
     assert (load.measured.failed, lost(site)) == (0, [])
     assert site.targets()[1]["failures"] >= 1
 
@@ -67,7 +67,7 @@ def test_an_instance_that_is_killed_costs_its_open_connections_and_no_new_one(
     site = Farm(network, daemons, probe=SELDOM)
     with Load(network, seconds=3, connections=8) as load:
         eventually(lambda: site.targets()[1]["connected"], "it is at work")
-        kill(site.instances[1])
+        site.instances[1].kill()
     assert load.measured.connect == load.measured.timeout == load.measured.status == 0
     # Each of wrk's connections twice at the most: open when the worker died, and made anew into the backlog of the listening
     # socket, which is there until the last of the processes that have it is gone.
@@ -97,7 +97,7 @@ def test_an_instance_that_falls_silent_costs_a_second_now_and_then(network: Netw
     assert failures >= 1
     assert sum(1.0 + rest_s for rest_s in EJECT_S[: failures - 1]) <= took_s, "it rests, longer each time"
     assert sum(each.took_s >= 1.0 for each in met) < 10
-    eventually(lambda: site.ask(source).instance == NAMES[2], "it is asked again, and is back", within_s=40)
+    eventually(lambda: site.ask(source).instance == NAMES[2], "it is asked again, and is back")
 
 
 def test_an_instance_that_stands_still_is_found_by_its_probes(network: Network, daemons: Daemons) -> None:
@@ -131,7 +131,7 @@ def test_edges_agree_and_either_may_die(network: Network, daemons: Daemons) -> N
     assert set(home.values()) == set(NAMES)
     assert {source: site.ask(source, edge=1).instance for source in sources} == home
     for dead, other in ((0, 1), (1, 0)):
-        kill(site.edges[dead])
+        site.edges[dead].kill()
         assert {source: site.ask(source, edge=other).instance for source in sources} == home
         site.start(site.edges[dead], f"edge{dead}")
 

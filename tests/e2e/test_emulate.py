@@ -20,7 +20,7 @@ import yaml
 
 from relay.cli import main
 from tests.e2e.peers import descendants, endpoint, gone
-from tests.harness import Echo, denied, dial, echoed, eventually, run_relay
+from tests.harness import HANG_S, Echo, denied, dial, echoed, eventually, run_relay
 from tests.ports import free_port, free_ports
 
 SAMPLE = Path(__file__).parents[2] / "config" / "service.yaml"
@@ -52,7 +52,7 @@ class Emulation:
         assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(15)
+        self.process.wait(HANG_S)
         for pid in self.children:  # what it left behind
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsy
         if row["TRY"] == "by way of the edge":
             assert row["ENDPOINT"] == "http-in"
             continue
-        done = subprocess.run(["sh", "-c", row["TRY"]], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(["sh", "-c", row["TRY"]], capture_output=True, text=True, timeout=HANG_S, check=False)
         said = "http-in" if row["INSTANCE"] == "edge_IN_0" else f"{row['INSTANCE']} {row['ENDPOINT']}"
         said = "store_IN_0 postgres" if row in doors else said
         assert said in done.stdout, (row["TRY"], done)
@@ -163,7 +163,7 @@ def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsy
     processes = emulation.processes()
     assert len(processes) >= 4 * 3
     os.killpg(emulation.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
-    assert emulation.process.wait(15) == 0
+    assert emulation.process.wait(HANG_S) == 0
     assert all(map(gone, processes))
     assert list(emulation.directory.iterdir()) == []
     assert "Traceback" not in emulation.errors()
@@ -187,7 +187,7 @@ def test_other_ends_leave_nothing_either(emulate: Any, tmp_path: Path, end: sign
     with dial(port, host="127.1.0.1") as client:
         assert echoed(client, b"hi\n")[:3] == b"web"
         os.kill(emulation.process.pid, end)
-        emulation.process.wait(15)
+        emulation.process.wait(HANG_S)
         eventually(lambda: all(map(gone, processes)), "its processes ended")
     assert list(emulation.directory.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_a_killed_emulation_leaves_no_daemon(emulate: Any, tmp_path: Path) -> No
     emulation.table()
     processes = emulation.processes()
     emulation.process.kill()
-    emulation.process.wait(15)
+    emulation.process.wait(HANG_S)
     eventually(lambda: all(map(gone, processes)), "its daemons ended")
 
 
@@ -239,7 +239,7 @@ def test_an_instance_that_dies_ends_it_all(emulate: Any, tmp_path: Path) -> None
     emulation.table()
     processes = emulation.processes()
     os.kill(emulation.children[0], signal.SIGKILL)
-    assert emulation.process.wait(15) == 1
+    assert emulation.process.wait(HANG_S) == 1
     eventually(lambda: all(map(gone, processes)), "its processes ended")
     assert "ended by itself" in emulation.errors()
     assert list(emulation.directory.iterdir()) == []
@@ -261,7 +261,7 @@ def test_a_port_in_use(emulate: Any, tmp_path: Path) -> None:
     with socket.create_server(("127.1.0.1", 0)) as holder:
         file, port = small(tmp_path, port=holder.getsockname()[1])
         emulation = emulate(str(file))
-        assert emulation.process.wait(20) == 1
+        assert emulation.process.wait(HANG_S) == 1
     assert f"web_IN_0: relay: cannot listen on 127.1.0.1:{port} for web/in: the address is in use" in emulation.errors()
     assert "Traceback" not in emulation.errors()
     assert list(emulation.directory.iterdir()) == []

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from relay.cli import main
-from tests.harness import Daemon, run_relay
+from tests.harness import HANG_S, Daemon, run_relay
 from tests.ports import free_port
 
 DUMP: Final = (
@@ -67,7 +67,7 @@ class Here(Daemon):
             env={**os.environ, "RELAY_SETTINGS": str(self.settings_file)},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANG_S,
             **keys,
         )
 
@@ -83,7 +83,11 @@ def test_a_shell_takes_it(here: Here) -> None:
     script = 'eval "$("$1" -m relay env)" && exec "$1" -c "$2"'
     environment = {**os.environ, "RELAY_SETTINGS": str(here.settings_file)}
     run = subprocess.run(
-        ["sh", "-euc", script, "sh", sys.executable, DUMP], env=environment, capture_output=True, check=True, timeout=30
+        ["sh", "-euc", script, "sh", sys.executable, DUMP],
+        env=environment,
+        capture_output=True,
+        check=True,
+        timeout=HANG_S,
     )
     assert json.loads(run.stdout) == {**here.wanted, "RELAY_SETTINGS": str(here.settings_file)}
 
@@ -133,7 +137,7 @@ def test_signals_and_exit_status_are_the_commands_own(here: Here) -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"hello\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(HANG_S) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(

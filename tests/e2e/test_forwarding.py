@@ -17,7 +17,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 from relay.demo import self_signed
 from tests.conftest import Daemons
 from tests.e2e.peers import PATIENCE_S, accept, counted, endpoint, records
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER of 0 s
@@ -77,7 +77,7 @@ def test_curl_over_https_with_a_hello_of_more_than_one_segment(
         done = subprocess.run(
             ["curl", "-sS", "-m", "15", "--cacert", str(tmp_path / "demo.crt"), "-k", f"https://127.0.0.1:{port}/"],
             capture_output=True,
-            timeout=20,
+            timeout=HANG_S,
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, b"answer"), done.stderr

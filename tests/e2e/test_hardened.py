@@ -43,7 +43,7 @@ def test_nothing_is_lost_under_the_units_filter(daemons: Daemons) -> None:
             assert daemon.ask("POST", "/v1/reload")[0] == 200
             code, answer = daemon.ask("POST", "/v1/upgrade")
             assert code == 202, answer
-            eventually(lambda: any(daemon.events("upgraded")), "every worker runs in the new program", within_s=30)
+            eventually(lambda: any(daemon.events("upgraded")), "every worker runs in the new program")
             assert echoed(client) == b"ping"
         eventually(lambda: daemon.endpoint("web/in")["closed"] == {"client_fin": 1}, "it ended well")
     assert list(daemon.events("bug")) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli import main
-from tests.harness import run_relay
+from tests.harness import HANG_S, run_relay
 
 Capture = pytest.CaptureFixture[str]
 CORPUS = Path(__file__).parents[1] / "corpus" / "csdef"
@@ -83,5 +83,5 @@ def test_it_does_not_need_the_daemons_libraries() -> None:
         "print(sorted({'aiohttp', 'uvloop', 'prometheus_client'} & sys.modules.keys()), file=sys.stderr); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, "import", *SHOP]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "[]")

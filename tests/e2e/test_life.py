@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import control_pid, control_restarted, endpoint, gone, pids, refused, shut
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 STOPS = pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
@@ -25,9 +25,9 @@ def rests(pid: int) -> bool:
     return pending == 0 and status["State"].startswith("S")
 
 
-def wait(daemon: Daemon, within_s: float) -> int:
+def wait(daemon: Daemon) -> int:
     assert daemon.process is not None
-    return daemon.process.wait(within_s)
+    return daemon.process.wait(HANG_S)
 
 
 # --- stop -------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ def test_a_stop_refuses_new_connections_and_lets_the_open_one_end(
     daemons: Daemons, echo: Echo, stop: signal.Signals
 ) -> None:
     port, metrics = free_port(), free_port()
-    daemon = daemons(one_endpoint(port, echo.target), {"drain": "30s", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
+    daemon = daemons(one_endpoint(port, echo.target), {"drain": "2m", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, stop)
@@ -49,7 +49,7 @@ def test_a_stop_refuses_new_connections_and_lets_the_open_one_end(
         assert Scrape(metrics).value("relay_connections_active") == 1
         client.shutdown(socket.SHUT_WR)
         assert client.recv(1) == b""
-    assert wait(daemon, 15) == 0
+    assert wait(daemon) == 0
     assert {record["cause"] for record in daemon.events("connection")} == {"client_fin"}
     assert [len(list(daemon.events(name))) for name in ("draining", "stopped")] == [1, 1]
 
@@ -63,13 +63,13 @@ def test_the_deadline_cuts_what_is_still_open(daemons: Daemons, echo: Echo) -> N
         with pytest.raises(ConnectionResetError):
             client.recv(1)
         assert time.monotonic() - begun_s >= 0.3
-    assert wait(daemon, 15) == 0
+    assert wait(daemon) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_the_second_stop_is_at_once(daemons: Daemons, echo: Echo, second: signal.Signals) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "50s"})
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "2m"})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGINT)
@@ -77,13 +77,13 @@ def test_the_second_stop_is_at_once(daemons: Daemons, echo: Echo, second: signal
         os.kill(daemon.pid, second)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-    assert wait(daemon, 15) == 0
+    assert wait(daemon) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
 def test_two_stops_that_come_close_together_are_two(daemons: Daemons, echo: Echo) -> None:
     """Standard signals do not queue (signal(7)): two that the keeper passes on must not reach the worker as one."""
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "50s", "workers": 1})
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "2m", "workers": 1})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         worker = daemon.worker_pid()
@@ -93,7 +93,7 @@ def test_two_stops_that_come_close_together_are_two(daemons: Daemons, echo: Echo
         os.kill(daemon.pid, signal.SIGINT)
         eventually(lambda: rests(daemon.pid), "the keeper has passed it on")
         os.kill(worker, signal.SIGCONT)
-        assert wait(daemon, 15) == 0
+        assert wait(daemon) == 0
     assert [record["cause"] for record in daemon.events("connection")] == ["drain"]
 
 
@@ -110,13 +110,13 @@ def test_a_stop_takes_those_who_wait_in_the_backlog(daemons: Daemons, echo: Echo
         finally:
             os.kill(worker, signal.SIGCONT)
         assert [echoed(client) for client in clients] == [b"ping"] * len(clients)
-    assert wait(daemon, 15) == 0
+    assert wait(daemon) == 0
 
 
 def test_a_stop_without_connections_is_quick(daemons: Daemons) -> None:
-    daemon = daemons(one_endpoint(free_port(), "127.0.0.1:9"), {"drain": "50s"})
+    daemon = daemons(one_endpoint(free_port(), "127.0.0.1:9"), {"drain": "2m"})
     os.kill(daemon.pid, signal.SIGTERM)
-    assert wait(daemon, 15) == 0
+    assert wait(daemon) == 0
 
 
 def test_a_stop_waits_for_a_connection_that_is_still_dialling(daemons: Daemons) -> None:
@@ -139,12 +139,12 @@ def test_a_stop_waits_for_a_connection_that_is_still_dialling(daemons: Daemons) 
                 os.kill(daemon.pid, signal.SIGTERM)
                 with pytest.raises(ConnectionResetError):
                     client.recv(1)
-            assert wait(daemon, 15) == 0
+            assert wait(daemon) == 0
 
 
 def test_control_that_dies_while_draining_still_drains(daemons: Daemons, echo: Echo) -> None:
     """The one that takes its place must know that the end has come: it reloads nothing and opens no port."""
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "50s"})
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "2m"})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGTERM)
@@ -156,7 +156,7 @@ def test_control_that_dies_while_draining_still_drains(daemons: Daemons, echo: E
         code, answer = daemon.ask("POST", "/v1/reload")
         assert (code, "stopping" in str(answer)) == (409, True)
         shut(port)  # a worker closes it when it hears of the stop, which a busy machine may tell it late
-    assert wait(daemon, 20) == 0  # by its last connection, long before the deadline of 50 s
+    assert wait(daemon) == 0  # by its last connection, long before the deadline
 
 
 # --- the keeper -------------------------------------------------------------------------------------------------------
@@ -164,13 +164,13 @@ def test_control_that_dies_while_draining_still_drains(daemons: Daemons, echo: E
 
 def test_a_killed_keeper_leaves_nothing(daemons: Daemons, echo: Echo) -> None:
     port, metrics = free_port(), free_port()
-    daemon = daemons(one_endpoint(port, echo.target), {"drain": "40s", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
+    daemon = daemons(one_endpoint(port, echo.target), {"drain": "2m", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
     children = pids(daemon) - {daemon.pid}
     assert len(children) >= 2
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGKILL)
-        assert wait(daemon, 15) == -signal.SIGKILL
+        assert wait(daemon) == -signal.SIGKILL
         eventually(lambda: refused(port), "nobody takes new connections")
         assert echoed(client) == b"ping"  # what is open may end in its own time
     eventually(lambda: all(map(gone, children)), "its processes ended by themselves")
@@ -180,12 +180,12 @@ def test_a_killed_keeper_leaves_nothing(daemons: Daemons, echo: Echo) -> None:
 def test_a_killed_keepers_place_can_be_taken_while_an_old_connection_goes_on(daemons: Daemons, echo: Echo) -> None:
     """A service manager starts it anew at once; the old worker, still draining, must not hold what the new one needs."""
     port, metrics = free_port(), free_port()
-    daemon = daemons(one_endpoint(port, echo.target), {"drain": "20s", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
+    daemon = daemons(one_endpoint(port, echo.target), {"drain": "2m", "metrics": {"listen": f"127.0.0.1:{metrics}"}})
     old = pids(daemon)
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGKILL)
-        wait(daemon, 15)
+        wait(daemon)
         eventually(lambda: refused(port), "the old worker drains")
         try:
             daemon.start()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, pids, running
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 PR_CAPBSET_DROP, CAP_NET_BIND_SERVICE = 24, 10  # prctl(2), capabilities(7)
@@ -25,7 +25,7 @@ def listening(kind: str) -> dict[str, set[int]]:
     """Every address that somebody listens on (`t`: TCP, `u`: bound UDP), with the pids that hold it, as ss(8) says."""
     program = shutil.which("ss", path="/usr/bin:/bin:/usr/sbin:/sbin")
     assert program is not None
-    said = subprocess.run([program, f"-l{kind}npH"], capture_output=True, text=True, check=True, timeout=20).stdout
+    said = subprocess.run([program, f"-l{kind}npH"], capture_output=True, text=True, check=True, timeout=HANG_S).stdout
     found: dict[str, set[int]] = {}
     for line in said.splitlines():
         fields = line.split()
@@ -43,7 +43,7 @@ def fails(daemon: Daemon) -> str:
     """Start it; what it says on its way out, with status 1 and no traceback."""
     daemon.start(wait=False)
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 1, daemon.log_text()
+    assert daemon.process.wait(HANG_S) == 1, daemon.log_text()
     text = daemon.log_text()
     assert "Traceback" not in text
     return text

@@ -6,7 +6,7 @@ import time
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
-from tests.harness import Echo, Scrape, denied, dial, echoed, service
+from tests.harness import HANG_S, Echo, Scrape, denied, dial, echoed, service
 from tests.ports import free_port
 
 BY_ENDPOINT = {"role", "endpoint", "type"}
@@ -123,12 +123,12 @@ def test_nothing_but_metrics_is_on_the_metrics_port(daemons: Daemons, echo: Echo
     port, metrics = free_port(), free_port()
     daemon = daemons(service({"in": endpoint(port, echo.target)}), {"metrics": {"listen": f"127.0.0.1:{metrics}"}})
     for method, path in (("GET", "/v1/status"), ("POST", "/v1/reload"), ("GET", "/"), ("POST", "/metrics")):
-        connection = http.client.HTTPConnection("127.0.0.1", metrics, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", metrics, timeout=HANG_S)
         connection.request(method, path)
         assert connection.getresponse().status in (404, 405), (method, path)
         connection.close()
     assert daemon.status()["generation"] == 1
-    with socket.create_connection(("127.0.0.1", metrics), 10):  # one that asks nothing holds nobody up
+    with socket.create_connection(("127.0.0.1", metrics), HANG_S):  # one that asks nothing holds nobody up
         assert Scrape(metrics).value("relay_build_info") == 1
         begun_s = time.monotonic()
         assert daemon.stop() == 0

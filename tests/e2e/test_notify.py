@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import running
-from tests.harness import Daemon, Echo, dial, echoed, one_endpoint
+from tests.harness import HANG_S, Daemon, Echo, dial, echoed, one_endpoint
 from tests.ports import free_port
 
 WATCHDOG_USEC = 600_000
@@ -67,7 +67,7 @@ def start(daemons: Daemons, manager: Manager, target: str = "127.0.0.1:9", **env
     variables = {"NOTIFY_SOCKET": manager.address, **environment}
     # The short idle timeout makes the worker's heart beat often: it looks for idle connections with every beat.
     declared = one_endpoint(port, target, timeouts={"idle": "400ms"})
-    return daemons.make(declared, {"drain": "20s"}, environment=variables).start(wait=False), port
+    return daemons.make(declared, {"drain": "2m"}, environment=variables).start(wait=False), port
 
 
 def test_ready_comes_when_the_port_is_open(daemons: Daemons, manager: Manager) -> None:
@@ -115,7 +115,7 @@ def test_stopping_is_announced_at_once(daemons: Daemons) -> None:
             assert manager.until("STOPPING") == {"STOPPING": "1", "STATUS": "draining"}
             os.kill(daemon.pid, signal.SIGTERM)
             assert daemon.process is not None
-            assert daemon.process.wait(15) == 0
+            assert daemon.process.wait(HANG_S) == 0
 
 
 def test_the_watchdog_is_fed_while_the_worker_works(daemons: Daemons, manager: Manager) -> None:

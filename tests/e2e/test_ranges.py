@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint, next_worker, refused, shut
-from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, service
+from tests.harness import HANG_S, Daemon, Echo, denied, dial, echoed, eventually, service
 from tests.ports import free_port, free_ports
 
 PATIENT = {"first_byte": "1m"}  # a slow machine's upgrade is not what its clients are cut for
@@ -145,7 +145,7 @@ def test_a_target_on_another_machine_is_refused(daemons: Daemons) -> None:
     daemon = daemons.make(declared)
     daemon.start(wait=False)
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 1
+    assert daemon.process.wait(HANG_S) == 1
     assert "`192.0.2.9:80` is on another machine" in daemon.log_text()
     declared["roles"]["web"]["endpoints"]["in"]["unsafe_target"] = True
     daemons(declared)

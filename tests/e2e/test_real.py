@@ -13,6 +13,7 @@ from tests.conftest import Daemons
 from tests.e2e import programs
 from tests.e2e.peers import Front
 from tests.e2e.programs import curl, program, run, sha256
+from tests.harness import HANG_S
 
 FILE_BYTES = 50_000_000
 
@@ -180,7 +181,7 @@ def test_iperf3(daemons: Daemons, tmp_path: Path, direction: tuple[str, ...], co
 @pytest.mark.real("sshd", "ssh-keygen")
 def test_sshd_speaks_first(daemons: Daemons, sshd: programs.Sshd) -> None:
     front = Front(daemons, sshd.port)
-    with socket.create_connection(("127.0.0.1", front.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", front.port), timeout=HANG_S) as client:
         assert client.recv(8, socket.MSG_WAITALL) == b"SSH-2.0-"
     assert front.account()["received_bytes"] == 0
 

@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint, more, records, refused, shut
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, service
 from tests.ports import free_port
 
 
@@ -213,7 +213,7 @@ def test_nobody_is_refused_over_twenty_reloads(daemons: Daemons, echo: Echo) -> 
         finally:
             stop.set()
             for thread in threads:
-                thread.join(20)
+                thread.join(HANG_S)
     assert outcomes.keys() == {"echoed"}, outcomes
     assert daemon.status()["generation"] == 21
 
@@ -240,7 +240,7 @@ def test_settings_that_need_a_restart_are_said_and_the_others_take(daemons: Daem
 
 
 def test_a_shorter_drain_holds_from_the_reload_on(daemons: Daemons, echo: Echo) -> None:
-    daemon = daemons(service({"in": endpoint(port := free_port(), echo.target)}), {"drain": "50s"})
+    daemon = daemons(service({"in": endpoint(port := free_port(), echo.target)}), {"drain": "2m"})
     settings = yaml.safe_load(daemon.settings_file.read_text())
     daemon.settings_file.write_text(yaml.safe_dump({**settings, "drain": "200ms"}))
     reload(daemon)
@@ -249,12 +249,12 @@ def test_a_shorter_drain_holds_from_the_reload_on(daemons: Daemons, echo: Echo) 
         os.kill(daemon.pid, signal.SIGTERM)
         assert cut(client)
     assert daemon.process is not None
-    assert daemon.process.wait(15) == 0
+    assert daemon.process.wait(HANG_S) == 0
 
 
 def test_a_reload_while_draining_is_refused_and_opens_nothing(daemons: Daemons, echo: Echo) -> None:
     port, added = free_port(), free_port()
-    daemon = daemons(service({"in": endpoint(port, echo.target)}), {"drain": "30s"})
+    daemon = daemons(service({"in": endpoint(port, echo.target)}), {"drain": "2m"})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         daemon.write_service(service({"in": endpoint(port, echo.target), "new": endpoint(added, echo.target)}))
@@ -268,7 +268,7 @@ def test_a_reload_while_draining_is_refused_and_opens_nothing(daemons: Daemons, 
 
 def test_a_stop_that_comes_in_the_midst_of_a_reload_leaves_no_new_port(daemons: Daemons, echo: Echo) -> None:
     port, added = free_port(), free_port()
-    daemon = daemons(service({"in": endpoint(port, echo.target)}), {"drain": "30s"})
+    daemon = daemons(service({"in": endpoint(port, echo.target)}), {"drain": "2m"})
     with dial(port) as client:
         assert echoed(client) == b"ping"
         daemon.service_file.unlink()
@@ -282,7 +282,7 @@ def test_a_stop_that_comes_in_the_midst_of_a_reload_leaves_no_new_port(daemons: 
         assert echoed(client) == b"ping"
         shut(port, added)
     assert daemon.process is not None
-    assert daemon.process.wait(15) == 0
+    assert daemon.process.wait(HANG_S) == 0
     assert "Traceback" not in daemon.log_text()
 
 

@@ -13,7 +13,7 @@ from relay import __version__
 from relay.cli import main
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
-from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
@@ -146,7 +146,7 @@ def test_what_the_admin_api_does_not_do(daemons: Daemons, echo: Echo) -> None:
     daemon = daemons(one_endpoint(free_port(), echo.target))
     for request, code in (("GET /v1/nothing", 404), ("GET /", 404), ("GET /v1/reload", 405), ("POST /v1/status", 405)):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(10)
+            client.settimeout(HANG_S)
             client.connect(str(daemon.admin_socket))
             client.sendall(f"{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
             assert client.recv(100).startswith(f"HTTP/1.1 {code} ".encode()), request

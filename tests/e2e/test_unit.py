@@ -9,6 +9,7 @@ import pytest
 
 from relay.config.settings import Settings
 from relay.dataplane.keeper import _KILL_AFTER_S
+from tests.harness import HANG_S
 
 REPOSITORY = Path(__file__).parents[2]
 UNIT = REPOSITORY / "systemd" / "relay.service"
@@ -22,7 +23,7 @@ def values(key: str) -> list[str]:
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=30)
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=HANG_S)
 
 
 @pytest.mark.real("systemd-analyze")
@@ -55,7 +56,7 @@ def run_check(directory: Path) -> subprocess.CompletedProcess[str]:
     assert (shell, option, script[0], script[-1]) == ("/bin/sh", "-c", "'", "'")
     relay = f"{sys.executable} -m relay"
     return subprocess.run(
-        [shell, option, script[1:-1].replace(INSTALLED, relay)], capture_output=True, text=True, timeout=30
+        [shell, option, script[1:-1].replace(INSTALLED, relay)], capture_output=True, text=True, timeout=HANG_S
     )
 
 

@@ -21,7 +21,7 @@ from tests.conftest import Daemons
 from tests.e2e.chaos import Streams, children
 from tests.e2e.streams import target
 from tests.e2e.test_chaos import open_descriptors
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
 NEW = "9.9.9"
@@ -86,7 +86,7 @@ def upgraded(daemon: Daemon, program: int = 1) -> dict[str, Any]:
         status = asked(daemon)
         return status if status and status["program"] == program and not status["upgrading"] else None
 
-    return dict(eventually(arrived, "every part runs in the new program", within_s=30))
+    return dict(eventually(arrived, "every part runs in the new program"))
 
 
 def test_established_connections_and_the_main_process_live_on(
@@ -154,7 +154,7 @@ def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Ech
         eventually(lambda: any(daemon.events("draining")), "it drains")
         assert echoed(client) == b"ping"
     assert daemon.process is not None
-    assert daemon.process.wait(15) == 0
+    assert daemon.process.wait(HANG_S) == 0
 
 
 Breakage = Callable[[Installed, Daemon], None]
@@ -244,7 +244,7 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Ech
         eventually(lambda: any(daemon.events("draining")), "it drains")
         assert echoed(client) == b"ping"
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(HANG_S) == 0
 
 
 SAYS_IT_IS_ITS_OWN = "    with end:\n"
@@ -286,7 +286,7 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
         eventually(lambda: any(daemon.events("draining")), "it drains")
         assert echoed(client) == b"ping"
     assert daemon.process is not None
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(HANG_S) == 0
 
 
 def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
@@ -387,7 +387,7 @@ def test_workers_are_killed_while_their_holders_change(daemons: Daemons, install
             upgraded(daemon, program)
             if program == 1:
                 first = open_descriptors(daemon.pid)
-        eventually(lambda: killed[0] >= 100, "many were killed", 60)
+        eventually(lambda: killed[0] >= 100, "many were killed")
     assert list(daemon.events("upgrade failed")) == []
     assert open_descriptors(daemon.pid) == first
     holders = {open_descriptors(worker["holder_pid"]) for worker in daemon.status()["workers"]}

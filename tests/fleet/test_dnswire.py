@@ -112,8 +112,9 @@ def edited(packet: bytes, at: int, value: bytes) -> bytes:
     return packet[:at] + value + packet[at + len(value) :]
 
 
-PLAIN = asked_for().to_wire()
-WITH_OPT = asked_for(use_edns=0).to_wire()
+# One id: these are in the names of tests, which are the same in every process.
+PLAIN = asked_for(id=1).to_wire()
+WITH_OPT = asked_for(use_edns=0, id=1).to_wire()
 
 
 @pytest.mark.parametrize(

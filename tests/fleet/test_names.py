@@ -191,13 +191,8 @@ def test_a_client_that_ends_its_side_still_gets_its_answers(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [
-        b"\0\0",  # a length of nothing
-        b"\0\x0b" + bytes(11),  # no header
-        b"\xff\xff",  # more than a query has
-        b"\x10\x01",
-        FRAMED[:2] + ASKED[:2] + b"\x80" + ASKED[3:],  # an answer
-    ],
+    [b"\0\0", b"\0\x0b" + bytes(11), b"\xff\xff", b"\x10\x01", FRAMED[:2] + ASKED[:2] + b"\x80" + ASKED[3:]],
+    ids=["a length of nothing", "no header", "more than a query has", "one byte more", "an answer"],
 )
 def test_what_ends_a_connection(run: Run, sent: bytes) -> None:
     async def check() -> None:
