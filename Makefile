@@ -2,7 +2,7 @@
 
 check: ; scripts/check
 fmt:   ; scripts/bootstrap dev && .venv/bin/ruff check --fix && .venv/bin/ruff format
-test:  ; scripts/bootstrap dev && .venv/bin/pytest
+test:  ; scripts/bootstrap dev && .venv/bin/pytest $(ARGS)
 bench: ; scripts/bootstrap && .venv/bin/python bench/run.py
 bench-ledger:   ; scripts/bootstrap && .venv/bin/python bench/ledger.py
 bench-survival: ; scripts/bootstrap && .venv/bin/python bench/survival.py

@@ -32,7 +32,7 @@ from report import GIB, Axis, AxisResult, Run, gate, table
 
 BENCH = Path(__file__).resolve().parent
 LOAD = BENCH / "load"
-COMPILE = ("cc", "-O2", "-Wall", "-Wextra", "-o", str(LOAD), str(BENCH / "load.c"))
+COMPILE = ("cc", "-O2", "-Wall", "-Wextra", str(BENCH / "load.c"), "-o")
 
 AXES = (
     Axis("bulk-down", "bulk from the target to the client, 1 stream", "source", "bulk", 1, ("down",), 1.0, ahead=True),
@@ -79,22 +79,31 @@ def build_load() -> None:
         return
     if shutil.which("cc") is None:
         raise BenchError("no C compiler for bench/load.c (apt-get install gcc libc6-dev)")
-    done = subprocess.run(COMPILE, capture_output=True, text=True, check=False)
+    new = LOAD.with_suffix(f".{os.getpid()}")  # another bench may run the one that is there, or compile it too
+    done = subprocess.run([*COMPILE, str(new)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(f"bench/load.c does not compile:\n{done.stderr}")
+    new.replace(LOAD)
 
 
 def free_ports(count: int) -> list[int]:
     """Different ports of 127.0.0.1 nobody is bound to.
 
     They are below the range from which the kernel takes clients' ports (ip(7)), so no connection of the bench takes one
-    of them before the forwarder does.
+    of them before the forwarder does. In RELAY_BENCH_PORTS (`10000-10099`) whoever runs other programs as well can say
+    which ports are the bench's.
     """
-    highest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    if highest - LOWEST_PORT < 100 * count:
-        raise BenchError(f"net.ipv4.ip_local_port_range starts at {highest}: start it at 32768, the kernel's default")
+    if given := os.environ.get("RELAY_BENCH_PORTS"):
+        lowest, highest = (int(port) for port in given.split("-"))
+        highest += 1
+    else:
+        lowest, highest = LOWEST_PORT, int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        if highest - lowest < 100 * count:
+            raise BenchError(
+                f"net.ipv4.ip_local_port_range starts at {highest}: start it at 32768, the kernel's default"
+            )
     found: list[int] = []
-    for port in random.sample(range(LOWEST_PORT, highest), highest - LOWEST_PORT):
+    for port in random.sample(range(lowest, highest), highest - lowest):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -103,7 +112,7 @@ def free_ports(count: int) -> list[int]:
         found.append(port)
         if len(found) == count:
             return found
-    raise BenchError(f"fewer than {count} free ports between {LOWEST_PORT} and {highest}")
+    raise BenchError(f"fewer than {count} free ports between {lowest} and {highest}")
 
 
 def find_forwarders(mode: str, wanted: list[str]) -> tuple[list[Adapter], dict[str, str], dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests import ports
 from tests.harness import Daemon, takes_filters
 from tests.spread import Running, Spread, arranged, tell_alone
 
@@ -26,17 +27,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis' profile, before the tests' modules are read (see `harness.examples`); and the time that this takes."""
-    settings.register_profile(
-        "usual", settings(), deadline=None
-    )  # what a machine does meanwhile is no fault of an example
+    settings.register_profile("usual", settings(), deadline=None)  # a busy machine is no fault of an example
     settings.load_profile("usual")
     settings.register_profile("long", settings(), max_examples=20 * settings().max_examples)
     if config.getoption("--long"):
         settings.load_profile("long")
         config.option.timeout = config.option.timeout or _LONG_S
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None and config.option.numprocesses:
-        config.pluginmanager.register(Running(terminal), "relay-running")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """One that spreads the tests says what runs; one that runs them takes a block of ports."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not session.config.option.numprocesses:
+        ports.block()  # now: later the first to ask may be a test in a namespace, or one that counts descriptors
+    elif terminal is not None:
+        session.config.pluginmanager.register(Running(terminal))
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -67,7 +67,7 @@ class Daemon:
         self.log_file = directory / "log"
         self.instance = instance
         self.write_service(service)
-        defaults = {"metrics": False, "admin": {"socket": str(self.admin_socket)}, "drain": "5s"}
+        defaults = {"metrics": False, "admin": {"socket": str(self.admin_socket)}, "drain": "2m"}
         self.settings_file.write_text(yaml.safe_dump({**defaults, **(settings or {})}))
         self._environment = environment or {}
         self._before_exec = before_exec
@@ -83,6 +83,14 @@ class Daemon:
 
     def start(self, *, wait: bool = True) -> "Daemon":
         """Start it and wait until it says READY=1. Raises AssertionError with its log when it ends before that."""
+        try:
+            self._start(wait=wait)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _start(self, *, wait: bool) -> None:
         notify_path = self.directory / "notify.sock"
         notify_path.unlink(missing_ok=True)
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -106,14 +114,9 @@ class Daemon:
                         break
                 assert self.process.poll() is None, f"relay did not start:\n{self.log_text()}"
                 assert time.monotonic() < deadline_s, f"relay is not ready:\n{self.log_text()}"
-        return self
 
     def __enter__(self) -> "Daemon":
-        try:
-            return self.start()
-        except BaseException:
-            self.kill()
-            raise
+        return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -148,12 +151,15 @@ class Daemon:
         """One request to the admin API: (HTTP status, JSON value)."""
         connection = http.client.HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.closing(connection):
+        with contextlib.closing(connection), connection.sock.dup() as end:
             connection.sock.settimeout(HANG_S)
+            end.settimeout(HANG_S)
             connection.sock.connect(str(self.admin_socket))
-            connection.request(method, path)
+            connection.request(method, path, headers={"Connection": "close"})
             response = connection.getresponse()
-            return response.status, json.loads(response.read())
+            value = json.loads(response.read())
+            end.recv(1)  # nothing of this request is open there any more
+            return response.status, value
 
     def status(self) -> dict[str, Any]:
         """`GET /v1/status`."""
@@ -275,9 +281,13 @@ class Echo:
         inet = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         family = socket.AF_UNIX if isinstance(address, str) else inet
         self._listener = socket.socket(family, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(address)
-        self._listener.listen(1024)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind(address)
+            self._listener.listen(1024)
+        except OSError:
+            self._listener.close()
+            raise
         self.accepted = 0
         if isinstance(address, str):
             self.target = f"unix:{address}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import socket
 from typing import Final
 
@@ -18,12 +17,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def free_ports(count: int, host: str = "127.0.0.1") -> int:
     """The first of so many such ports in a row."""
-    # Ports are as the namespace that this thread is in: a test may have made one.
-    return _block(os.stat("/proc/thread-self/ns/net").st_ino).take(count, host)
+    return block().take(count, host)
 
 
 class Block:
-    """Ports in a row that this process has to itself in one network namespace, given one after the other, and round."""
+    """Ports in a row that this process has to itself, given one after the other, and round."""
 
     def __init__(self) -> None:
         """Take the first block that nobody has. Raises AssertionError when there is none."""
@@ -58,6 +56,6 @@ class Block:
 
 
 @functools.cache
-def _block(network: int) -> Block:
-    """The block of this process in the namespace with this inode."""
+def block() -> Block:
+    """The block of this process, until it ends. Its claim stands in the network namespace that asks for it first."""
     return Block()

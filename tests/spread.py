@@ -78,9 +78,6 @@ class Running:
         self._ended, self._all = 0, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._say, name="running tests", daemon=True)
-
-    def pytest_sessionstart(self) -> None:
-        """Begin to say it."""
         self._thread.start()
 
     def pytest_sessionfinish(self) -> None:
@@ -109,5 +106,4 @@ class Running:
 
     def _say(self) -> None:
         while not self._over.wait(_SAID_EVERY_S):
-            self._terminal.ensure_newline()
-            self._terminal.write_line(self.line(time.monotonic()))
+            self._terminal.write_line(f"\n{self.line(time.monotonic())}")  # the cursor stands behind some dots

@@ -12,6 +12,7 @@ import pytest
 
 from relay import log as logging
 from relay.log import Level, Log
+from tests.harness import HANG_S
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -112,11 +113,11 @@ def test_a_reader_that_is_gone_raises_nothing(ends: Ends) -> None:
 def test_a_very_long_line_is_not_lost(length: int, ends: Ends, capfd: pytest.CaptureFixture[str]) -> None:
     """A bad file with a thousand mistakes makes one: `reload failed` lists them all."""
     sink, source = ends
-    pen = threading.Thread(target=logging.copy_forever, args=(source, "json"))
+    pen = threading.Thread(target=logging.copy_forever, args=(source, "json"), daemon=True)
     pen.start()
     Log(sink, "control", "info").event("error", "reload failed", message="x" * length)
     sink.send(b"\0")
-    pen.join(5)
+    pen.join(HANG_S)
     [line] = capfd.readouterr().err.splitlines()
     record = json.loads(line)
     assert record["event"] == "reload failed"
@@ -131,11 +132,11 @@ def written(
 ) -> str:
     """What the pen writes to standard error for these lines."""
     sink, source = ends
-    pen = threading.Thread(target=logging.copy_forever, args=(source, format_name))
+    pen = threading.Thread(target=logging.copy_forever, args=(source, format_name), daemon=True)
     pen.start()
     sink.sendall(("\n".join(lines) + "\n").encode())
     sink.send(b"\0")
-    pen.join(5)
+    pen.join(HANG_S)
     assert not pen.is_alive()
     return capfd.readouterr().err
 

@@ -150,9 +150,6 @@ class _Terminal:
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def ensure_newline(self) -> None:
-        pass
-
     def write_line(self, line: str) -> None:
         self.said.append(line)
 

@@ -69,6 +69,7 @@ class Control:
         self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
         self._said = ""  # to the keeper, last
         self._began_s = self._loop.time()
+        self._program = inherited.ledger.words[Head.PROGRAM]
         self._upgrading_until_s = 0.0
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -352,7 +353,7 @@ class Control:
             roster, roles = self._snapshot.roster, self._loaded.value.roles
             there = {name: [len(roster.of(name)), roles[name].count] for name in self._loaded.value.counted}
             registry = self._follower.status() | {"roles": there}
-        found = status(self._ledger, self._snapshot, os.getppid())
+        found = status(self._ledger, self._snapshot, os.getppid(), self._program)
         return found | {"draining": self._draining(), "registry": registry}
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> dict[str, Any]:

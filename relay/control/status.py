@@ -22,8 +22,12 @@ from relay.dataplane.words import (
 )
 
 
-def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int) -> dict[str, Any]:
-    """The answer to `GET /v1/status`. Counts are since the daemon started; ages and durations are in seconds."""
+def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int) -> dict[str, Any]:
+    """The answer to `GET /v1/status`. Counts are since the daemon started; ages and durations are in seconds.
+
+    `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
+    the version that it tells is its own.
+    """
     words = ledger.words
     return {
         "version": __version__,
@@ -33,7 +37,7 @@ def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int) -> dict[str, Any
         "uptime_s": round(time.time() - words[Head.STARTED_NS] / 1e9, 3),
         "keeper": {"pid": keeper_pid},
         "program": words[Head.PROGRAM],
-        "upgrading": bool(behind(ledger)),
+        "upgrading": program != words[Head.PROGRAM] or bool(behind(ledger)),
         "control": {"pid": os.getpid(), "restarts": words[Head.CONTROL_RESTARTS]},
         "workers": [_worker(ledger, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),

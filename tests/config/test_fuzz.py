@@ -206,6 +206,7 @@ LONGER_MAX: Final = 16
 MEASURABLE_S: Final = 0.05
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_time_grows_with_the_size_and_not_with_its_square(shape: str) -> None:
     make = SHAPES[shape]

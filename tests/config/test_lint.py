@@ -155,6 +155,7 @@ def test_of_several_rules_the_one_that_decides_is_named() -> None:
     assert problem.what == "never matches: the rule on line 13 decides for all of 10.0.7.0/24"
 
 
+@pytest.mark.alone
 def test_twenty_thousand_rules() -> None:
     """Far from the square of their number: that would be two hundred million comparisons."""
     v4 = [ip_network((n << 12, 20 + n % 13)) for n in range(10_000)]

@@ -12,6 +12,8 @@ import pytest
 from relay.control import client as module
 from relay.control.client import Client
 from relay.errors import AdminError, ConfigError
+from tests.harness import HANG_S
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def answering(path: str, answer: bytes) -> Iterator[list[bytes]]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(HANG_S)
 
         def serve() -> None:
             connection, _ = listener.accept()
@@ -35,10 +37,10 @@ def answering(path: str, answer: bytes) -> Iterator[list[bytes]]:
                 requests.append(connection.recv(65536))
                 connection.sendall(answer)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield requests
-        thread.join(10)
+        thread.join(HANG_S)
 
 
 def http(status: str, body: bytes) -> bytes:
@@ -144,14 +146,15 @@ def test_a_user_who_may_not_use_the_socket_asks_the_port(tmp_path: Path, monkeyp
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(module._UnixConnection, "connect", refuse)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        listener.settimeout(HANG_S)
         settings = tmp_path / "instance.yaml"
         settings.write_text(f"admin: {{socket: /run/x.sock, listen: 127.0.0.1:{port}}}\n")
-        thread = threading.Thread(target=answer_once, args=(listener, http("200 OK", b'{"a": 1}')))
+        thread = threading.Thread(target=answer_once, args=(listener, http("200 OK", b'{"a": 1}')), daemon=True)
         thread.start()
         assert Client.find(None, str(settings), discovery=True).get("/v1/identity") == {"a": 1}
-        thread.join(10)
+        thread.join(HANG_S)
         for client in (
             Client.find(None, str(settings)),
             Client.find("/run/x.sock", str(settings), discovery=True),

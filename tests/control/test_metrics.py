@@ -281,12 +281,12 @@ def test_the_daemons_own(ledger: Ledger) -> None:
     [(_, stamp_s)] = found["relay_config_last_reload_success_timestamp_seconds"]
     assert stamp_s == pytest.approx(now_ns / 1e9 - 3.0)
     [(_, age_s)] = found["relay_roster_age_seconds"]
-    assert 3.0 <= age_s < 13.0
+    assert 3.0 <= age_s <= 3.0 + (time.time_ns() - now_ns) / 1e9
     words[Head.ROSTER_AT_NS] = now_ns - 60 * 10**9  # from here on a registry tells
     words[Head.ROSTER_REJECTED], words[Head.NAMES_QUERIES + 1] = 2, 7
     found = scrape(ledger)
     [(_, age_s)] = found["relay_roster_age_seconds"]
-    assert 60.0 <= age_s < 73.0
+    assert 60.0 <= age_s <= 60.0 + (time.time_ns() - now_ns) / 1e9
     assert found["relay_roster_rejected_total"] == [({}, 2.0)]
     assert ({"rcode": "NXDOMAIN"}, 7.0) in found["relay_names_queries_total"]
 

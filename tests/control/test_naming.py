@@ -24,6 +24,7 @@ from relay.dataplane.words import NAMES_RCODES, Head
 from relay.fleet.names import open_names_sockets
 from relay.log import Log
 from tests.dataplane.test_ledger import new_ledger
+from tests.harness import HANG_S
 
 SERVICE = parse_service(
     parse(
@@ -86,7 +87,7 @@ async def asked(port: int, name: str, kind: str = "A") -> tuple[str, set[str]]:
         client.setblocking(False)
         client.connect(("127.0.0.1", port))
         await loop.sock_sendall(client, dns.message.make_query(name, kind).to_wire())
-        answer = dns.message.from_wire(await asyncio.wait_for(loop.sock_recv(client, 4096), 10))
+        answer = dns.message.from_wire(await asyncio.wait_for(loop.sock_recv(client, 4096), HANG_S))
     code = answer.rcode().name if hasattr(answer.rcode(), "name") else str(answer.rcode())
     return code, {str(record) for rrset in answer.answer for record in rrset}
 

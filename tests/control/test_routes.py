@@ -23,6 +23,7 @@ from relay.dataplane.ledger import Ledger
 from relay.dataplane.words import Head
 from tests.control.test_discovery import SHOP, WEB_0, WEB_2
 from tests.dataplane.test_ledger import new_ledger
+from tests.harness import HANG_S
 
 
 class Truth:
@@ -65,7 +66,7 @@ class Api:
 async def api() -> AsyncIterator[Api]:
     with discovery_of() as (discovery, truth), open_tcp_socket(HostPort("127.0.0.1", 0), "admin") as listener:
         runner = await serve_discovery(listener, discovery)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HANG_S)) as session:
             yield Api(listener, discovery, truth, session)
         await runner.cleanup()
 
@@ -192,7 +193,7 @@ async def test_no_host_and_two_of_them(api: Api) -> None:
 
 async def until(check: Callable[[], bool]) -> None:
     """Wait for what no event can be awaited of."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_S):
         while not check():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -41,8 +41,23 @@ def ledger() -> Iterator[Ledger]:
         yield made
 
 
+class Since:
+    """The time that passes in a test. Of what is told, to the millisecond."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+
+    def has_grown(self, told_s: float, from_s: float) -> bool:
+        """Whether it was so long at a moment since then, and has grown no more than time has passed."""
+        return from_s <= told_s <= from_s + time.monotonic() - self._began_s + 0.001
+
+    def has_shrunk(self, told_s: float, from_s: float) -> bool:
+        """Whether it was so long, and has shrunk no more than time has passed."""
+        return from_s - (time.monotonic() - self._began_s) - 0.001 <= told_s <= from_s
+
+
 def test_an_idle_daemon(ledger: Ledger) -> None:
-    found = status(ledger, SNAPSHOT, keeper_pid=1234)
+    found = status(ledger, SNAPSHOT, keeper_pid=1234, program=0)
     assert (found["version"], found["service"], found["instance"]) == (__version__, "test", "web_IN_0")
     assert (found["generation"], found["keeper"], found["control"]["pid"]) == (9, {"pid": 1234}, os.getpid())
     assert [worker["pid"] for worker in found["workers"]] == [0, 0]
@@ -68,7 +83,7 @@ def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger)
         add(part, 4, Count.WOULD_DENY + ENVELOPE_REASONS.index("roster"), n)
         add(part, 4, Count.CLOSED + CAUSES.index("idle"), n)
         add(part, 4, Count.CONNECT_FAILURES, n)
-    first, second = status(ledger, SNAPSHOT, 1)["endpoints"]
+    first, second = status(ledger, SNAPSHOT, 1, 0)["endpoints"]
     assert (first["accepted"], first["active"], first["received_bytes"], first["sent_bytes"]) == (30, 27, 300, 3000)
     assert (first["denied"], first["closed"], first["connect_failures"]) == ({"rate": 3}, {"idle": 3}, 3)
     assert (first["would_deny"], second["would_deny"]) == ({"roster": 3}, {})
@@ -88,11 +103,11 @@ def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger)
 def test_the_last_dial_says_whether_the_target_answers(said: tuple[int, int], up: bool | None, ledger: Ledger) -> None:
     for n, value in enumerate(said):
         add(ledger.worker(n), 4, Count.TARGET_UP, value)
-    assert status(ledger, SNAPSHOT, 1)["endpoints"][0]["target_up"] is up
+    assert status(ledger, SNAPSHOT, 1, 0)["endpoints"][0]["target_up"] is up
 
 
 def test_workers_and_reloads(ledger: Ledger) -> None:
-    part = ledger.worker(1)
+    part, since = ledger.worker(1), Since()
     values = {Word.PID: 77, Word.GENERATION: 9, Word.ACCEPT_PAUSES: 1, Word.PIPES: 2, Word.PIPES_DEGRADED: 3}
     for word, value in {**values, Word.PIPES_REFUSED: 4, Word.LOG_DROPPED: 5}.items():
         part[word] = value
@@ -103,14 +118,14 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
     ledger.worker(0)[Word.RESTARTS] = 3
     part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
     words[Head.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
-    found = status(ledger, SNAPSHOT, 1)
+    found = status(ledger, SNAPSHOT, 1, 0)
     worker = found["workers"][1]
-    assert 2.0 <= worker.pop("heartbeat_age_s") < 12.0
+    assert since.has_grown(worker.pop("heartbeat_age_s"), 2.0)
     assert worker == {
         "pid": 77, "holder_pid": 76, "survives_crash": True, "restarts": 2, "flows_adopted": 9, "generation": 9,
         "accept_pauses": 1, "pipes": 2, "pipes_degraded": 3, "pipes_refused": 4, "log_lines_dropped": 5,
     }  # fmt: skip
-    assert 60.0 <= found["uptime_s"] < 70.0
+    assert since.has_grown(found["uptime_s"], 60.0)
     assert (found["worker_restarts"], found["control"]["restarts"]) == (6, 7)
     assert found["reload"] == {"last_successful": False, "last_success_timestamp": 1_700_000_000.5, "failed": 8}
 
@@ -126,6 +141,7 @@ def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
 
 
 def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
+    since = Since()
     ledger.words[health_at(7)] = Health.DOWN
     for n, row in enumerate(ledger.worker(0).target_rows(7), 1):
         ledger.words[row + TargetCount.ACTIVE] = n
@@ -135,10 +151,10 @@ def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
         ledger.words[row + TargetCount.EJECTIONS] = 5 * n
     ledger.words[row + TargetCount.EJECTED_UNTIL_NS] = time.monotonic_ns() + 60_000_000_000
     rows = (endpoint_row("web/in", distribution="source-ip", targets=(TARGET,)), *SNAPSHOT.endpoints)
-    found = status(ledger, snapshot_of(*rows), 1)["endpoints"]
+    found = status(ledger, snapshot_of(*rows), 1, 0)["endpoints"]
     assert [len(each["target_set"]) for each in found] == [1, 0, 0]
     [target] = found[0]["target_set"]
-    assert 50.0 < target.pop("ejected_for_s") <= 60.0
+    assert since.has_shrunk(target.pop("ejected_for_s"), 60.0)
     assert target == {
         "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "down", "active": 3, "connected": 6,
         "failures": 30, "ejections": 15, "mean_connect_s": 0.0015,
@@ -148,25 +164,39 @@ def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
 def test_how_long_edges_send_nobody(ledger: Ledger) -> None:
     behind = endpoint_row("web/in", slot=4, edges=("10.0.9.1",))
     snapshot = snapshot_of(behind, SNAPSHOT.endpoints[1])
-    assert status(ledger, snapshot, 1)["busy_for_s"] == 0
+    assert status(ledger, snapshot, 1, 0)["busy_for_s"] == 0
     add(ledger.worker(0), 4, Count.ACTIVE, 2)
     add(ledger.worker(1), 2, Count.ACTIVE, 3)
     assert busy(ledger, snapshot) == {"busy_for_s": 0, "behind_edge": ["web/in"], "active": 5}
+    since = Since()
     ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() + 600_000_000_000
-    assert 500.0 < busy(ledger, snapshot)["busy_for_s"] == pytest.approx(600.0, abs=60.0)
+    assert since.has_shrunk(busy(ledger, snapshot)["busy_for_s"], 600.0)
     ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() - 1
-    assert status(ledger, snapshot, 1)["busy_for_s"] == 0, "the lease has ended by itself"
+    assert status(ledger, snapshot, 1, 0)["busy_for_s"] == 0, "the lease has ended by itself"
+
+
+def test_it_is_upgrading_until_control_and_every_worker_are_of_the_new_program(ledger: Ledger) -> None:
+    def upgrading(program: int) -> bool:
+        return bool(status(ledger, SNAPSHOT, 1, program)["upgrading"])
+
+    assert not upgrading(0)
+    ledger.words[Head.PROGRAM] = 1
+    assert upgrading(1), "the workers are not"
+    for n in range(ledger.workers):
+        ledger.worker(n)[Word.PROGRAM] = 1
+    assert not upgrading(1)
+    assert upgrading(0), "this control is not: its version is not the daemon's"
 
 
 def test_open_connections(ledger: Ledger) -> None:
-    part = ledger.worker(1)
+    part, since = ledger.worker(1), Since()
     started_ns = time.monotonic_ns() - 5_000_000_000
     part.begin(0, State.LOOK, 2, 10, -1, started_ns, "[::1]:5")
     part.begin(1, State.SPLICE, 4, 11, -1, started_ns, "192.0.2.1:6")
     part.begin(2, State.SPLICE, 900, 12, -1, started_ns, "192.0.2.1:7")
     part.moved(1, 12, 34)
     found = connections(ledger, SNAPSHOT)
-    assert all(5.0 <= each.pop("age_s") < 15.0 for each in found)
+    assert all(since.has_grown(each.pop("age_s"), 5.0) for each in found)
     assert found[:2] == [
         {"endpoint": "web/api", "peer": "[::1]:5", "state": "look", "received_bytes": 0, "sent_bytes": 0, "worker": 1},
         {"endpoint": "web/in", "peer": "192.0.2.1:6", "state": "splice", "received_bytes": 12, "sent_bytes": 34, "worker": 1},
@@ -177,7 +207,7 @@ def test_open_connections(ledger: Ledger) -> None:
 def test_people_can_read_all_of_it(ledger: Ledger) -> None:
     """The text is made of what the status has."""
     ledger.worker(0).begin(0, State.DIAL, 4, 10, -1, time.monotonic_ns(), "192.0.2.1:6")
-    found = json.loads(json.dumps(status(ledger, SNAPSHOT, 1) | {"draining": False, "registry": None}))
+    found = json.loads(json.dumps(status(ledger, SNAPSHOT, 1, 0) | {"draining": False, "registry": None}))
     assert "web/api" in status_text(found)
     assert "192.0.2.1:6" in connections_text(connections(ledger, SNAPSHOT))
 

@@ -14,6 +14,7 @@ from relay.control import watch
 from relay.control.discovery import Fleet, instances
 from relay.control.watch import EVENTS_MAX, HEARTBEAT, Feed
 from tests.control.test_discovery import WEB_0, WEB_2, fleet
+from tests.harness import HANG_S
 
 
 class Connection(asyncio.BaseTransport):
@@ -67,7 +68,7 @@ async def begun(feed: Feed, last: str = "") -> AsyncGenerator[bytes]:
 
 
 async def following(frames: AsyncGenerator[bytes]) -> tuple[str, str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         return parsed(await anext(frames))
 
 
@@ -150,7 +151,7 @@ async def test_many_share_one_rendering(truth: Truth) -> None:
     waiting = [asyncio.ensure_future(anext(frames)) for frames in watchers]
     await asyncio.sleep(0)
     truth.now(WEB_0, WEB_2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         assert len({id(frame) for frame in await asyncio.gather(*waiting)}) == 1
 
 
@@ -177,7 +178,7 @@ async def test_the_end(truth: Truth) -> None:
     await asyncio.sleep(0)
     truth.feed.end()
     with pytest.raises(StopAsyncIteration):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await waiting
 
 

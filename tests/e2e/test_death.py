@@ -51,7 +51,7 @@ def test_a_killed_worker_is_replaced_and_no_client_notices(daemons: Daemons, ech
 
         eventually(all_counted, "every byte is counted")
         assert len(daemon.ask("GET", "/v1/connections")[1]) == 13
-        (died,) = daemon.events("died")
+        (died,) = records(daemon, "died", 1)
         assert (died["message"], died["how"]) == ("worker-0", "signal 9")
     finally:
         for client in (*old, *new):
@@ -273,6 +273,7 @@ def test_forwarding_does_not_notice_that_control_stops_and_dies(daemons: Daemons
     daemon = daemons(service({"in": kept}), {"metrics": {"listen": f"127.0.0.1:{metrics}"}})
     with dial(port) as client:
         assert echoed(client) == b"ping"
+        counted(daemon, received_bytes=4, sent_bytes=4)
         before = Scrape(metrics)
         killed, worker = control_pid(daemon), daemon.worker_pid()
         os.kill(killed, signal.SIGSTOP)

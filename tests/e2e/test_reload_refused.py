@@ -140,12 +140,9 @@ def test_every_error_is_shown_on_a_line_of_its_own_as_relay_check_shows_it(
 
 
 def test_a_port_in_use_changes_nothing_even_of_the_rest(daemons: Daemons, echo: Echo) -> None:
-    port, free = free_port(), free_port()
+    port, free, taken = free_port(), free_port(), free_port()
     daemon = daemons(service({"in": endpoint(port, echo.target)}))
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        taken = holder.getsockname()[1]
+    with socket.create_server(("127.0.0.1", taken)):
         wanted = service({"a": endpoint(free, echo.target), "b": endpoint(taken, echo.target)})
         daemon.write_service(wanted)
         done = daemon.relay("reload")

@@ -135,6 +135,7 @@ def test_unmap_takes_the_ipv4_address_out_and_leaves_the_rest() -> None:
     assert unmap(bytes(16)) == bytes(16)
 
 
+@pytest.mark.alone
 def test_twenty_thousand_networks_are_built_at_once_and_found() -> None:
     random = Random(20_000)
     rules = [(random.randbytes(4), random.randint(8, 32), value) for value in range(20_000)]

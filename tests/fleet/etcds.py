@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -19,7 +20,8 @@ from relay.config.source import parse
 from tests.harness import eventually
 from tests.ports import free_ports
 
-START_S = 20.0  # a bound for hanging
+# A bound for hanging. At its start etcd waits for the disk in spite of --unsafe-no-fsync, and so for what others write.
+START_S = 120.0
 
 
 class EtcdServer:
@@ -40,12 +42,17 @@ class EtcdServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None:
             self.kill()
+        shutil.rmtree(self.data, ignore_errors=True)  # 128 MB of files for each of them
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it takes requests."""
@@ -88,7 +95,12 @@ class EtcdServer:
         """What etcdctl prints."""
         command = ["etcdctl", f"--endpoints={self.url}", *words]
         done = subprocess.run(
-            command, env={**os.environ, "ETCDCTL_API": "3"}, capture_output=True, text=True, timeout=20, check=False
+            command,
+            env={**os.environ, "ETCDCTL_API": "3"},
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -196,7 +208,7 @@ def certificates(directory: Path) -> dict[str, str]:
     directory.mkdir()
 
     def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, timeout=30)
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, timeout=START_S)
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     openssl("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test CA", "-days", "2")

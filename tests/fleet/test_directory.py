@@ -10,8 +10,7 @@ import pytest
 from relay.config.roster import Member
 from relay.fleet.directory import Directory
 from relay.fleet.registry import Seen
-
-LONG_S = 20.0  # a bound for hanging
+from tests.harness import HANG_S
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def write(directory: Path, name: str, text: str) -> None:
 
 
 async def until(stream: AsyncGenerator[Seen], check: Callable[[Seen], bool]) -> Seen:
-    async with asyncio.timeout(LONG_S):
+    async with asyncio.timeout(HANG_S):
         async for seen in stream:
             if check(seen):
                 return seen

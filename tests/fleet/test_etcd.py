@@ -19,7 +19,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl", "openssl")
 
-LONG_S = 20.0  # a bound for hanging
+LONG_S = 120.0  # a bound for hanging
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ async def test_a_watch_from_before_a_compaction(server: EtcdServer) -> None:
     async with Client([server.url]) as client, asyncio.timeout(LONG_S):
         start = (await client.txn((), [put("/compact/a", b"1")])).revision
         latest = (await client.txn((), [put("/compact/a", b"2")])).revision
-        server.ctl("compact", str(latest))
+        await asyncio.to_thread(server.ctl, "compact", str(latest))
         batches = [batch async for batch in client.watch("/compact/", start, silence_s=LONG_S)]
         assert [batch.compacted for batch in batches] == [False, True]
 
@@ -127,7 +127,7 @@ async def test_a_dying_server_ends_the_watch(tmp_path: Path) -> None:
                 await anext(stream)
             with pytest.raises(RegistryError, match=rf"etcd does not answer: {server.url}: nobody listens there"):
                 await client.range("/a/")
-            server.start()
+            await asyncio.to_thread(server.start)
             assert (await client.range("/a/")).found == ((),)  # though the client's connections are the former server's
 
 
@@ -162,17 +162,17 @@ async def test_a_dead_and_a_silent_one_are_left_for_the_next(server: EtcdServer)
     dead = f"http://127.0.0.1:{free_port()}"
     async with Forwarder(server.port) as path:
         path.swallow()
-        async with Client([dead, path.url, server.url], timeout_s=0.5) as client:
+        async with Client([dead, path.url, server.url], timeout_s=3) as client:
             assert (await client.range("/a/")).found == ((),)
             accepted = path.accepted
             for _ in range(5):
                 await client.range("/a/")
             assert path.accepted == accepted  # the one that answers is asked from then on
-        async with Client([dead, path.url], timeout_s=0.3) as client:
+        async with Client([dead, path.url], timeout_s=1) as client:
             with pytest.raises(RegistryError) as caught:
                 await client.range("/a/")
             assert str(caught.value) == (
-                f"etcd does not answer: {dead}: nobody listens there; {path.url}: no answer within 0.3 s"
+                f"etcd does not answer: {dead}: nobody listens there; {path.url}: no answer within 1 s"
             )
 
 
@@ -233,12 +233,12 @@ def guard(server: EtcdServer) -> None:
 async def test_a_password(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("word of pass\nand more\n")
     with EtcdServer(tmp_path / "etcd") as server:
-        keys: dict[str, Any] = {"username": "relay", "password_file": str(tmp_path / "password")}
+        keys: dict[str, Any] = {"username": "relay", "password_file": str(tmp_path / "password"), "ttl": "60s"}
         registry = settings(tmp_path, [server.url], **keys).registry
         assert registry is not None
         async with Client.of(registry) as client, asyncio.timeout(LONG_S):
             await client.range("/relay/a/")  # not guarded yet: nobody is asked for a password
-            guard(server)
+            await asyncio.to_thread(guard, server)
             await client.range("/relay/a/")
             stream = client.watch("/relay/a/", 0, silence_s=LONG_S)
             await anext(stream)
@@ -250,9 +250,10 @@ async def test_a_password(tmp_path: Path) -> None:
             with pytest.raises(RegistryError, match=r"etcd's watch ended: .*permission denied"):
                 await anext(client.watch("/other/", 0, silence_s=LONG_S))
             server.kill()
-            server.start()  # it knows none of the tokens that it gave
+            await asyncio.to_thread(server.start)  # it knows none of the tokens that it gave
             await client.range("/relay/a/")
-            server.ctl("--user=root:secret", "role", "add", "another")  # which makes every token one of before
+            # Which makes every token one of before.
+            await asyncio.to_thread(server.ctl, "--user=root:secret", "role", "add", "another")
             await client.range("/relay/a/")
         async with Client([server.url], username="relay", password="wrong") as client:
             with pytest.raises(
@@ -274,7 +275,7 @@ async def test_tls(tmp_path: Path) -> None:
         ours: dict[str, Any] = {"ca": made["ca.pem"], "cert": made["client.pem"], "key": made["client.key"]}
 
         async def read(**keys: Any) -> None:
-            registry = settings(tmp_path, [server.url], **keys).registry
+            registry = settings(tmp_path, [server.url], ttl="60s", **keys).registry
             assert registry is not None
             async with Client.of(registry) as client, asyncio.timeout(LONG_S):
                 await client.range("/a/")

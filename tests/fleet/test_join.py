@@ -19,7 +19,7 @@ from relay.fleet.identity import Vacancy
 from relay.fleet.join import join, own_address
 from relay.fleet.machine import machine_hash
 from relay.fleet.remember import Remembered, save
-from tests.fleet.etcds import EtcdServer, certificates, service, settings, shared
+from tests.fleet.etcds import START_S, EtcdServer, certificates, service, settings, shared
 from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl", "openssl")
@@ -34,22 +34,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An etcd that is not there is waited for a third of a second."""
-    monkeypatch.setattr(joining, "REACH_S", 0.3)
+    """An etcd that is not there is waited for a tenth of a second."""
+    monkeypatch.setattr(joining, "REACH_S", 0.1)
+    monkeypatch.setattr(joining, "REACH_REMEMBERED_S", 0.1)
 
 
 def test_machines_join(server: EtcdServer, tmp_path: Path) -> None:
-    shop = service("join")
+    shop, ttl = service("join"), "60s"  # a presence outlasts the test
     threads, before_ns = threading.active_count(), time.time_ns()
-    first = join(shop, settings(tmp_path / "a", [server.url], address="10.0.0.4"), WEB)
+    first = join(shop, settings(tmp_path / "a", [server.url], address="10.0.0.4", ttl=ttl), WEB)
     assert (first.instance, first.address) == ("web_IN_0", "10.0.0.4")
     assert (first.remembered, first.warning) == (False, "")
     assert before_ns <= first.confirmed_ns <= time.time_ns()
-    second = join(shop, settings(tmp_path / "b", [server.url], address="10.0.0.5"), WEB)
+    second = join(shop, settings(tmp_path / "b", [server.url], address="10.0.0.5", ttl=ttl), WEB)
     assert second.instance == "web_IN_1"
     # Busy as yet: there is nobody behind it who takes connections.
     assert second.members == (Member("web", 0, "10.0.0.4", busy=True), Member("web", 1, "10.0.0.5", busy=True))
-    again = join(shop, settings(tmp_path / "a", [server.url], address="10.0.0.6"), Vacancy("web", 0))
+    again = join(shop, settings(tmp_path / "a", [server.url], address="10.0.0.6", ttl=ttl), Vacancy("web", 0))
     assert (again.instance, again.members[0].address) == ("web_IN_0", "10.0.0.6")
     assert threading.active_count() == threads
     with pytest.raises(RuntimeError):
@@ -72,13 +73,17 @@ def test_by_tls(tmp_path: Path) -> None:
         assert found.instance == "web_IN_0"
 
 
-def test_etcd_that_comes_late(tmp_path: Path) -> None:
+def test_etcd_that_comes_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "REACH_S", START_S)
     with EtcdServer(tmp_path / "etcd") as late:
         late.kill()
         starting = threading.Timer(0.5, late.start, kwargs={"wait": False})
         starting.start()
-        assert join(service("late"), settings(tmp_path / "a", [late.url]), WEB).instance == "web_IN_0"
-        starting.join()
+        try:
+            assert join(service("late"), settings(tmp_path / "a", [late.url]), WEB).instance == "web_IN_0"
+        finally:
+            starting.cancel()
+            starting.join()
 
 
 @pytest.mark.usefixtures("hasty")

@@ -1,7 +1,6 @@
 """Which machine, and which daemon on it."""
 
 import os
-import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -51,17 +50,18 @@ def test_a_daemon_stays_the_same() -> None:
 
 
 def test_a_daemon_that_is_dead() -> None:
-    child = subprocess.Popen(["sleep", "60"])
-    other = Daemon.of(child.pid, "10.0.0.4")
-    assert not HERE.sees_dead(str(other))
-    assert HERE.runs_here(str(other)) == child.pid
-    child.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie is nobody
-    assert HERE.sees_dead(str(other))
-    assert not HERE.runs_here(str(other))
-    with pytest.raises(ProcessLookupError):
-        Daemon.of(child.pid, "10.0.0.4")
-    child.wait()
+    with subprocess.Popen(["sleep", "600"]) as child:
+        try:
+            other = Daemon.of(child.pid, "10.0.0.4")
+            assert not HERE.sees_dead(str(other))
+            assert HERE.runs_here(str(other)) == child.pid
+        finally:
+            child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie is nobody
+        assert HERE.sees_dead(str(other))
+        assert not HERE.runs_here(str(other))
+        with pytest.raises(ProcessLookupError):
+            Daemon.of(child.pid, "10.0.0.4")
     assert HERE.sees_dead(str(other))
     assert HERE.sees_dead(str(replace(HERE, started_ticks=HERE.started_ticks + 1)))  # its pid is another's now
 

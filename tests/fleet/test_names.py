@@ -23,9 +23,8 @@ from relay.errors import ListenError
 from relay.fleet import names
 from relay.fleet.names import NamesServer, open_names_sockets, serve_names
 from relay.fleet.zone import Zone
-from tests.harness import eventually, examples
+from tests.harness import HANG_S, eventually, examples
 
-HANG_S = 50.0
 LARGE = Zone(
     "shop",
     {"web": {"http": 80}, "store": {"postgres": 5432}},
@@ -84,9 +83,10 @@ class Served:
 async def serving(
     answer: Callable[[bytes, bool], bytes | None] = LARGE.answer, host: str = "127.0.0.1"
 ) -> AsyncIterator[Served]:
-    udp, tcp = open_pair(host)
-    port = tcp.getsockname()[1]
-    served = Served(await serve_names(udp, tcp, answer), host, port)
+    with contextlib.ExitStack() as opened:
+        udp, tcp = map(opened.enter_context, open_pair(host))
+        served = Served(await serve_names(udp, tcp, answer), host, tcp.getsockname()[1])
+        opened.pop_all()  # now they are the server's
     try:
         yield served
     finally:
@@ -219,7 +219,6 @@ def test_a_query_that_cannot_be_read_does_not_end_it(run: Run) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"\0", FRAMED[:-1]], ids=["nothing", "half a length", "half a query"])
 def test_who_sends_nothing_whole_is_cut(run: Run, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "IDLE_S", 0.2)
     monkeypatch.setattr(names, "_SWEEP_S", 0.05)
 
     async def check() -> None:
@@ -227,6 +226,7 @@ def test_who_sends_nothing_whole_is_cut(run: Run, sent: bytes, monkeypatch: pyte
             reader, writer = await served.connect()
             writer.write(FRAMED)
             assert (await message(reader)).answer
+            monkeypatch.setattr(names, "IDLE_S", 0.2)
             writer.write(sent)
             assert await ended(reader)
             assert served.server.connections == 0

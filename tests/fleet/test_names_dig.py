@@ -1,6 +1,7 @@
 """The DNS server as people ask it: by dig."""
 
 import asyncio
+import contextlib
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -35,19 +36,18 @@ ZONE = Zone(
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """A server in a thread of its own."""
-    udp, tcp = open_pair()
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(serve_names(udp, tcp, ZONE.answer))
-    number = tcp.getsockname()[1]
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
+    with contextlib.ExitStack() as at_the_end:  # the last one first
+        loop = asyncio.new_event_loop()
+        at_the_end.callback(loop.close)
+        udp, tcp = map(at_the_end.enter_context, open_pair())
+        server = loop.run_until_complete(serve_names(udp, tcp, ZONE.answer))
+        number = tcp.getsockname()[1]
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        at_the_end.callback(thread.join)
+        at_the_end.callback(loop.call_soon_threadsafe, loop.stop)
+        at_the_end.callback(lambda: asyncio.run_coroutine_threadsafe(server.close(), loop).result(RUN_S))
         yield number
-    finally:
-        asyncio.run_coroutine_threadsafe(server.close(), loop).result(RUN_S)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def dig(port: int, *arguments: str) -> str:

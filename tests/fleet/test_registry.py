@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from relay.config.roster import Member
+from relay.fleet.believed import Believed
 from relay.fleet.claim import Claimant, claim
 from relay.fleet.entries import Entry, Keys
-from relay.fleet.etcd import Client
+from relay.fleet.etcd import REQUEST_S, Client
 from relay.fleet.gateway import Batch, delete, put
 from relay.fleet.identity import Vacancy
 from relay.fleet.machine import Daemon
@@ -25,8 +27,10 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.real("etcd", "etcdctl")
 
-LONG_S = 25.0  # a bound for hanging
-TTL_S = 2.0  # a busy machine keeps this: a third of it is time to be late
+LONG_S = 120.0  # a bound for hanging
+TTL_S = 2.0  # where a lease runs out, or may run out and be taken anew
+KEPT_S = 30.0  # a lease that does not run out, and a watch that is not opened anew meanwhile
+GRACE_S = 60.0
 HERE = Daemon.of(os.getpid(), "10.0.0.4")
 
 
@@ -38,40 +42,44 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
 class Fleet:
     """Machines of one service by the same endpoints; each is closed with the test."""
 
-    def __init__(self, service: str, *urls: str) -> None:
-        self.service, self.urls, self.keys = service, urls, Keys(service)
+    def __init__(self, service: str, *urls: str, ttl_s: float = TTL_S) -> None:
+        self.service, self.urls, self.ttl_s, self.keys = service, urls, ttl_s, Keys(service)
         self.made: list[Registry] = []
 
     def client(self) -> Client:
-        """With a bound that a busy machine keeps, and a path that has died does not outlast a test."""
-        return Client(self.urls, timeout_s=1.0)
+        """For the test itself, which does not ask again."""
+        return Client(self.urls, timeout_s=LONG_S)
 
-    def machine(self, n: int, ttl_s: float = TTL_S, hold_s: float = 60) -> Claimant:
+    def machine(self, n: int) -> Claimant:
         """The machine number `n`."""
         boot = replace(HERE, boot=f"boot-{n}")
-        return Claimant(self.service, f"{n:032x}", boot, f"10.0.0.{n + 1}", ttl_s, hold_s)
+        return Claimant(self.service, f"{n:032x}", boot, f"10.0.0.{n + 1}", self.ttl_s, hold_s=60)
 
     def member(self, n: int, me: Claimant | None = None) -> Etcd:
         """The registry of the machine that has number `n`, announced."""
-        client = self.client()
-        etcd = Etcd(client, self.service, TTL_S, Presence(client, me or self.machine(n), "web", n))
+        client = self._hasty()
+        etcd = Etcd(client, self.service, self.ttl_s, Presence(client, me or self.machine(n), "web", n))
         self.made.append(etcd)
         etcd.announce(f"10.0.0.{n + 1}:9464", False, ())
         return etcd
 
     def watcher(self, known: Seen | None = None) -> Etcd:
         """The registry of a machine without a number."""
-        etcd = Etcd(self.client(), self.service, TTL_S, known=known)
+        etcd = Etcd(self._hasty(), self.service, self.ttl_s, known=known)
         self.made.append(etcd)
         return etcd
+
+    def _hasty(self) -> Client:
+        """With a bound that a path that has died does not outlast a lease."""
+        return Client(self.urls, timeout_s=min(REQUEST_S, self.ttl_s / 2))
 
 
 @pytest.fixture
 async def fleets() -> AsyncIterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
 
-    def make(service: str, *urls: str) -> Fleet:
-        made.append(Fleet(service, *urls))
+    def make(service: str, *urls: str, ttl_s: float = TTL_S) -> Fleet:
+        made.append(Fleet(service, *urls, ttl_s=ttl_s))
         return made[-1]
 
     yield make
@@ -113,7 +121,7 @@ def test_a_crowd_that_lasts_is_left_alone_for_longer() -> None:
 async def test_a_crowd_comes_in_few_messages(
     server: EtcdServer, fleets: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet = fleets("crowd", server.url)
+    fleet = fleets("crowd", server.url, ttl_s=KEPT_S)
     messages: list[int] = []
     watching = asyncio.Event()
     client, watch = fleet.client(), Client.watch
@@ -129,8 +137,8 @@ async def test_a_crowd_comes_in_few_messages(
     async with client, contextlib.aclosing(fleet.watcher().watch()) as stream:
         await until(stream, who())
         await asyncio.wait_for(watching.wait(), LONG_S)
-        for n in range(200):
-            await client.txn((), [put(fleet.keys.member("web", n), entry_of(n))])
+        puts = [put(fleet.keys.member("web", n), entry_of(n)) for n in range(200)]
+        await asyncio.gather(*(client.txn((), [each]) for each in puts))
         await until(stream, who(*range(200)))
         assert sum(messages) == 200
         assert max(messages) > 1, "what came while the watch was closed came in one message"
@@ -169,13 +177,13 @@ def entry_of(n: int) -> bytes:
 
 
 async def test_what_is_announced_is_seen(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
-    fleet = fleets("announce", server.url)
+    fleet, began_ns = fleets("announce", server.url), time.time_ns()
     async with contextlib.aclosing(fleet.watcher().watch()) as stream:
         assert await anext(stream) == Seen()
         one, two = fleet.member(0), fleet.member(1)
         seen = await until(stream, who(0, 1))
         assert seen.members[1] == Member("web", 1, "10.0.0.2", "10.0.0.2:9464")
-        assert abs(time.time_ns() - seen.confirmed_ns) < LONG_S * 1e9
+        assert began_ns <= seen.confirmed_ns <= time.time_ns()
         one.announce("", True, ("http-in",))
         seen = await until(stream, lambda seen: bool(seen.members) and seen.members[0].busy)
         assert seen.members[0] == Member("web", 0, "10.0.0.1", "", True, ("http-in",))
@@ -188,22 +196,22 @@ async def test_what_is_announced_is_seen(server: EtcdServer, fleets: Callable[..
 
 async def test_a_lease_is_kept(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
     """For longer than the lease nothing comes, and the view is confirmed all the time."""
-    fleet = fleets("kept", server.url)
+    fleet = fleets("kept", server.url, ttl_s=6.0)  # of which a busy machine has two thirds to be late
     fleet.member(0)
     watcher = fleet.watcher()
     async with contextlib.aclosing(watcher.watch()) as stream:
         await until(stream, who(0))
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.5 * TTL_S):
+            async with asyncio.timeout(1.5 * fleet.ttl_s):
                 await anext(stream)
-    assert time.time_ns() - watcher.current.confirmed_ns < 2 * TTL_S * 1e9
+    assert time.time_ns() - watcher.current.confirmed_ns < 2 * fleet.ttl_s * 1e9
     assert watcher.current.trouble == ""
 
 
 async def test_a_new_control_takes_over_the_leases_of_the_former(
     server: EtcdServer, fleets: Callable[..., Fleet]
 ) -> None:
-    fleet = fleets("control", server.url)
+    fleet = fleets("control", server.url, ttl_s=KEPT_S)
     async with fleet.client() as client:
         me = fleet.machine(0)
         assert (await claim(client, me, Vacancy("web"), 3)).ordinal == 0
@@ -220,7 +228,7 @@ async def test_a_new_control_takes_over_the_leases_of_the_former(
 
 
 async def test_the_lease_was_lost(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
-    fleet = fleets("lost", server.url)
+    fleet = fleets("lost", server.url, ttl_s=KEPT_S)
     fleet.member(0)
     async with contextlib.aclosing(fleet.watcher().watch()) as stream, fleet.client() as client:
         await until(stream, who(0))
@@ -250,7 +258,7 @@ async def test_etcd_is_killed_and_started_again(tmp_path: Path, fleets: Callable
             await asyncio.sleep(1.2 * TTL_S)  # longer than every lease
             assert [member.ordinal for member in watcher.current.members] == [0]
             assert watcher.current.confirmed_ns == confirmed_ns
-            server.start(wait=False)
+            await asyncio.to_thread(server.start, wait=False)
             async with asyncio.timeout(LONG_S):
                 seen = await until(stream, lambda seen: not seen.trouble)
             assert [member.ordinal for member in seen.members] == [0]
@@ -264,7 +272,7 @@ async def test_what_happens_while_the_watch_is_away_is_not_missed(
 ) -> None:
     """For less than a lease: by its revision, or anew when that has been compacted."""
     async with Forwarder(server.port) as path:
-        near, far = fleets("away", server.url), fleets("away", path.url)
+        near, far = (fleets("away", url, ttl_s=KEPT_S) for url in (server.url, path.url))
         for n in range(2):
             near.member(n)
         async with contextlib.aclosing(far.watcher().watch()) as stream, near.client() as client:
@@ -275,7 +283,7 @@ async def test_what_happens_while_the_watch_is_away_is_not_missed(
                 await until(near.watcher().watch(), who(*range(n + 1)))
                 if compacted:
                     await client.txn((), [put("/other", b"")])  # or the event would be in the revision that is left
-                    server.ctl("compact", str((await client.range("/x/")).revision))
+                    await asyncio.to_thread(server.ctl, "compact", str((await client.range("/x/")).revision))
                 path.drop()
                 await until(stream, who(*range(n + 1)))
 
@@ -297,7 +305,7 @@ async def test_a_path_that_dies(server: EtcdServer, fleets: Callable[..., Fleet]
             seen = await until(either, who(0, 1))
             seen = await until(only, lambda seen: bool(seen.trouble))
             assert [member.ordinal for member in seen.members] == [0]
-            assert "no answer within 1 s" in seen.trouble
+            assert re.search("no answer within [12] s", seen.trouble)  # a second one has twice the time
             path.drop()
             await until(only, who(0, 1))
 
@@ -316,7 +324,7 @@ async def test_a_store_that_was_wiped(
 
     Also where the new store has had more writes than the former one when it is looked at.
     """
-    monkeypatch.setattr("relay.fleet.registry.grace_s", lambda _ttl_s: 5.0 if writes else 60.0)
+    monkeypatch.setattr("relay.fleet.registry.grace_s", lambda _ttl_s: GRACE_S)
     with EtcdServer(tmp_path / "etcd") as server:
         async with Forwarder(server.port) as path:
             far, near = fleets("wiped", path.url), fleets("wiped", server.url)
@@ -344,7 +352,9 @@ async def test_a_store_that_was_wiped(
                 near.member(4)
                 await until(stream, who(0, 1, 2, 4))
                 assert len((await client.range(near.keys.slots("web"))).found[0]) == 3
-                if writes:
+                if writes:  # and the grace is over
+                    told = Believed.members
+                    monkeypatch.setattr(Believed, "members", lambda self, now_s: told(self, now_s + GRACE_S))
                     await until(stream, who(0, 1, 4))
 
 
@@ -398,7 +408,7 @@ async def test_as_the_settings_say(server: EtcdServer, tmp_path: Path) -> None:
 
 
 async def test_somebody_else_has_the_number(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
-    fleet = fleets("conflict", server.url)
+    fleet = fleets("conflict", server.url, ttl_s=KEPT_S)
     me = fleet.machine(0)
     first = fleet.member(0, me)
     async with contextlib.aclosing(fleet.watcher().watch()) as stream:

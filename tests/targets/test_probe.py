@@ -124,7 +124,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 HTTP: Final = ProbeRow("/healthz", 30.0, 30.0)  # bounds for hanging: no answer below takes so long
 TCP: Final = ProbeRow("", 30.0, 30.0)
-SHORT: Final = ProbeRow("/healthz", 0.3, 31.0)  # for what never comes
+SHORT: Final = ProbeRow("/healthz", 2.0, 31.0)  # for what never comes, after the header has
 
 
 @asynccontextmanager
@@ -288,7 +288,7 @@ async def test_a_tcp_probe_is_answered_by_whoever_takes_the_connection() -> None
 
 async def test_a_tcp_probe_more_often_than_once_a_second_takes_a_silent_service_too() -> None:
     async with serving(silent) as target:
-        assert await ask(probing(ProbeRow("", 0.4, 31.0)), target) is GOOD
+        assert await ask(probing(ProbeRow("", 0.9, 31.0)), target) is GOOD
 
 
 async def test_a_probe_comes_from_the_edges_own_address() -> None:

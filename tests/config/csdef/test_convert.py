@@ -28,7 +28,7 @@ EXAMPLES = int(os.environ.get("RELAY_FUZZ_EXAMPLES", "100"))  # a long run sets 
 
 SCHEMA = jsonschema.Draft7Validator(service_schema())
 
-pytestmark = pytest.mark.timeout(60 + EXAMPLES)
+pytestmark = pytest.mark.timeout(300 + EXAMPLES)
 
 
 def imported(stem: Path) -> Imported:
