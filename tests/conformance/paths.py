@@ -132,8 +132,7 @@ class Edge:
             (instance_seen,) = edge.endpoint("web/in")["target_set"]
             assert instance_seen["active"] == 0
         except BaseException:
-            edge.stop()
-            instance.stop()
+            _stop(edge, instance)
             raise
         self._running[which] = edge, instance, port
 
@@ -157,13 +156,19 @@ class Edge:
                 eventually(lambda: edge.endpoint("web/in")["target_set"][0]["health"] == "up", "the instance is up")
                 eventually(lambda: instance.endpoint("web/in")["active"] == 0, "the probe has ended")
             except BaseException:
-                edge.stop()
-                instance.stop()
+                _stop(edge, instance)
                 raise
         instance.write_service(service(_text(target)))
         code, answer = instance.ask("POST", "/v1/reload")
         assert code == 200, answer
         return edge, instance, public
+
+
+def _stop(edge: Daemon, instance: Daemon) -> None:
+    try:
+        edge.stop()
+    finally:
+        instance.stop()
 
 
 def _text(target: Address) -> str:

@@ -2,23 +2,23 @@
 
 import contextlib
 import fcntl
-import os
 import resource
 import select
 import socket
 import struct
 import termios
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from tests.conformance.paths import Address
-from tests.harness import eventually
+from tests.harness import HANG_S, eventually
+from tests.ports import free_port
 
-PATIENCE_S: Final = 20.0  # a bound for hanging, not for speed
 Kind = Literal["tcp", "unix"]
-QUIET_S: Final = 0.3  # a socket that takes nothing for so long while nobody reads is full
+_BACKLOG_AT: Final = 24  # in a listening socket's tcp_info: how many wait (tcpi_unacked), how many may (tcpi_sacked)
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -32,7 +32,7 @@ class Site:
     @classmethod
     def within(cls, directory: Path) -> Self:
         """A site with its Unix socket in `directory`."""
-        return cls(quiet_port(), directory / "target.sock")
+        return cls(free_port(), directory / "target.sock")
 
 
 class Target:
@@ -42,7 +42,7 @@ class Target:
         self.kind = kind
         family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
         self.listener = socket.socket(family, socket.SOCK_STREAM)
-        self.listener.settimeout(PATIENCE_S)
+        self.listener.settimeout(HANG_S)
         if rcvbuf_bytes is not None:
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf_bytes)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the one before left flows in TIME_WAIT
@@ -54,7 +54,7 @@ class Target:
     def accept(self) -> socket.socket:
         """The next connection."""
         connection, _ = self.listener.accept()
-        connection.settimeout(PATIENCE_S)
+        connection.settimeout(HANG_S)
         return connection
 
     def __enter__(self) -> Self:
@@ -62,18 +62,6 @@ class Target:
 
     def __exit__(self, *_: object) -> None:
         self.listener.close()
-
-
-def quiet_port() -> int:
-    """A TCP port that nobody listens on, below those that the kernel gives to clients (ip(7), ip_local_port_range).
-
-    So nobody takes it while no target stands there, and a forwarder that dials it then cannot meet itself.
-    """
-    for port in range(20_000 + os.getpid() % 8_000, 30_000):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free between 20000 and 30000")
 
 
 def connect(address: Address, *, rcvbuf_bytes: int | None = None) -> socket.socket:
@@ -85,7 +73,7 @@ def connect(address: Address, *, rcvbuf_bytes: int | None = None) -> socket.sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if rcvbuf_bytes is not None:  # before connecting: tcp(7), it bounds the window from the first segment on
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf_bytes)
-    sock.settimeout(PATIENCE_S)
+    sock.settimeout(HANG_S)
     try:
         sock.connect(address)
     except BaseException:
@@ -115,6 +103,34 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+@contextlib.contextmanager
+def full_backlog(listener: socket.socket) -> Iterator[int]:
+    """Connect to `listener` until its backlog takes no more; how many wait in it. Whoever comes then is not answered."""
+    with contextlib.ExitStack() as stack:
+        waiting = 0
+        with contextlib.suppress(BlockingIOError):  # what connect(2) gives for a Unix socket that is full
+            while listener.family == socket.AF_UNIX or not _drops_syns(listener, waiting):
+                assert waiting < 16, "the backlog does not fill"
+                sock = stack.enter_context(socket.socket(listener.family, socket.SOCK_STREAM))
+                sock.settimeout(HANG_S)
+                sock.connect(listener.getsockname())
+                waiting += 1
+        assert waiting, "the backlog took nobody"
+        yield waiting
+
+
+def _drops_syns(listener: socket.socket, waiting: int) -> bool:
+    """Whether so many, who have all connected, are more than may wait: the kernel drops another one's SYN then."""
+
+    def backlog() -> tuple[int, int]:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BACKLOG_AT + 8)
+        now, most = struct.unpack_from("II", info, _BACKLOG_AT)
+        return int(now), int(most)
+
+    eventually(lambda: backlog()[0] == waiting, "each of them waits to be accepted")
+    return waiting > backlog()[1]
+
+
 def unacknowledged_bytes(sock: socket.socket) -> int:
     """What was sent and has not reached the other kernel: tcp(7), SIOCOUTQ. A FIN counts as one."""
     return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0])
@@ -122,20 +138,20 @@ def unacknowledged_bytes(sock: socket.socket) -> int:
 
 def await_acknowledged(sock: socket.socket) -> None:
     """Until the next kernel has all that was sent, so that a reset cannot take it back."""
-    eventually(lambda: unacknowledged_bytes(sock) == 0, "everything sent was acknowledged", PATIENCE_S)
+    eventually(lambda: unacknowledged_bytes(sock) == 0, "everything sent was acknowledged")
 
 
 def await_broken(sock: socket.socket) -> None:
     """Until the connection is dead in both directions, without sending or receiving anything."""
     poll = select.poll()
     poll.register(sock, 0)  # HUP and ERR are always told: poll(2)
-    assert poll.poll(PATIENCE_S * 1000), "the connection still stands"
+    assert poll.poll(HANG_S * 1000), "the connection still stands"
 
 
 def sending_fails(sock: socket.socket) -> bool:
-    """Send until that fails, as it must within PATIENCE_S once the other side is gone. False: it never did."""
+    """Send until that fails, as it must within HANG_S once the other side is gone. False: it never did."""
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        eventually(lambda: not sock.send(b"x"), "sending fails", PATIENCE_S)
+        eventually(lambda: not sock.send(b"x"), "sending fails")
         return False
     return True
 
@@ -145,9 +161,14 @@ def together(threads: int = 8) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def want_descriptors(count: int) -> None:
-    """Make sure this process may hold so many. Fails where the hard limit is lower."""
+@contextlib.contextmanager
+def want_descriptors(count: int) -> Iterator[None]:
+    """Let this process hold so many meanwhile. Fails where the hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:
         assert hard == resource.RLIM_INFINITY or hard >= count, f"the test needs `ulimit -Hn` of {count}"
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

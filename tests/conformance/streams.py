@@ -4,17 +4,21 @@ import hashlib
 import select
 import socket
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Final
 
-from tests.conformance.peers import PATIENCE_S, QUIET_S
+from tests.conformance.proc import is_asleep
+from tests.harness import HANG_S
 
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 64 * KIB
 _STRIDE_BYTES: Final = 4099  # prime: the window into the random block repeats only after 64 Ki chunks, 4 GiB
+_LOOK_S: Final = 0.03  # so often it is asked whether there is room, and who is at work
+_QUIET_LOOKS: Final = 10  # together longer than a kernel puts an acknowledgement off (tcp.h, TCP_DELACK_MAX: 0.2 s)
 
 
 class Stream:
@@ -53,14 +57,21 @@ class Stream:
             sock.sendall(part)
             offset += len(part)
 
-    def fill(self, sock: socket.socket, most_bytes: int) -> int:
-        """Send from the start until `sock` takes no more, because nobody reads; how many bytes it took."""
+    def fill(self, sock: socket.socket, most_bytes: int, pids: Collection[int] = ()) -> int:
+        """Send from the start until `sock` takes no more, because nobody reads; how many bytes it took.
+
+        `pids` are the processes that pass bytes on. One of them that waits for a CPU may still make room.
+        """
         sock.setblocking(False)
-        offset, deadline_s = 0, time.monotonic() + PATIENCE_S
-        while offset < most_bytes and select.select([], [sock], [], QUIET_S)[1]:
-            offset += sock.send(self.part(offset, most_bytes - offset))
-            assert time.monotonic() < deadline_s, f"it still takes bytes, after {offset}"
-        sock.settimeout(PATIENCE_S)
+        offset, quiet, deadline_s = 0, 0, time.monotonic() + HANG_S
+        while offset < most_bytes and quiet < _QUIET_LOOKS:
+            assert time.monotonic() < deadline_s, f"it still takes bytes, or somebody is at work, after {offset}"
+            if select.select([], [sock], [], _LOOK_S)[1]:
+                offset += sock.send(self.part(offset, most_bytes - offset))
+                quiet = 0
+            else:
+                quiet = quiet + 1 if all(map(is_asleep, pids)) else 0
+        sock.settimeout(HANG_S)
         return offset
 
 

@@ -25,11 +25,10 @@ def test_a_stopped_reader_and_a_gigabyte(path: DataPath, target: Target, sender:
     ):
         source, reader = (client, served) if sender == "client" else (served, client)
         before_bytes = sum(map(rss_bytes, door.pids))
-        taken = stream(40).fill(source, GIB)
+        taken = stream(40).fill(source, GIB, door.pids)
         assert 0 < taken < 64 * MIB
         assert sum(map(rss_bytes, door.pids)) - before_bytes < 16 * MIB
-        for pid in door.pids:
-            assert cpu_s_over(pid, 0.5) < 0.1  # it waits, it does not try over and over
+        assert cpu_s_over(0.5, *door.pids) < 0.1  # they wait, they do not try over and over
         pool.submit(fin, source)
         assert receive(reader) == whole(40, taken)
 
@@ -84,7 +83,7 @@ def test_one_byte_segments_behind_a_full_pipe(path: DataPath, tcp_target: Target
     ):
         source, reader = (client, served) if sender == "client" else (served, client)
         source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        bulk = stream(43).fill(source, GIB)
+        bulk = stream(43).fill(source, GIB, door.pids)
 
         def trickle() -> None:
             for offset in range(bulk, bulk + segments):
@@ -104,10 +103,9 @@ def test_both_readers_stand_still(path: DataPath, target: Target) -> None:
         target.accept() as served,
         together() as pool,
     ):
-        up = stream(44).fill(client, GIB)
-        down = stream(45).fill(served, GIB)
-        for pid in door.pids:
-            assert cpu_s_over(pid, 0.5) < 0.1
+        up = stream(44).fill(client, GIB, door.pids)
+        down = stream(45).fill(served, GIB, door.pids)
+        assert cpu_s_over(0.5, *door.pids) < 0.1
         pool.submit(fin, client)
         assert receive(served) == whole(44, up)
         pool.submit(fin, served)
@@ -121,7 +119,7 @@ def test_one_stopped_reader_stops_nobody_else(forwarder: DataPath, tcp_target: T
         tcp_target.accept() as reader,
         together() as pool,
     ):
-        taken = stream(46).fill(stopped, GIB)
+        taken = stream(46).fill(stopped, GIB, door.pids)
         with connect(door.address) as client, tcp_target.accept() as served:
             at_target = pool.submit(receive, served)
             stream(47).send(client, 32 * MIB)

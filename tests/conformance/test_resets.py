@@ -44,7 +44,7 @@ def test_a_reset_while_every_buffer_is_full(path: DataPath, tcp_target: Target, 
         tcp_target.accept() as served,
     ):
         breaker, other = (client, served) if side == "client" else (served, client)
-        offered = stream(21).fill(breaker, 256 * MIB)
+        offered = stream(21).fill(breaker, 256 * MIB, door.pids)
         arrived = offered - unacknowledged_bytes(breaker)
         assert 0 < arrived < offered
         reset(breaker)
@@ -61,7 +61,7 @@ def test_the_reader_resets_while_every_buffer_is_full(path: DataPath, tcp_target
         tcp_target.accept() as served,
     ):
         breaker, other = (client, served) if side == "client" else (served, client)
-        stream(22).fill(other, 256 * MIB)
+        stream(22).fill(other, 256 * MIB, door.pids)
         reset(breaker)
         await_broken(other)
         assert receive(other) == Received(0, stream(22).sha256(0), fin=False)
@@ -75,8 +75,8 @@ def test_a_reset_with_both_directions_full(path: DataPath, tcp_target: Target, s
         tcp_target.accept() as served,
     ):
         breaker, other = (client, served) if side == "client" else (served, client)
-        stream(23).fill(other, 256 * MIB)
-        arrived = stream(24).fill(breaker, 256 * MIB) - unacknowledged_bytes(breaker)
+        stream(23).fill(other, 256 * MIB, door.pids)
+        arrived = stream(24).fill(breaker, 256 * MIB, door.pids) - unacknowledged_bytes(breaker)
         reset(breaker)
         got = receive(other)
         assert got.size_bytes >= arrived
@@ -113,7 +113,7 @@ def test_a_fin_and_a_reset_behind_a_full_pipe(path: DataPath, narrow_target: Tar
         narrow_target.accept() as served,
     ):
         breaker, other = (client, served) if side == "client" else (served, client)
-        size = stream(26).fill(breaker, 256 * MIB)
+        size = stream(26).fill(breaker, 256 * MIB, door.pids)
         fin(breaker)
         head = bytearray()
         while unacknowledged_bytes(breaker):
@@ -170,8 +170,8 @@ def test_what_comes_after_a_reset_is_taken(forwarder: DataPath, tcp_target: Targ
         tcp_target.accept() as served,
     ):
         breaker, other = (client, served) if side == "client" else (served, client)
-        arrived = stream(31).fill(breaker, 256 * MIB) - unacknowledged_bytes(breaker)
-        stream(32).fill(other, 256 * MIB)
+        arrived = stream(31).fill(breaker, 256 * MIB, door.pids) - unacknowledged_bytes(breaker)
+        stream(32).fill(other, 256 * MIB, door.pids)
         assert unacknowledged_bytes(other)
         reset(breaker)
         await_acknowledged(other)
@@ -182,9 +182,9 @@ def test_what_comes_after_a_reset_is_taken(forwarder: DataPath, tcp_target: Targ
 
 def test_a_slow_reader_gets_all_that_came_before_a_reset(forwarder: DataPath, narrow_target: Target) -> None:
     """It takes longer than the idle timeout, but bytes go out all the time."""
-    size = 400 * KIB
+    size, idle_s = 400 * KIB, 2
     with (
-        forwarder.open(narrow_target.address, {"target_reset": 1}, timeouts={"idle": "500ms"}) as door,
+        forwarder.open(narrow_target.address, {"target_reset": 1}, timeouts={"idle": f"{idle_s}s"}) as door,
         connect(door.address, rcvbuf_bytes=4096) as client,
         narrow_target.accept() as served,
     ):
@@ -192,7 +192,7 @@ def test_a_slow_reader_gets_all_that_came_before_a_reset(forwarder: DataPath, na
         await_acknowledged(served)
         reset(served)
         taken = 0
-        until_s = time.monotonic() + 1.5
+        until_s = time.monotonic() + idle_s + 1
         while time.monotonic() < until_s:
             taken += len(receive_exactly(client, 4 * KIB))
             time.sleep(0.1)  # the pace of a slow reader

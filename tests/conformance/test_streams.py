@@ -190,8 +190,11 @@ def test_one_byte_at_a_time(path: DataPath, target: Target) -> None:
 
 
 def test_many_small_questions(path: DataPath, target: Target) -> None:
-    """Neither side ever waits for the other's delayed acknowledgement: 40 ms each would be 80 s."""
-    rounds = 2_000
+    """Neither side waits for the other's delayed acknowledgement, which takes 40 ms (tcp.h, TCP_DELACK_MIN).
+
+    Now and then another program has the CPU for so long: this is about three of four rounds, and not their sum.
+    """
+    rounds, took_s = 2_000, []
     with (
         path.open(target.address, {"client_fin": 1}) as door,
         connect(door.address) as client,
@@ -204,13 +207,14 @@ def test_many_small_questions(path: DataPath, target: Target) -> None:
                 served.sendall(receive_exactly(served, 64)[::-1])
 
         answering = pool.submit(answer)
-        begun_s = time.monotonic()
         for number in range(rounds):
             question = bytes(stream(12).part(64 * number, 64)).ljust(64, b".")
+            begun_s = time.monotonic()
             client.sendall(question)
             assert receive_exactly(client, 64) == question[::-1]
+            took_s.append(time.monotonic() - begun_s)
         answering.result()
-        assert time.monotonic() - begun_s < 20
+        assert sorted(took_s)[3 * rounds // 4] < 0.02
         fin(client)
         assert served.recv(1) == b""
 
@@ -218,8 +222,9 @@ def test_many_small_questions(path: DataPath, target: Target) -> None:
 @pytest.mark.parametrize("finished", ["client", "target"])
 def test_half_a_connection_lives_long(forwarder: DataPath, tcp_target: Target, finished: str) -> None:
     """One side finishes at once; the other streams on for longer than the idle timeout, and bulk after that."""
+    idle_s = 2
     with (
-        forwarder.open(tcp_target.address, {f"{finished}_fin": 1}, timeouts={"idle": "500ms"}) as door,
+        forwarder.open(tcp_target.address, {f"{finished}_fin": 1}, timeouts={"idle": f"{idle_s}s"}) as door,
         connect(door.address) as client,
         tcp_target.accept() as served,
         together() as pool,
@@ -228,7 +233,7 @@ def test_half_a_connection_lives_long(forwarder: DataPath, tcp_target: Target, f
         fin(quiet)
         assert busy.recv(1) == b""
         at_quiet = pool.submit(receive, quiet)
-        offset, until_s = 0, time.monotonic() + 1.5
+        offset, until_s = 0, time.monotonic() + idle_s + 1
         while time.monotonic() < until_s:
             stream(13).send(busy, 1, offset)
             offset += 1

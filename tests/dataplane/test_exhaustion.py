@@ -12,7 +12,6 @@ import pytest
 
 from tests.conformance.paths import assert_accounts
 from tests.conformance.peers import (
-    PATIENCE_S,
     Site,
     Target,
     connect,
@@ -24,7 +23,7 @@ from tests.conformance.peers import (
 from tests.conformance.proc import cpu_s_over, descriptors
 from tests.conformance.streams import MIB, receive, receive_exactly, stream, whole
 from tests.conftest import Daemons
-from tests.harness import Daemon, eventually, one_endpoint
+from tests.harness import HANG_S, Daemon, eventually, one_endpoint
 from tests.ports import free_port
 
 CLIENTS: Final = 200
@@ -36,8 +35,7 @@ SPIN_CPU_S: Final = 0.3  # of a second: trying again ten times a second takes a 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Target]:
     """A listening target on TCP."""
-    want_descriptors(3 * CLIENTS)
-    with Target(Site.within(tmp_path), "tcp") as made:
+    with want_descriptors(3 * CLIENTS), Target(Site.within(tmp_path), "tcp") as made:
         yield made
 
 
@@ -71,26 +69,26 @@ def test_200_clients_and_200_descriptors(start: Start, target: Target) -> None:
 
     def ask(number: int, sock: socket.socket) -> None:
         with sock:
-            sock.settimeout(2 * PATIENCE_S)
+            sock.settimeout(2 * HANG_S)
             sock.sendall(number.to_bytes(8))
             assert receive_exactly(sock, 8) == number.to_bytes(8)
             served.release()
-            assert leave.acquire(timeout=PATIENCE_S)
+            assert leave.acquire(timeout=HANG_S)
 
     with together(2 * CLIENTS) as pool:
         echoes = [pool.submit(echo) for _ in range(CLIENTS)]
         asks = [pool.submit(ask, number, connect(address)) for number in range(CLIENTS)]
         flows = eventually(lambda: saturated(daemon), "no descriptor is left for another flow")
         for _ in range(flows):
-            assert served.acquire(timeout=PATIENCE_S)
-        assert cpu_s_over(worker, 1.0) < SPIN_CPU_S
+            assert served.acquire(timeout=HANG_S)
+        assert cpu_s_over(1.0, worker) < SPIN_CPU_S
         account = daemon.endpoint("web/in")
         assert (account["active"], account["closed"], account["denied"]) == (flows, {}, {})
         assert not served.acquire(blocking=False)  # the others wait in the backlog, and they do wait:
         assert not any(task.done() for task in asks)
         leave.release(CLIENTS)
         for task in [*asks, *echoes]:
-            task.result(2 * PATIENCE_S)
+            task.result(2 * HANG_S)
     assert_accounts(daemon, {"client_fin": CLIENTS})
     (status,) = daemon.status()["workers"]
     assert status["pid"] == worker
@@ -112,7 +110,7 @@ def test_no_descriptor_at_all(start: Start, target: Target) -> None:
                 client.sendall(b"hello")
                 fin(client)
             eventually(lambda: daemon.status()["workers"][0]["accept_pauses"], "accepting is paused")
-            assert cpu_s_over(worker, 1.0) < SPIN_CPU_S
+            assert cpu_s_over(1.0, worker) < SPIN_CPU_S
             first.sendall(b"still here")
             assert receive_exactly(first_served, 10) == b"still here"
             stack.pop_all()
@@ -153,7 +151,7 @@ def test_one_descriptor_where_a_flow_needs_two(start: Start, target: Target) -> 
         with nofile_of(worker, highest_descriptor(worker) + 2), contextlib.ExitStack() as stack:
             clients = [stack.enter_context(connect(address)) for _ in range(5)]
             eventually(lambda: daemon.status()["workers"][0]["accept_pauses"], "accepting is paused")
-            assert cpu_s_over(worker, 1.0) < SPIN_CPU_S
+            assert cpu_s_over(1.0, worker) < SPIN_CPU_S
             assert daemon.endpoint("web/in")["closed"] == {}, "a client was accepted and then dropped"
             stack.pop_all()
         for client in clients:
@@ -183,13 +181,13 @@ def test_no_pipe_to_be_had(start: Start, target: Target) -> None:
             client.sendall(b"x")
             assert receive_exactly(served, 1) == b"x"
         with nofile_of(worker, 1):
-            taken = stream(80).fill(stalled, 256 * MIB)
+            taken = stream(80).fill(stalled, 256 * MIB, [worker])
             waiting.sendall(b"later")
             broken.sendall(b"last words")
             eventually(lambda: daemon.status()["workers"][0]["pipes_refused"], "no pipe is to be had")
-            assert cpu_s_over(worker, 1.0) < SPIN_CPU_S
+            assert cpu_s_over(1.0, worker) < SPIN_CPU_S
             reset(broken)
-            assert cpu_s_over(worker, 1.0) < SPIN_CPU_S
+            assert cpu_s_over(1.0, worker) < SPIN_CPU_S
         assert receive_exactly(waiting_served, 5) == b"later"
         assert receive_exactly(broken_served, 10) == b"last words"
         with pytest.raises(ConnectionResetError):

@@ -30,7 +30,7 @@ from relay.dataplane.words import (
     health_at,
 )
 from relay.errors import RelayBug
-from tests.harness import examples
+from tests.harness import HANG_S, examples
 
 
 @contextmanager
@@ -355,7 +355,7 @@ def test_a_second_process_sees_and_writes_the_same(ledger: Ledger) -> None:
         "part.words[part.row(1) + Count.ACTIVE] += 4\n"
     )
     command = [sys.executable, "-c", script, str(ledger.fd)]
-    ran = subprocess.run(command, pass_fds=[ledger.fd], capture_output=True, text=True, timeout=30, check=True)
+    ran = subprocess.run(command, pass_fds=[ledger.fd], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert ran.stdout == "['mine']\n"
     assert [flow.peer for flow in ledger.flows()] == ["theirs", "mine"]
     assert ledger.active(1) == 4

@@ -10,6 +10,7 @@ from relay.dataplane import look
 from relay.envelope import proxyproto
 from relay.envelope.proxyproto import Header
 from relay.envelope.verdict import INCOMPLETE, Reject
+from tests.harness import HANG_S, eventually
 
 SOURCE, HERE = ip_address("203.0.113.9").packed, ip_address("10.0.0.4").packed
 V2 = proxyproto.build_v2(SOURCE, 40000, HERE, 80)
@@ -22,13 +23,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         edge = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
     with edge, accepted:
-        accepted.settimeout(15)
+        accepted.settimeout(HANG_S)
         yield edge, accepted
 
 
 def awaited(client: socket.socket, count: int) -> None:
     """Wait until so many bytes lie in the socket."""
-    client.recv(count, socket.MSG_PEEK | socket.MSG_WAITALL)
+    eventually(lambda: len(client.recv(count, socket.MSG_PEEK)) == count, f"{count} bytes have come")
 
 
 @pytest.mark.parametrize("more", [b"", b"GET / HTTP/1.1\r\n"])
@@ -87,7 +88,7 @@ def test_nothing_has_come_and_nothing_will(pair: tuple[socket.socket, socket.soc
     with pytest.raises(BlockingIOError):
         look.header(client, 0)
     edge.shutdown(socket.SHUT_WR)
-    client.settimeout(15)
+    client.settimeout(HANG_S)
     assert client.recv(1, socket.MSG_PEEK) == b""
     assert look.header(client, 0) == (INCOMPLETE, 0)
 

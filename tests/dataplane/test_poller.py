@@ -8,6 +8,7 @@ import pytest
 import uvloop
 
 from relay.dataplane.poller import BROKEN, PEER_FIN, READ, WRITE, Handler, Poller
+from tests.harness import HANG_S
 
 
 def noting(seen: list[int], reads: socket.socket | None = None) -> Handler:
@@ -287,7 +288,7 @@ def test_nested_in_an_event_loop(loop_factory: Callable[[], asyncio.AbstractEven
         loop.add_reader(bench.poller.fileno(), bench.poller.serve)
         loop.call_soon(tick)
         mine.send(b"x")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_S):
             await done.wait()
         loop.remove_reader(bench.poller.fileno())
 

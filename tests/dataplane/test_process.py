@@ -8,13 +8,14 @@ import sys
 import pytest
 
 from relay.dataplane import process
+from tests.harness import HANG_S
 
 NO_SUCH_CALL = 9999  # answers ENOSYS, as systemd's RestrictNamespaces= makes clone3 answer
 
 
 def in_a_child_of_its_own(script: str) -> str:
     """What a Python program prints that forks without a test runner's threads about."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -22,6 +22,7 @@ from tests.config.test_snapshot import endpoint_row
 from tests.dataplane.test_worker import Running
 from tests.ports import free_port
 
+pytestmark = pytest.mark.alone
 NETWORKS: Final = 20_000
 FLOWS: Final = 10_000
 GONE: Final = 500  # of them to an endpoint that goes

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -27,12 +28,11 @@ from tests.harness import dial, unanswered
 
 def test_a_dead_target_is_not_found_alive_by_meeting_oneself() -> None:
     """A dialling socket may be given the very port that it dials, and TCP then connects it to itself."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    row = TargetRow("dead", host="127.0.0.1", port=port)
+    row = TargetRow("dead", host="127.0.0.1", port=1)
     target = target_socket(row)
-    target.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    target.bind(("127.0.0.1", port))
+    target.bind(("127.0.0.1", 0))  # the kernel gives it a port as it does when dialling
+    port = target.getsockname()[1]
+    row = replace(row, port=port)
     try:
         assert target.connect_ex(("127.0.0.1", port)) in (0, errno.EINPROGRESS)
         assert target.getpeername() == target.getsockname(), "the kernel does so"

@@ -12,6 +12,7 @@ import pytest
 
 from relay.dataplane import channel, succession
 from relay.dataplane.sockets import open_descriptors
+from tests.harness import HANG_S
 
 # Two processes as a keeper would fork them, without a test runner's own descriptors in the way.
 TWO = """
@@ -102,7 +103,7 @@ except OSError:
 def two(script: str, seed: int = 0) -> str:
     """What the parent of the two processes prints."""
     command = [sys.executable, "-W", "error::Warning", "-c", TWO + script, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -34,11 +34,16 @@ def as_nobody() -> tuple[str, ...]:
     return ("setpriv", *identity, f"--inh-caps={keep}", f"--ambient-caps={keep}", f"--bounding-set={keep}")
 
 
+@pytest.mark.alone
 @pytest.mark.real("setpriv")
 def test_1500_busy_flows_without_privileges(daemons: Daemons, tmp_path: Path) -> None:
     """Each is stalled with a pipe of its own. When the readers go on, each gets its own bytes, every one of them."""
-    want_descriptors(3 * FLOWS)
-    with Target(Site.within(tmp_path), "unix") as target, contextlib.ExitStack() as stack, together() as pool:
+    with (
+        want_descriptors(3 * FLOWS),
+        Target(Site.within(tmp_path), "unix") as target,
+        contextlib.ExitStack() as stack,
+        together() as pool,
+    ):
         assert isinstance(target.address, str)
         Path(target.address).chmod(0o777)
         port = free_port()
@@ -54,7 +59,7 @@ def test_1500_busy_flows_without_privileges(daemons: Daemons, tmp_path: Path) ->
             client.sendall(stream(number).head(SIZE_BYTES))
             fin(client)
             clients.append(client)
-        eventually(lambda: over_workers(daemon, "pipes") >= FLOWS, "every flow holds a pipe", 30)
+        eventually(lambda: over_workers(daemon, "pipes") >= FLOWS, "every flow holds a pipe")
         assert over_workers(daemon, "pipes_degraded") > 0
         assert over_workers(daemon, "pipes_refused") == 0
         served = sorted(pool.map(lambda _: serve(target), range(FLOWS)))

@@ -42,10 +42,10 @@ from tests.config.test_snapshot import dropping, endpoint_row, snapshot_of
 from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import close
 from tests.dataplane.test_splice import reset
+from tests.harness import HANG_S
 from tests.ports import free_port, free_ports
 from tests.test_log import waiting
 
-PATIENCE_S: Final = 10.0  # a bound for hanging, not for speed
 FLOWS: Final = 8
 
 
@@ -98,7 +98,7 @@ class Running:
 
     async def until(self, done: Callable[[], Any], what: str) -> Any:
         """The first true value of `done`, while the worker works."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(HANG_S):
             while not (value := done()):
                 assert self._task is None or not self._task.done(), f"the worker ended before {what}"
                 await asyncio.sleep(0.002)
@@ -132,14 +132,14 @@ class Running:
     async def echo(self, client: socket.socket, data: bytes = b"ping") -> None:
         """There and back."""
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(HANG_S):
             await loop.sock_sendall(client, data)
             assert await loop.sock_recv(client, len(data)) == data
 
     async def is_cut(self, client: socket.socket) -> bool:
         """Whether it ends with a reset."""
         with contextlib.suppress(ConnectionResetError):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(HANG_S):
                 await asyncio.get_running_loop().sock_recv(client, 1)
             return False
         return True
@@ -163,12 +163,18 @@ class Running:
         """Two SIGTERM: at once."""
         if self._task is None:
             return
-        if not self._task.done():
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGTERM)
-            async with asyncio.timeout(PATIENCE_S):
-                await self._task
-        self._task = None
+        task, self._task = self._task, None
+        try:
+            if not task.done():
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+                async with asyncio.timeout(HANG_S):
+                    await task
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """What a worker leaves to the end of its process."""
         for session in list(self.working._plane.sessions):  # none, unless a test failed
             session.cut("drain")
         self.working._poller.bury()
@@ -208,8 +214,8 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         try:
             yield made
         finally:
-            await made.stop()
             server.close()
+            await made.stop()
 
 
 async def test_it_forwards_and_says_so(running: Running) -> None:
@@ -329,7 +335,9 @@ async def test_what_the_kernel_drops_is_counted_every_second(running: Running, f
         await running.put_in_force(replace(snapshot, generation=2, endpoints=(running.row,)))
         # It tries again by itself (tcp(7), tcp_syn_retries), and nothing is in its way any more.
         await running.until(lambda: running.ledger.total(0, Count.ACCEPTED) == 2, "it gets through")
-    assert [line["left_out"] for line in running.events("denied")] == [running.ledger.total(0, Count.DENIED)]
+    # One line, and one more for each second of a busy machine in which it tried in vain.
+    lines = running.events("denied")
+    assert sum(line["left_out"] for line in lines) == running.ledger.total(0, Count.DENIED) >= len(lines) > 0
 
 
 async def test_an_endpoint_that_goes_takes_its_connections_and_its_counts(running: Running) -> None:
@@ -479,6 +487,7 @@ async def test_who_waits_is_taken_over_first_and_served_before_the_others(
     running.part[Word.SCRATCH_OWNER] = owner_of(4, 0)
     flows[2][0].send(b"of a client")
     flows[3][1].send(b"of a target")
+    assert select.select(flows[2][2], [], [], HANG_S)[0], "it has come"
     with contextlib.ExitStack() as stack:
         for client, service, _ in flows:
             stack.enter_context(client)
@@ -488,7 +497,7 @@ async def test_who_waits_is_taken_over_first_and_served_before_the_others(
         assert order == [4, 2, 3, 0, 1]
         assert passed_on == [[], [4], [2, 4], [2, 4], [2, 4]]
         assert (services[4].recv(99), services[2].recv(99)) == (b"in flight", b"of a client")
-        assert flows[3][0].recv(99) == b"of a target"
+        assert await asyncio.get_running_loop().sock_recv(flows[3][0], 99) == b"of a target"
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
@@ -516,7 +525,7 @@ async def test_a_successor_of_one_that_was_draining(running: Running) -> None:
         client.send(b"on and on")
         await running.until(lambda: select.select([service], [], [], 0)[0], "it is passed on")
         assert service.recv(99) == b"on and on"
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(HANG_S):
         [failure] = await asyncio.gather(running.task, return_exceptions=True)
     assert failure is None
     assert running.closed() in ({"client_fin": 1}, {"target_fin": 1})
@@ -525,7 +534,7 @@ async def test_a_successor_of_one_that_was_draining(running: Running) -> None:
 async def test_a_successor_of_one_that_had_drained(running: Running) -> None:
     running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
     running.launch(snapshot_of(running.row))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(HANG_S):
         [failure] = await asyncio.gather(running.task, return_exceptions=True)
     assert failure is None
 
@@ -577,7 +586,7 @@ async def test_draining(running: Running) -> None:
         await running.connect()
     await running.echo(client)
     client.close()
-    await asyncio.wait_for(running.task, PATIENCE_S)
+    await asyncio.wait_for(running.task, HANG_S)
     assert running.closed() == {"client_fin": 1}
 
 
@@ -587,7 +596,7 @@ async def test_draining_has_a_deadline(running: Running) -> None:
     await running.echo(client)
     signal.raise_signal(signal.SIGTERM)
     assert await running.is_cut(client)
-    await asyncio.wait_for(running.task, PATIENCE_S)
+    await asyncio.wait_for(running.task, HANG_S)
     assert running.closed() == {"drain": 1}
 
 
@@ -660,7 +669,7 @@ async def test_no_records_left_pauses_and_goes_on(running: Running) -> None:
 
 
 async def test_an_idle_connection_is_cut(running: Running) -> None:
-    await running.start(replace(running.row, idle_s=0.05))
+    await running.start(replace(running.row, idle_s=1.0))
     client = await running.connect()
     await running.echo(client)
     assert await running.is_cut(client)
@@ -669,7 +678,7 @@ async def test_an_idle_connection_is_cut(running: Running) -> None:
 
 async def test_a_slow_client_is_cut(running: Running) -> None:
     await running.start(replace(running.row, protocol="http", first_byte_s=0.01))
-    assert await running.is_cut(await running.connect())
+    assert await running.is_refused()
     assert running.closed() == {"first_byte_timeout": 1}
 
 
