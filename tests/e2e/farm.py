@@ -29,7 +29,7 @@ NAMES: Final = tuple(f"web_IN_{n}" for n in range(len(INSTANCES)))
 PLAIN, PROXIED = 8080, 8081  # the second one by a PROXY header, which it demands
 
 SELDOM: Final = {"interval": "10m", "timeout": "20m"}  # a probe finds nothing out within a test: failover alone must do
-OFTEN: Final = {"interval": "500ms", "timeout": "3s"}
+OFTEN: Final = {"interval": "500ms", "timeout": "1m"}  # that nobody is there is told by a refusal, and that at once
 
 
 def hosts() -> dict[str, Sequence[str]]:
@@ -95,7 +95,7 @@ class Measured:
     connect: int  # connections that could not be made
     read: int  # that ended or were reset before the answer was whole
     write: int
-    timeout: int  # requests that took longer than wrk's 2 s: they were answered late, or not
+    timeout: int  # requests that took longer than a minute: they were answered late, or not
     status: int  # answers that are none
 
     @property
@@ -105,10 +105,10 @@ class Measured:
 
 
 class Load:
-    """wrk, with a new connection for each request. Use as a context manager; afterwards it is `measured`."""
+    """wrk meanwhile, with a new connection for each request. Use as a context manager; afterwards it is `measured`."""
 
-    def __init__(self, network: Network, *, seconds: int, connections: int = 8, to: str = EDGES[0]) -> None:
-        load = ["-t", "1", "-c", str(connections), "-d", f"{seconds}s", "-H", "Connection: close"]
+    def __init__(self, network: Network, *, connections: int = 8, to: str = EDGES[0]) -> None:
+        load = ["-t", "1", "-c", str(connections), "-d", f"{RUN_S:.0f}s", "--timeout", "60s", "-H", "Connection: close"]
         self._network = network
         self._command = [program("wrk"), *load, f"http://{to}/"]
 
@@ -118,9 +118,12 @@ class Load:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+        try:
+            self._wrk.send_signal(signal.SIGINT)  # it ends, and says what it has measured
+            said = self._wrk.communicate(timeout=RUN_S)[0]
+        finally:
             self._wrk.kill()
-        said = self._wrk.communicate(timeout=RUN_S)[0]
+            self._wrk.wait()
         if kind is None:
             self.measured = _measured(said)
 
@@ -160,9 +163,7 @@ class Farm:
         self.instances = started([f"web{n}" for n in range(instances)], self.service(len(INSTANCES)))
         # Afterwards: an edge that probes an instance before it is there believes it down until the next probe.
         self.edges = started([f"edge{n}" for n in range(edges)], self.service(known or instances))
-        for n in range(
-            edges
-        ):  # the first probe of each comes within a second, and must not come in the middle of a test
+        for n in range(edges):  # the first probe comes within a second, and must not come in the middle of a test
             self.wait_health(*["up"] * (known or instances), edge=n)
 
     def service(self, count: int) -> dict[str, Any]:
@@ -186,6 +187,15 @@ class Farm:
     def ask(self, source: str = CLIENTS[0], *, edge: int = 0) -> Answer:
         """One new connection by an edge."""
         return ask(self.network, source, to=EDGES[edge])
+
+    def serve(self, count: int = 100) -> None:
+        """Wait until the first edge has accepted so many more connections."""
+
+        def accepted() -> int:
+            return int(self.edges[0].endpoint("web/in")["accepted"])
+
+        before = accepted()
+        eventually(lambda: accepted() >= before + count, f"{count} connections more")
 
     def targets(self, edge: int = 0) -> list[dict[str, Any]]:
         """The instances as the edge knows them."""

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import secrets
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ from tests.fleet.etcds import EtcdServer
 from tests.harness import Daemon, Echo, dial, echoed, eventually, web_and_store
 from tests.ports import free_port
 
-TTL_S: Final = 2
+TTL_S: Final = 20  # a lease that does not run out, however slow the machine is
+SHORT_TTL_S: Final = 5  # where a lease's time is waited for
 
 
 class Fleet:
@@ -20,20 +22,22 @@ class Fleet:
     def __init__(self, directory: Path, etcd: EtcdServer) -> None:
         self.directory, self.etcd = directory, etcd
         self.name = f"s{secrets.token_hex(4)}"  # so that one etcd does for many tests
-        self.port, self.door = free_port("127.0.0.1"), free_port("127.0.0.1")
-        self.echo = Echo()
+        self.ttl_s = TTL_S
+        self.port, self.door = free_port("0.0.0.0"), free_port("0.0.0.0")  # each machine has an address of its own
         self.machines: dict[str, Daemon] = {}
         self._number = 0
 
     def __enter__(self) -> "Fleet":
-        self.echo.__enter__()
+        self.echo = Echo().__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for daemon in self.machines.values():
-            if daemon.process is not None and daemon.process.poll() is None:
-                daemon.stop()
-        self.echo.__exit__()
+        with ExitStack() as each:
+            each.callback(self.echo.__exit__)
+            for daemon in self.machines.values():
+                if daemon.process is not None and daemon.process.poll() is None:
+                    daemon.process.terminate()  # all at the same time
+                    each.callback(daemon.stop)
 
     def service(self, counts: tuple[int, int] = (3, 3), door: str = "127.0.0.1") -> dict[str, Any]:
         """The service file."""
@@ -53,7 +57,7 @@ class Fleet:
             "workers": 1,
             "drain": "1s",
             "machine_id": str(place / "machine-id"),
-            "registry": {"etcd": [self.etcd.url], "ttl": f"{TTL_S}s", "state": str(place)},
+            "registry": {"etcd": [self.etcd.url], "ttl": f"{self.ttl_s}s", "state": str(place)},
             **settings,
         }
         daemon = Daemon(place, self.service(door=f"127.78.0.{self._number}"), own, instance="")
@@ -64,14 +68,7 @@ class Fleet:
         """The same, started."""
         return self.machine(role, **settings).start()
 
-    def again(
-        self,
-        daemon: Daemon,
-        *,
-        address: str | None = None,
-        program: tuple[str, ...] = ("-m", "relay"),
-        wrapper: tuple[str, ...] = (),
-    ) -> Daemon:
+    def again(self, daemon: Daemon, *, address: str | None = None, wrapper: tuple[str, ...] = ()) -> Daemon:
         """Another daemon of the same machine; or, with another address, a clone of it."""
         self._number += 1
         place = self.directory / f"{self._number}"
@@ -81,7 +78,7 @@ class Fleet:
         text = daemon.settings_file.read_text().replace(before, str(place))
         if address is not None:
             text = text.replace(address_of(daemon), address)
-        Daemon.__init__(made, place, {}, instance="", program=program, wrapper=wrapper)
+        Daemon.__init__(made, place, {}, instance="", wrapper=wrapper)
         shutil.copy(daemon.service_file, made.service_file)
         made.settings_file.write_text(text)
         self.machines[f"{self._number}"] = made
@@ -107,9 +104,15 @@ def roster_of(daemon: Daemon) -> set[str]:
     return {each["id"] for each in found}
 
 
+def is_applied(daemon: Daemon) -> bool:
+    """Whether all workers go by what control knows: they are told after it says so itself."""
+    status = daemon.status()
+    return all(worker["generation"] == status["generation"] for worker in status["workers"])
+
+
 def knows(daemon: Daemon, *ids: str) -> None:
-    """Wait until it knows exactly these."""
-    eventually(lambda: roster_of(daemon) == set(ids), f"it knows {ids}: {roster_of(daemon)}")
+    """Wait until it knows exactly these, and goes by that."""
+    eventually(lambda: roster_of(daemon) == set(ids) and is_applied(daemon), f"it knows {ids}")
 
 
 def is_admitted(host: str, port: int, source: str) -> bool:

@@ -5,6 +5,7 @@ Nothing of it is in the namespace that the tests run in. Needs root.
 
 import ctypes
 import os
+import secrets
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def network(*names: str) -> Iterator[list[Host]]:
         pytest.fail(
             "network namespaces need root: run this as root, or leave it out with `--deselect tests/e2e/test_netns.py`"
         )
-    unique = f"relay-{os.getpid()}"
+    unique = f"relay-{os.getpid()}-{secrets.token_hex(3)}"  # of a killed run all is left, and its pid comes again
     switch = f"{unique}-switch"
     with ExitStack() as stack:
 

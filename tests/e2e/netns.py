@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ class Network:
 
     def __init__(self, hosts: Mapping[str, Sequence[str]]) -> None:
         """`hosts`: the addresses of each, all of one /16 (IPv4) and of one /64 (IPv6)."""
-        self._mark = f"relay-test-{os.getpid()}"
+        # A run that was killed leaves its namespaces, and another one may have its pid by now.
+        self._mark = f"relay-test-{os.getpid()}-{secrets.token_hex(3)}"
         self._names = ["segment", *hosts]
         self._hosts = hosts
 

@@ -12,6 +12,7 @@ from tests.conftest import Daemons
 from tests.e2e import farm
 from tests.e2e.farm import CLIENT_V6, CLIENTS, EDGES, INSTANCE_V6, INSTANCES, NAMES, PLAIN, PROXIED, SELDOM
 from tests.e2e.netns import Network
+from tests.e2e.peers import counted, records
 from tests.e2e.programs import RUN_S
 from tests.harness import Daemon, Echo, denied, eventually, one_endpoint
 from tests.ports import free_port
@@ -38,10 +39,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 def service(address: str, endpoints: dict[str, dict[str, Any]], *, edge: bool) -> dict[str, Any]:
     """One instance, with endpoints whose port is their public port."""
     # Copies: PyYAML writes the same object twice as an alias, which relay does not read.
-    declared = {
-        name: {"type": "input", "probe": dict(SELDOM), "timeouts": {"connect": "1s"}, **each}
-        for name, each in endpoints.items()
-    }
+    declared = {name: {"type": "input", "probe": dict(SELDOM), **each} for name, each in endpoints.items()}
     whole = {"version": 1, "service": "test", "roles": {"web": {"instances": [address], "endpoints": declared}}}
     return {**whole, "edge": {"instances": [EDGES[0]]}} if edge else whole
 
@@ -75,6 +73,7 @@ def test_behind_an_edge(network: Network, daemons: Daemons) -> None:
         "address": {"public_port": 84, "target": own_address, "transparent": True},
         "both": {"public_port": 85, "target": f"127.0.0.1:{PROXIED}", "transparent": True, "send_proxy": "v2"},
     }
+    endpoints["hasty"] = {**endpoints["loopback"], "public_port": 86, "timeouts": {"connect": "1s"}}
     whole = service(INSTANCES[0], endpoints, edge=True)
     with network.inside("web0"):
         web = daemons(whole, {"workers": 1}, instance=NAMES[0], wrapper=without("net_admin"))  # CAP_NET_RAW is enough
@@ -82,8 +81,10 @@ def test_behind_an_edge(network: Network, daemons: Daemons) -> None:
         daemons(whole, {"workers": 1}, instance="edge_IN_0")
     assert rules(network) == []
     with pytest.raises(ConnectionError):
-        farm.ask(network, CLIENTS[5], port=83)
-    assert web.endpoint("web/loopback")["closed"]["connect_timeout"], "without the rules no answer comes back"
+        farm.ask(network, CLIENTS[5], port=86)
+    eventually(
+        lambda: web.endpoint("web/hasty")["closed"].get("connect_timeout"), "without the rules no answer comes back"
+    )
     for _ in range(2):
         script(network, "up", own_address)
     for n, port in enumerate((81, 82, 83, 84, 85)):
@@ -113,8 +114,8 @@ def test_ipv6_and_no_edge(network: Network, daemons: Daemons) -> None:
             farm.ask(network, CLIENT_V6, to=INSTANCE_V6, port=86)
     finally:
         script(network, "down", own_address)
-    assert web.endpoint("web/other")["closed"] == {"error": 1}
-    [line] = web.events("dial")
+    counted(web, "web/other", closed={"error": 1})
+    [line] = records(web, "dial", 1)
     assert "`localhost`" in line["reason"]
     assert rules(network) == []
 
@@ -128,7 +129,7 @@ def test_without_the_capability_it_is_said_once_a_second_and_counted(daemons: Da
     tries = 25
     for _ in range(tries):
         assert denied(port)
-    assert daemon.endpoint("web/in")["closed"] == {"error": tries}
+    counted(daemon, closed={"error": tries})
 
     def told() -> int:
         return sum(line.get("left_out", 1) for line in daemon.events("dial"))

@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from relay.cli import main
 from relay.control.openapi import document
 from tests.control.test_openapi import check_answer
+from tests.e2e.fleets import is_applied
 from tests.e2e.programs import program, run, serving
 from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, web_and_store
 from tests.ports import free_port, free_ports
@@ -47,8 +48,8 @@ class Shop:
     """The web instance, which has the discovery port, and its stores: a daemon each."""
 
     def __init__(self, directory: Path, stores: tuple[str, ...] = STORES) -> None:
-        self.port, self.door, self.private = free_port(), free_port(), free_ports(2)
-        self.echo = Echo()
+        self.port, self.door, self.target = free_port(), free_port(), free_port()
+        self.private = free_ports(2, "0.0.0.0")  # at each store's own address
         self.url = f"http://127.0.0.1:{self.port}"
         self.metrics = f"127.0.0.1:{free_port()}"
         listen = {"listen": self.url.removeprefix("http://")}
@@ -67,24 +68,23 @@ class Shop:
 
     def file(self, metrics: str, stores: tuple[str, ...]) -> dict[str, Any]:
         """The service file of a machine that has its metrics there."""
-        return shop(self.private, self.echo.target, metrics, self.door, stores)
+        return shop(self.private, f"127.0.0.1:{self.target}", metrics, self.door, stores)
 
     def __enter__(self) -> "Shop":
-        self.echo.__enter__()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Echo(("127.0.0.1", self.target)))
             for daemon in (self.web, *self.stores):
                 daemon.start(wait=False)
+                stack.callback(daemon.stop)
             eventually(lambda: all(map(answers, (self.web, *self.stores))), "all are there", within_s=START_S)
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         for daemon in (self.web, *self.stores):
-            if daemon.process is not None:
-                daemon.stop()
-        self.echo.__exit__()
+            assert daemon.process is not None
+            daemon.process.terminate()  # all at the same time
+        self._stack.close()
 
     def get(self, path: str) -> Any:
         """What a program on this machine is told."""
@@ -102,8 +102,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 def answers(daemon: Daemon) -> bool:
     """Whether its control is there, and all of its ports are."""
     with contextlib.suppress(OSError):
-        status = daemon.status()
-        return all(worker["generation"] == status["generation"] for worker in status["workers"])
+        return is_applied(daemon)
     return False
 
 
@@ -112,9 +111,14 @@ class Events:
 
     def __init__(self, port: int, last_event_id: str | None = None) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
-        self._connection.request("GET", "/v1/watch", headers={"Last-Event-ID": last_event_id} if last_event_id else {})
-        self.response = self._connection.getresponse()
-        assert self.response.status == 200
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        try:
+            self._connection.request("GET", "/v1/watch", headers=headers)
+            self.response = self._connection.getresponse()
+            assert self.response.status == 200
+        except BaseException:
+            self._connection.close()
+            raise
 
     def __enter__(self) -> "Events":
         return self
@@ -353,5 +357,8 @@ def test_prometheus_finds_and_scrapes_all_by_asking_one(there: Shop, tmp_path: P
             ("store_IN_1", "store", "shop"),
             ("web_IN_0", "web", "shop"),
         ]
-        accepted = ask('relay_connections_accepted_total{role="store", endpoint="metrics"} > 0')
-        assert {each["instance"] for each in accepted} == {"store_IN_0", "store_IN_1"}
+        accepted = 'relay_connections_accepted_total{role="store", endpoint="metrics"} > 0'
+        eventually(
+            lambda: {each["instance"] for each in ask(accepted)} == {"store_IN_0", "store_IN_1"},
+            "each store has counted a scrape, and was scraped after it",
+        )

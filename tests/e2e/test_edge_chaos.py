@@ -26,7 +26,7 @@ def traffic(
 ) -> Iterator[tuple[Daemon, list[Daemon], Streams]]:
     """An edge, instances of one echo server, and streams through them. Asserts that all of them were right."""
     with target() as (at, address):
-        public, private = free_port(_EDGE), free_port()
+        public, private = free_port(_EDGE), free_port("0.0.0.0")
         own = {"type": "input", "public_port": public, "port": private, "target": address, **keys}
         role = {"instances": [f"127.1.0.{n + 1}" for n in range(instances)], "endpoints": {"in": own}}
         file = {"version": 1, "service": "test", "edge": {"instances": [_EDGE]}, "roles": {"web": role}}
@@ -46,26 +46,30 @@ def traffic(
 
 def assert_balanced(edge: Daemon, behind: list[Daemon], done: int) -> None:
     """Every stream was counted once by the edge and by an instance, and nobody is connected any more."""
-    for daemon in (edge, *behind):
-        eventually(lambda daemon=daemon: daemon.endpoint("web/in")["active"] == 0, "every flow has ended")  # type: ignore[misc]
 
-    def nobody() -> (
-        bool
-    ):  # a worker that dies between the two counts of a flow's end leaves the second to its successor
+    def ended(daemon: Daemon) -> dict[str, Any] | None:
+        """The account, once every flow has ended: the cause of an end is counted last."""
+        now = daemon.endpoint("web/in")
+        return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
+
+    def account(daemon: Daemon) -> dict[str, Any]:
+        return dict(eventually(lambda: ended(daemon), "every flow has ended, with a cause"))
+
+    def nobody() -> bool:
+        # A worker that dies between the two counts of a flow's end leaves the second to its successor.
         return [target["active"] for target in edge.endpoint("web/in")["target_set"]] == [0] * len(behind)
 
     eventually(nobody, "no target has a connection")
-    seen = edge.endpoint("web/in")
-    assert seen["accepted"] == sum(seen["closed"].values()) == done
+    seen = account(edge)
+    assert seen["accepted"] == done
     assert set(seen["closed"]) <= _CLEAN
     assert all(target["connected"] for target in seen["target_set"]), "an instance got none"
     carried = 0
     for daemon in behind:
-        account = daemon.endpoint("web/in")
-        assert account["accepted"] == sum(account["closed"].values())
+        closed = account(daemon)["closed"]
         # A dial that the edge's worker died in is one that nothing more comes of, and the next worker dials anew.
-        assert set(account["closed"]) <= _CLEAN | {"client_gone"}
-        carried += sum(account["closed"].get(cause, 0) for cause in _CLEAN)
+        assert set(closed) <= _CLEAN | {"client_gone"}
+        carried += sum(closed.get(cause, 0) for cause in _CLEAN)
     assert carried >= done
     for daemon in (edge, *behind):
         assert list(daemon.events("bug")) == []

@@ -11,7 +11,7 @@ import pytest
 from relay.envelope import proxyproto
 from tests.conftest import Daemons
 from tests.e2e.peers import PATIENCE_S, accept, counted, next_worker
-from tests.harness import Daemon, dial, eventually
+from tests.harness import Daemon, dial
 from tests.ports import free_port
 
 EDGE, INSTANCE = "127.250.0.1", "127.1.0.1"
@@ -26,7 +26,7 @@ def behind_an_edge(daemons: Daemons, listener: socket.socket, **keys: object) ->
     file = {"version": 1, "service": "test", "edge": {"instances": [EDGE]}, "roles": roles}
     daemon = daemons(file, {"workers": 1})
     with dial(port, host=INSTANCE, source=EDGE) as client:
-        eventually(lambda: daemon.endpoint("web/in")["active"] == 1, "it is let in")
+        counted(daemon, accepted=1)
         yield daemon, client
 
 

@@ -129,15 +129,18 @@ def test_signals_and_exit_status_are_the_commands_own(here: Here) -> None:
         stdout=subprocess.PIPE,
     )
     with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        ignored = int(process.stdout.readline().split()[1], 16)
-        assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
-        process.stdin.write(b"hello\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"hello\n"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG_S) == -signal.SIGTERM
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            ignored = int(process.stdout.readline().split()[1], 16)
+            assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"hello\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HANG_S) == -signal.SIGTERM
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

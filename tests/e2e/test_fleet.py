@@ -10,7 +10,8 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.fleets import TTL_S, Fleet, address_of, instance_of, is_admitted, knows, roster_of
+from tests.e2e.fleets import SHORT_TTL_S, Fleet, address_of, instance_of, is_admitted, knows, roster_of
+from tests.e2e.peers import records
 from tests.fleet.etcds import EtcdServer
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually
 from tests.ports import free_port
@@ -20,12 +21,11 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes a pid namespace, which takes root"),
 ]
 
-# relay that waits for etcd at its start for a second and not for fifteen.
-IMPATIENT: Final = (
+# relay that looks for changed files ten times a second, and not once.
+ATTENTIVE: Final = (
     "-c",
-    "import relay.fleet.join as join; join.REACH_S = 1.0; import relay.cli as cli; exit(cli.main())",
+    "import relay.fleet.directory as files; files._POLL_S = 0.1; import relay.cli as cli; exit(cli.main())",
 )
-
 
 # As on another machine: no process of this one can be seen.
 ELSEWHERE: Final = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -53,8 +53,10 @@ def test_the_envelope_follows_who_joins_and_who_leaves(fleet: Fleet) -> None:
     web.start()
     assert instance_of(web) == "web_IN_0"
     knows(store, "store_IN_0", "web_IN_0")
-    (joined,) = (event for event in store.events("roster") if event["joined"])
-    assert joined["joined"] == ["web_IN_0"]
+    (joined,) = eventually(
+        lambda: [each["joined"] for each in store.events("roster") if each["joined"]], "it is logged"
+    )
+    assert joined == ["web_IN_0"]
     assert is_admitted(where, fleet.port, source)
     with dial(fleet.port, host=where, source=source) as client, dial(fleet.door, host="127.78.0.2") as program:
         assert echoed(client) == echoed(program) == b"ping"
@@ -94,6 +96,7 @@ def test_all_numbers_are_taken(fleet: Fleet) -> None:
 
 
 def test_a_clone_is_refused_and_a_daemon_that_was_killed_is_not(fleet: Fleet) -> None:
+    fleet.ttl_s = SHORT_TTL_S  # a clone waits whether the presence outlives its lease
     web = fleet.start("web")
     clone = fleet.again(web, address="127.77.9.9", wrapper=ELSEWHERE)
     with pytest.raises(AssertionError, match="has the same machine id as this machine, so one is a clone of the other"):
@@ -110,7 +113,7 @@ def test_a_clone_is_refused_and_a_daemon_that_was_killed_is_not(fleet: Fleet) ->
 
 def test_nobody_is_cut_because_etcd_is_down(fleet: Fleet, tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "own") as etcd:
-        fleet.etcd = etcd
+        fleet.etcd, fleet.ttl_s = etcd, SHORT_TTL_S
         metrics = free_port()
         store, web = fleet.start("store"), fleet.start("web", metrics={"listen": f"127.0.0.1:{metrics}"})
         knows(store, "store_IN_0", "web_IN_0")
@@ -118,27 +121,31 @@ def test_nobody_is_cut_because_etcd_is_down(fleet: Fleet, tmp_path: Path) -> Non
         where, source = address_of(store), address_of(web)
         with dial(fleet.port, host=where, source=source) as client, dial(fleet.door, host="127.78.0.2") as program:
             assert echoed(client) == echoed(program) == b"ping"
+            said = len(list(web.events("registry")))
             etcd.kill()
             eventually(lambda: web.status()["registry"]["trouble"], "it says that etcd is down")
-            eventually(lambda: Scrape(metrics).value("relay_roster_age_seconds") > TTL_S + 1, "the age grows")
+            eventually(lambda: Scrape(metrics).value("relay_roster_age_seconds") > SHORT_TTL_S + 1, "the age grows")
             text = web.relay("status").stdout
             assert "REGISTRY (etcd): " in text
             assert "in force are web 1 of 3, store 1 of 3, as it said " in text
-            (warned,) = web.events("registry")
+            (*_, warned) = records(web, "registry", said + 1)
             assert "the last roster stays in force" in warned["message"]
             assert echoed(client) == echoed(program) == b"ping", "longer than a lease"
             assert is_admitted(where, fleet.port, source), "and new ones"
 
             assert store.stop() == 0  # it starts again while etcd is down
-            back = fleet.again(store, program=IMPATIENT).start()
+            back = fleet.again(store).start()
             assert instance_of(back) == "store_IN_0"
             assert roster_of(back) == {"store_IN_0", "web_IN_0"}
-            assert any("until the registry answers" in each["message"] for each in back.events("configuration"))
+            eventually(
+                lambda: any("until the registry answers" in each["message"] for each in back.events("configuration")),
+                "it says so",
+            )
             assert is_admitted(where, fleet.port, source)
 
             etcd.start()
             eventually(lambda: not web.status()["registry"]["trouble"], "it is well again")
-            eventually(lambda: Scrape(metrics).value("relay_roster_age_seconds") < TTL_S, "the age is small")
+            eventually(lambda: Scrape(metrics).value("relay_roster_age_seconds") < SHORT_TTL_S, "the age is small")
             knows(web, "store_IN_0", "web_IN_0")
             assert not [each for each in web.events("roster") if each["left"]], "nobody has left meanwhile"
 
@@ -152,7 +159,7 @@ def test_who_is_busy_or_whose_service_is_gone_is_sent_nobody(fleet: Fleet) -> No
     def targets() -> set[str]:
         return {each["instance"] for each in web.endpoint("web/db")["target_set"]}
 
-    assert targets() == {"store_IN_0", "store_IN_1"}
+    eventually(lambda: targets() == {"store_IN_0", "store_IN_1"}, "neither is busy any more")
     assert one.relay("drain", "--for", "1m").returncode == 0
     eventually(lambda: targets() == {"store_IN_1"}, "the busy one is left out")
     assert json.loads(web.relay("instances", "--json", "--role", "store").stdout)[0]["busy"] is True
@@ -244,7 +251,8 @@ def test_a_directory_of_files_is_a_registry_too(tmp_path: Path) -> None:
         roles = {"web": {"instances": 2}, "store": {"instances": 1, "endpoints": {"pg": pg}}}
         file = {"version": 1, "service": "shop", "roles": roles}
         registry = {"directory": str(instances)}
-        with Daemon(tmp_path, file, {"workers": 1, "registry": registry}, instance="store_IN_0") as store:
+        settings = {"workers": 1, "registry": registry}
+        with Daemon(tmp_path, file, settings, instance="store_IN_0", program=ATTENTIVE) as store:
             assert roster_of(store) == {"store_IN_0"}
             assert not is_admitted("127.77.1.1", port, "127.77.1.2")
             (instances / "web_IN_1.yaml").write_text("address: 127.77.1.2\n")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e import programs
+from tests.e2e.fleets import SHORT_TTL_S, TTL_S, is_applied
 from tests.e2e.netns import Network
 from tests.e2e.programs import RUN_S, program
 from tests.fleet.etcds import EtcdServer
@@ -26,7 +28,6 @@ REGISTRY: Final = "10.77.9.1"
 WEBS: Final = ("10.77.0.11", "10.77.0.12")
 STORES: Final = ("10.77.0.21", "10.77.0.22")
 RESOLVER: Final = "127.0.0.153"
-TTL_S: Final = 2
 # PostgreSQL answers each with one letter, and waits for more (its protocol's SSLRequest and GSSENCRequest).
 TLS_REQUEST: Final = b"\0\0\0\x08\x04\xd2\x16\x2f"
 GSS_REQUEST: Final = b"\0\0\0\x08\x04\xd2\x16\x30"
@@ -41,27 +42,17 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def etcd(network: Network, tmp_path: Path) -> Iterator[EtcdServer]:
-    with network.inside("registry"):
-        server = EtcdServer(tmp_path / "etcd", host=REGISTRY)
-        server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Postgres]:
-    directory = tmp_path_factory.mktemp("postgres")
-    directory.chmod(0o755)
-    for parent in (directory.parent, directory.parent.parent):
-        parent.chmod(0o755)  # it runs as another user
-    with programs.postgres(directory) as running:
-        yield running
+    with ExitStack() as stack:
+        with network.inside("registry"):
+            server = stack.enter_context(EtcdServer(tmp_path / "etcd", host=REGISTRY))
+        yield server
 
 
 class Site:
     """The fleet's machines: each with its own address, no id, and the same file."""
 
     def __init__(self, network: Network, daemons: Daemons, etcd: EtcdServer, directory: Path, target: str) -> None:
+        self.ttl_s = TTL_S
         self._network, self._daemons, self._etcd, self._directory = network, daemons, etcd, directory
         pg = {"type": "internal", "port": 5432, "target": target, "from": ["web"]}
         self.service = {
@@ -84,7 +75,7 @@ class Site:
             "role": host[:-1],
             "workers": 1,
             "machine_id": str(machine_id),
-            "registry": {"etcd": [self._etcd.url], "ttl": f"{TTL_S}s", "state": str(self._directory)},
+            "registry": {"etcd": [self._etcd.url], "ttl": f"{self.ttl_s}s", "state": str(self._directory)},
             **settings,
         }
         own["registry"]["state"] = str(self._directory / host)
@@ -112,19 +103,23 @@ def roster(daemon: Daemon) -> dict[str, str]:
 
 
 def knows(daemon: Daemon, *addresses: str) -> None:
-    eventually(lambda: set(roster(daemon).values()) == set(addresses), f"it knows {addresses}: {roster(daemon)}")
+    eventually(lambda: set(roster(daemon).values()) == set(addresses) and is_applied(daemon), f"it knows {addresses}")
 
 
 def test_psql_by_a_door_out_and_by_name(site: Site, postgres: programs.Postgres, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
-    site.start("store0")
+    store = site.start("store0")
     web = site.start("web0", names={"listen": f"{RESOLVER}:53", "hosts": str(hosts), "ttl": "1s"})
     knows(web, WEBS[0], STORES[0])
     assert roster(web) == {"web_IN_0": WEBS[0], "store_IN_0": STORES[0]}, "it found its own address"
 
-    answer = site.run("web0", "getent", "ahosts", "store.shop.internal")
-    assert answer.stdout.split()[:2] == [STORES[0], "STREAM"], answer
+    knows(store, WEBS[0], STORES[0])
+
+    def found() -> list[str]:
+        return site.run("web0", "getent", "ahosts", "store.shop.internal").stdout.split()[:2]
+
+    eventually(lambda: found() == [STORES[0], "STREAM"], "a store that is not busy any more has a name")
     assert site.run("web0", "getent", "hosts", "web-0.web.shop.internal").stdout.split()[0] == WEBS[0]
     assert site.run("web0", "getent", "hosts", STORES[0]).stdout.split()[1] == "store-0.store.shop.internal"
     assert site.run("web0", "getent", "hosts", "store-1.store.shop.internal").returncode == 2  # getent(1): no such key
@@ -140,6 +135,7 @@ def test_psql_by_a_door_out_and_by_name(site: Site, postgres: programs.Postgres,
 
 
 def test_a_registry_out_of_reach_costs_nobody_anything(network: Network, site: Site) -> None:
+    site.ttl_s = SHORT_TTL_S
     store = site.start("store0")
     web = site.start("web0")
     knows(web, WEBS[0], STORES[0])
@@ -152,7 +148,7 @@ def test_a_registry_out_of_reach_costs_nobody_anything(network: Network, site: S
         network.cable("registry", plugged=False)
         try:
             eventually(lambda: store.status()["registry"]["trouble"], "it is noticed without a word from there")
-            eventually(lambda: store.status()["registry"]["age_s"] > 2 * TTL_S, "longer than a lease")
+            eventually(lambda: store.status()["registry"]["age_s"] > 2 * SHORT_TTL_S, "longer than a lease")
             done = site.run("web0", "psql", "-h", "localhost", "-U", "relay", "-d", "postgres", "-Atc", "select 1")
             assert done.stdout == "1\n", done.stderr
         finally:
@@ -165,6 +161,7 @@ def test_a_registry_out_of_reach_costs_nobody_anything(network: Network, site: S
 
 
 def test_an_instance_out_of_reach_is_gone_after_its_lease_and_comes_back(network: Network, site: Site) -> None:
+    site.ttl_s = SHORT_TTL_S
     web = site.start("web0")
     with network.inside("store0"):
         site.start("store0")

@@ -74,8 +74,9 @@ def test_curl_over_https_with_a_hello_of_more_than_one_segment(
 
     with ThreadPoolExecutor() as pool:
         serving = pool.submit(serve)
+        trust = ("-k", "--cacert", str(tmp_path / "demo.crt"))
         done = subprocess.run(
-            ["curl", "-sS", "-m", "15", "--cacert", str(tmp_path / "demo.crt"), "-k", f"https://127.0.0.1:{port}/"],
+            ["curl", "-sS", "-m", f"{HANG_S}", *trust, f"https://127.0.0.1:{port}/"],
             capture_output=True,
             timeout=HANG_S,
             check=False,
@@ -146,7 +147,8 @@ def test_a_unix_target_that_comes_and_goes(daemons: Daemons, tmp_path: Path) -> 
 
 
 def test_the_last_dial_says_whether_a_target_is_up_whichever_worker_made_it(daemons: Daemons) -> None:
-    with contextlib.ExitStack() as stack, Echo() as target:
+    quiet = ("127.0.0.1", free_port())  # nobody else takes it afterwards
+    with contextlib.ExitStack() as stack, Echo(quiet) as target:
         daemon = daemons(one_endpoint(port := free_port(), target.target), {"workers": 2})
 
         def workers() -> set[int]:
@@ -178,8 +180,8 @@ def test_byte_counters_move_while_the_connection_is_open(daemons: Daemons, echo:
             scrape = Scrape(metrics)
             assert scrape.value("relay_received_bytes_total", endpoint="in") == total
             assert scrape.value("relay_sent_bytes_total", endpoint="in") == total
-            eventually(lambda: connection_bytes(daemon) != (0, 0), "the connection's own counts, a second later")
-        assert connection_bytes(daemon) in ((100_000, 100_000), (200_000, 200_000))
+            own = (total, total)
+            eventually(lambda: connection_bytes(daemon) == own, "the connection's own counts, a second later")  # noqa: B023
 
 
 def connection_bytes(daemon: Daemon) -> tuple[int, int]:
