@@ -31,6 +31,7 @@ from relay.control.text import table
 from relay.dataplane import process
 from relay.envelope import proxyproto
 from relay.errors import OperatorError
+from relay.targets.probe import heard
 
 _START_S = 20.0  # a daemon is up in well under a second; a loaded machine gets its time
 _TRY_S = 3.0
@@ -246,7 +247,7 @@ class _Emulation:
                     if tls is not None:
                         await writer.start_tls(tls)
                     writer.write(request)
-                    return "yes" if await reader.readline() else "no answer"
+                    return "yes" if await heard(reader.readline(), writer) else "no answer"
         except ConnectionResetError:
             return "no" if self._demo else "no, or no target"
         except TimeoutError:

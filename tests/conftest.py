@@ -110,10 +110,11 @@ class Daemons:
         return daemon
 
     def end(self) -> None:
-        """Stop all that run, whatever becomes of one of them."""
+        """Stop all that run, all at the same time, and whatever becomes of one of them."""
         with contextlib.ExitStack() as each:
             for daemon in self._made:
-                if daemon.process is not None:
+                if daemon.process is not None and daemon.process.poll() is None:
+                    daemon.process.terminate()
                     each.callback(daemon.stop)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ssl
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -87,12 +88,25 @@ async def ask(row: EndpointRow, target: TargetRow) -> Answer:
         return Answer.BAD
 
 
+async def heard(reading: Awaitable[bytes], writer: asyncio.StreamWriter) -> bytes:
+    """What comes of `reading` from the connection that `writer` writes to.
+
+    What broke the connection is raised here and stands in the writer too. If nobody asks there, asyncio may write on
+    standard error, whenever garbage is collected, that an exception was never retrieved.
+    """
+    try:
+        return await reading
+    except OSError:
+        await writer.wait_closed()  # raises the same
+        raise
+
+
 async def _ask_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stands_s: float) -> Answer:
     """Good unless it is reset within `stands_s`: a service may speak, finish, or wait for us."""
     writer.write_eof()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(stands_s):
-            await reader.read(1)
+            await heard(reader.read(1), writer)
     return Answer.GOOD
 
 
@@ -108,5 +122,5 @@ async def _ask_http(
     head = f"Host: {target.text}\r\nUser-Agent: relay-probe\r\nConnection: close"
     request = f"GET {row.probe.path} HTTP/1.1\r\n{head}\r\n\r\n"
     writer.write(request.encode())
-    line = await reader.readline()
+    line = await heard(reader.readline(), writer)
     return Answer.GOOD if line[:5] == b"HTTP/" and line[8:13] in (b" 200 ", b" 200\r") else Answer.BAD

@@ -43,12 +43,14 @@ class Streams:
             thread.start()
         try:
             yield
+            eventually(
+                lambda: self.failures or self.done.total() > before + count, "enough went through to mean anything"
+            )
         finally:
             self.stop.set()
             for thread in threads:
                 thread.join()
         assert self.failures == []
-        assert self.done.total() > before + count, "too little went through to mean anything"
 
     def _loop(self, number: int) -> None:
         chance = random.Random(self.seed * 1000 + number)
@@ -86,6 +88,25 @@ def await_visits(streams: Streams, walks: Mapping[Daemon, str]) -> None:
         eventually(lambda: bool(streams.failures) or not any(left()), "every kind of step has been visited", _WALK_S)
     except AssertionError as late:
         raise AssertionError(f"{late}: {left()}") from None
+
+
+def renew_workers(daemon: Daemon) -> None:
+    """Until every worker is one that has just started and has its scratch pipe alone: others keep some pipes for later."""
+    last = [worker["pid"] for worker in daemon.status()["workers"]]
+    for pid in last:
+        with contextlib.suppress(ProcessLookupError):  # it was killed just before, and its successor is on its way
+            os.kill(pid, signal.SIGKILL)
+
+    def renewed() -> bool:
+        workers = daemon.status()["workers"]
+        return all(worker["pid"] != pid and worker["pipes"] == 1 for worker, pid in zip(workers, last, strict=True))
+
+    eventually(renewed, "the next workers are at work")
+
+
+def open_descriptors(pid: int) -> int:
+    """How many it has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def children(pid: int) -> list[int]:

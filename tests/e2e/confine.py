@@ -5,6 +5,7 @@ systemd itself is not needed: its own lists are asked of systemd-analyze, and wh
 """
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -18,13 +19,14 @@ _PROT_WRITE: Final = 2
 _PROT_EXEC: Final = 4
 
 
-def calls_of(group: str) -> set[str]:
+@functools.cache
+def calls_of(group: str) -> frozenset[str]:
     """The names of the system calls in a group such as `@system-service`, or of the one call that it is."""
     if not group.startswith("@"):
-        return {group}
+        return frozenset({group})
     listed = subprocess.run(["systemd-analyze", "syscall-filter", group], capture_output=True, text=True, check=True)
     names = [line.strip() for line in listed.stdout.splitlines()[1:]]
-    return {call for name in names if name and not name.startswith("#") for call in calls_of(name)}
+    return frozenset(call for name in names if name and not name.startswith("#") for call in calls_of(name))
 
 
 def allowed(unit: Path) -> set[str]:

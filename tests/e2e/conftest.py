@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import programs
-from tests.e2e.peers import PATIENCE_S
-from tests.harness import Echo
+from tests.harness import HANG_S, Echo
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def echo() -> Iterator[Echo]:
 def listener() -> Iterator[socket.socket]:
     """A target in the test's own hands."""
     with socket.create_server(("127.0.0.1", 0)) as made:
-        made.settimeout(PATIENCE_S)
+        made.settimeout(HANG_S)
         yield made
 
 

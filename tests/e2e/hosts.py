@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import pytest
 
-from tests.e2e.peers import PATIENCE_S
+from tests.harness import HANG_S
 
 Family = Literal["v4", "v6"]
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Host:
         return ("ip", "netns", "exec", self.name)
 
     def dial(
-        self, family: Family, address: str, port: int, *, source: str | None = None, for_s: float = PATIENCE_S
+        self, family: Family, address: str, port: int, *, source: str | None = None, for_s: float = HANG_S
     ) -> socket.socket:
         """A connection from this machine, with its own address or, forged, with that of `source`."""
         client = self._here(lambda: socket.socket(_INET[family], socket.SOCK_STREAM))
@@ -110,5 +110,5 @@ def network(*names: str) -> Iterator[list[Host]]:
 
 
 def _ip(*arguments: Any) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, f"`ip {' '.join(arguments)}`: {done.stderr}"

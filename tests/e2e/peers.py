@@ -8,13 +8,11 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tests.conftest import Daemons
 from tests.harness import HANG_S, Daemon, eventually, one_endpoint
 from tests.ports import free_port
-
-PATIENCE_S: Final = HANG_S
 
 
 class Front:
@@ -64,7 +62,7 @@ def shut(*ports: int) -> None:
 def accept(listener: socket.socket) -> socket.socket:
     """The next connection of a target."""
     connection, _ = listener.accept()
-    connection.settimeout(PATIENCE_S)
+    connection.settimeout(HANG_S)
     return connection
 
 
@@ -159,5 +157,5 @@ def records(daemon: Daemon, event: str, count: int) -> list[dict[str, Any]]:
 
 def listening(*wrapper: str) -> set[str]:
     """Every TCP address that somebody listens on here, as `host:port`; `wrapper` is a command that goes elsewhere first."""
-    done = subprocess.run([*wrapper, "ss", "-Hltn"], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    done = subprocess.run([*wrapper, "ss", "-Hltn"], capture_output=True, text=True, timeout=HANG_S, check=True)
     return {line.split()[3] for line in done.stdout.splitlines()}

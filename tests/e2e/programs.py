@@ -47,10 +47,19 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def answers(port: int) -> bool:
-    """Whether somebody accepts on 127.0.0.1."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def answers(*ports: int) -> bool:
+    """Whether somebody accepts on each of these ports of 127.0.0.1."""
+    for port in ports:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return False
+    return True
+
+
+def answers_at(path: Path) -> bool:
+    """Whether somebody accepts on this Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @contextlib.contextmanager
@@ -125,7 +134,7 @@ def nginx(directory: Path) -> Iterator[Nginx]:
         }}
     """)
     command = [program("nginx"), "-e", str(directory / "error.log"), "-c", str(config)]
-    with serving(command, directory, lambda: answers(made.plain)):
+    with serving(command, directory, lambda: answers(made.plain, made.tls, made.proxied)):
         yield made
 
 
@@ -143,7 +152,7 @@ def redis(directory: Path) -> Iterator[Redis]:
     port, path = free_port(), directory / "redis.sock"
     command = [program("redis-server"), "--bind", "127.0.0.1", "--port", str(port), "--unixsocket", str(path)]
     command += ["--dir", str(directory), "--save", "", "--appendonly", "no"]
-    with serving(command, directory, lambda: answers(port)):
+    with serving(command, directory, lambda: answers(port) and answers_at(path)):
         yield Redis(f"127.0.0.1:{port}", f"unix:{path}")
 
 

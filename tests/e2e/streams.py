@@ -18,8 +18,8 @@ from typing import Final
 from relay.envelope import proxyproto
 from relay.envelope.verdict import Incomplete
 from tests.conformance.peers import await_acknowledged, reset
+from tests.harness import HANG_S
 
-SOCKET_S: Final = 30.0  # a bound for hanging: no stream of these takes seconds
 DENIED_SOURCE: Final = "127.0.0.66"
 _HEAD_END: Final = b"\r\n\r\n"
 # Acknowledged by the next kernel even when nobody reads there: it fits any first window.
@@ -50,7 +50,7 @@ class Target:
         with contextlib.suppress(OSError):
             while True:
                 peer, _ = self._listener.accept()
-                peer.settimeout(SOCKET_S)
+                peer.settimeout(HANG_S)
                 self._pool.submit(self._serve, peer)
 
     def _serve(self, peer: socket.socket) -> None:
@@ -139,7 +139,7 @@ class Client:
         if rcvbuf_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf_bytes)
         try:
-            sock.settimeout(SOCKET_S)
+            sock.settimeout(HANG_S)
             sock.bind((source, 0))
             sock.connect(self.address)
         except OSError:

@@ -6,7 +6,6 @@ import random
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e import streams
-from tests.e2e.chaos import Streams, await_visits, kill_workers
+from tests.e2e.chaos import Streams, await_visits, kill_workers, open_descriptors, renew_workers
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target
 from tests.harness import Daemon, eventually, one_endpoint
 from tests.ports import free_port
@@ -67,10 +66,13 @@ class Site:
         """Both sides and relay's account agree, exactly: each stream ended in its own way, and was counted once."""
         daemon, done = self.daemon, self.streams.done
         assert self.target.failures == []
-        eventually(lambda: daemon.endpoint("web/in")["active"] == 0, "every flow has ended")
-        account = daemon.endpoint("web/in")
+
+        def settled() -> dict[str, Any] | None:
+            now = daemon.endpoint("web/in")
+            return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
+
+        account = eventually(settled, "every flow has ended, and is counted")
         closed = account["closed"]
-        assert account["accepted"] == sum(closed.values())
         expected = {
             causes: sum(done[shape] for shape in SHAPES if SHAPES[shape] == causes) for causes in SHAPES.values()
         }
@@ -165,11 +167,7 @@ class Standing:
     def of(cls, daemon: Daemon) -> "Standing":
         """With a worker that has just started: one that has worked keeps some pipes for later."""
         eventually(lambda: daemon.endpoint("web/in")["active"] == 0, "every flow has ended")
-        last = daemon.worker_pid()
-        with contextlib.suppress(ProcessLookupError):  # the last kill was just before, and its successor is on its way
-            os.kill(last, signal.SIGKILL)
-        eventually(lambda: daemon.worker_pid() != last, "the next worker is at work")
-        eventually(lambda: daemon.status()["workers"][0]["pipes"] == 1, "the worker has its scratch pipe and no other")
+        renew_workers(daemon)
         status = daemon.status()
         (worker,) = status["workers"]
         pids = {"keeper": daemon.pid, "control": status["control"]["pid"], "holder": worker["holder_pid"]}
@@ -178,15 +176,6 @@ class Standing:
             {name: anonymous_bytes(pid) for name, pid in {**pids, "worker": worker["pid"]}.items()}
             | {"ledger": ledger_bytes(daemon.pid)},
         )
-
-
-def open_descriptors(pid: int) -> int:
-    """How many it has. The least of some looks: control closes a request's connection a moment after its answer."""
-    looks = []
-    for _ in range(10):
-        looks.append(len(os.listdir(f"/proc/{pid}/fd")))
-        time.sleep(0.03)  # nobody tells when that has happened
-    return min(looks)
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -203,6 +192,7 @@ def ledger_bytes(pid: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_nothing_is_left_behind(daemons: Daemons, tmp_path: Path, long: bool) -> None:
     """Descriptors and memory are flat over many kills, in every process that lives on and in the next worker."""

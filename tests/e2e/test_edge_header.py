@@ -10,8 +10,8 @@ import pytest
 
 from relay.envelope import proxyproto
 from tests.conftest import Daemons
-from tests.e2e.peers import PATIENCE_S, accept, counted, next_worker
-from tests.harness import Daemon, dial
+from tests.e2e.peers import accept, counted, next_worker
+from tests.harness import HANG_S, Daemon, dial
 from tests.ports import free_port
 
 EDGE, INSTANCE = "127.250.0.1", "127.1.0.1"
@@ -48,7 +48,7 @@ def test_a_worker_that_dies_with_header_and_end_unread(daemons: Daemons, listene
         client.shutdown(socket.SHUT_WR)
         os.kill(worker, signal.SIGKILL)
         next_worker(daemon, worker)
-        listener.settimeout(PATIENCE_S)
+        listener.settimeout(HANG_S)
         with accept(listener) as served, served.makefile("rb") as stream:
             assert stream.read() == data
         assert client.recv(1) == b""

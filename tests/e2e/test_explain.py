@@ -1,6 +1,7 @@
 """`relay explain` and `relay reload --dry-run`, as they are typed: what they say is what happens, and they do nothing."""
 
 import contextlib
+import io
 import json
 import socket
 import subprocess
@@ -56,9 +57,13 @@ class Shop:
         [line] = [n for n, line in enumerate(self.daemon.service_file.read_text().splitlines(), 1) if text in line]
         return f"service.yaml:{line}"
 
+    def typed(self, *arguments: str) -> "Done":
+        """A command to this daemon."""
+        return typed(*arguments, "--settings", str(self.daemon.settings_file))
+
     def explain(self, *arguments: str) -> str:
         """What the command prints when it has an answer."""
-        return right(self.daemon.relay("explain", *arguments)).stdout
+        return right(self.typed("explain", *arguments)).stdout
 
     def explain_json(self, *arguments: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.explain(*arguments, "--json"))
@@ -73,6 +78,14 @@ class Shop:
 
 
 Done = subprocess.CompletedProcess[str]
+
+
+def typed(*arguments: str) -> Done:
+    """A command in this process. One of each kind has a process of its own: a start takes half a second of CPU."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(arguments))
+    return Done(arguments, status, out.getvalue(), err.getvalue())
 
 
 def right(done: Done) -> Done:
@@ -121,7 +134,7 @@ def test_the_verdict_and_every_rule_up_to_the_one_that_decides(standing: Shop) -
     first, second, last = (
         shop.line_of(text) for text in ("deny: 127.0.0.2", "permit: 127.0.0.0/29", "deny: 0.0.0.0/0")
     )
-    assert shop.explain("--to", "web/in", "--from", "127.0.0.2").splitlines() == [
+    assert right(shop.daemon.relay("explain", "--to", "web/in", "--from", "127.0.0.2")).stdout.splitlines() == [
         f"127.0.0.2 is denied (access) to web/in on {listen}: the first rule that matches decides",
         f"  {first}: deny 127.0.0.2/32: matches: decides",
     ]
@@ -181,7 +194,7 @@ def test_it_tells_what_is_in_force_and_not_what_the_file_says(shop: Shop) -> Non
     shop.write(**{"in": {**shop.service["roles"]["web"]["endpoints"]["in"], "access": [{"permit": "127.0.0.2"}]}})
     assert shop.explain_json(*asked) == before
     assert met_by("127.0.0.2", shop.ports["in"]) == "deny"
-    right(shop.daemon.relay("reload"))
+    right(shop.typed("reload"))
     after = shop.explain_json(*asked)
     assert (before["verdict"], after["verdict"]) == ("deny", "permit")
     assert after["rule"]["source"] == shop.line_of("permit: 127.0.0.2")
@@ -231,7 +244,7 @@ def test_a_file_tells_of_every_role_without_a_daemon(file: str) -> None:
     )
     rule = {"action": "permit", "network": "2001:db8::5/128", "source": "web_IN_1"}
     assert (answer["verdict"], answer["rule"], answer["listen"]) == ("permit", rule, "10.0.1.4:5432")
-    told = right(run_relay("explain", "--service", file, "--to", "web/in", "--from", "10.0.0.4")).stdout
+    told = right(typed("explain", "--service", file, "--to", "web/in", "--from", "10.0.0.4")).stdout
     assert told.startswith("10.0.0.4 is denied (access) to web/in on 10.0.0.4:80: no rule matches")
     lines = Path(file).read_text().splitlines()
     [line] = [number for number, line in enumerate(lines, 1) if "permit" in line]
@@ -240,15 +253,15 @@ def test_a_file_tells_of_every_role_without_a_daemon(file: str) -> None:
 
 def test_a_file_that_cannot_tell(file: str) -> None:
     assert "no role `shop` with instances" in wrong(
-        run_relay("explain", "--service", file, "--to", "shop/in", "--from", "::1")
+        typed("explain", "--service", file, "--to", "shop/in", "--from", "::1")
     )
     Path(file).write_text("version: 1\nservice: shop\nroles: {}\n")
-    assert wrong(run_relay("explain", "--service", file, "--to", "web/in", "--from", "::1")).startswith(f"{file}:3:")
-    assert "cannot be read" in wrong(run_relay("explain", "--service", f"{file}.no", "--to", "web/in", "--from", "::1"))
+    assert wrong(typed("explain", "--service", file, "--to", "web/in", "--from", "::1")).startswith(f"{file}:3:")
+    assert "cannot be read" in wrong(typed("explain", "--service", f"{file}.no", "--to", "web/in", "--from", "::1"))
 
 
 def test_who_may_reach_what(file: str) -> None:
-    table = [line.split() for line in right(run_relay("explain", "--matrix", "--service", file)).stdout.splitlines()]
+    table = [line.split() for line in right(typed("explain", "--matrix", "--service", file)).stdout.splitlines()]
     assert table == [
         ["ENDPOINT", "TYPE", "OUTSIDE", "FROM", "web", "FROM", "store"],
         ["web/in", "input", "only", "1", "network", "some", "no"],
@@ -304,7 +317,7 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(shop: Shop) -> None:
         )
         with unchanged(shop.daemon):
             said = right(shop.daemon.relay("reload", "--dry-run")).stdout.splitlines()
-            would = json.loads(right(shop.daemon.relay("reload", "--dry-run", "--json")).stdout)
+            would = json.loads(right(shop.typed("reload", "--dry-run", "--json")).stdout)
             assert f"127.0.0.1:{added}" not in listening()
             for client in clients.values():
                 assert echoed(client) == b"ping"
@@ -320,28 +333,28 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(shop: Shop) -> None:
         ]
         assert (would["generation"], sum(cut["connections"] for cut in would["cut"])) == (1, 3)
 
-        done = right(shop.daemon.relay("reload")).stdout.splitlines()
+        done = right(shop.typed("reload")).stdout.splitlines()
         assert done == [*said[: len(done) - 1], "generation 2 is in force"]
         for name in ("127.0.0.4", "127.0.0.5", "open"):
             with pytest.raises(ConnectionResetError):
                 clients[name].recv(1)
         for name in ("127.0.0.3", "127.0.0.6"):
             assert echoed(clients[name]) == b"ping"
-        assert right(shop.daemon.relay("reload", "--dry-run")).stdout.splitlines()[-1] == (
+        assert right(shop.typed("reload", "--dry-run")).stdout.splitlines()[-1] == (
             "dry run: nothing would change; nothing was done"
         )
 
 
 @pytest.mark.real("ss")
 def test_a_dry_run_finds_a_port_that_is_another_programs(shop: Shop) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
+    port = free_port()  # which stays free when that program has ended
+    with socket.create_server(("127.0.0.1", port)):
         shop.write(new={**shop.service["roles"]["web"]["endpoints"]["open"], "public_port": port})
         with unchanged(shop.daemon):
-            said = wrong(shop.daemon.relay("reload", "--dry-run"))
+            said = wrong(shop.typed("reload", "--dry-run"))
         assert said.startswith(f"relay: cannot listen on 127.0.0.1:{port} for web/new: ")
         assert "stop that program" in said
-    assert right(shop.daemon.relay("reload", "--dry-run")).stdout.splitlines()[0] == f"open web/new on 127.0.0.1:{port}"
+    assert right(shop.typed("reload", "--dry-run")).stdout.splitlines()[0] == f"open web/new on 127.0.0.1:{port}"
 
 
 @pytest.mark.real("ss")
@@ -350,7 +363,7 @@ def test_a_dry_run_of_a_file_with_errors(shop: Shop) -> None:
         "version: 1\nservice: shop\nroles:\n  web: {instances: [nowhere], endpoint: {}}\n"
     )
     with unchanged(shop.daemon):
-        said = wrong(shop.daemon.relay("reload", "--dry-run")).splitlines()
+        said = wrong(shop.typed("reload", "--dry-run")).splitlines()
     assert [line.startswith(f"{shop.daemon.service_file}:4:") for line in said] == [True, True]
-    assert wrong(shop.daemon.relay("reload")).splitlines() == said
+    assert wrong(shop.typed("reload")).splitlines() == said
     eventually(lambda: shop.daemon.status()["reload"]["failed"] == 1, "the real one is a failed one")

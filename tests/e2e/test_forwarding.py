@@ -16,7 +16,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from relay.demo import self_signed
 from tests.conftest import Daemons
-from tests.e2e.peers import PATIENCE_S, accept, counted, endpoint, records
+from tests.e2e.peers import accept, counted, endpoint, records
 from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
@@ -196,7 +196,7 @@ def test_one_source_port_many_times(daemons: Daemons, echo: Echo) -> None:
     source = free_port("127.0.0.5")
     for times in range(1, 9):
         with socket.socket() as client:
-            client.settimeout(PATIENCE_S)
+            client.settimeout(HANG_S)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             client.bind(("127.0.0.5", source))

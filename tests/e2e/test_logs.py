@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.peers import accept, counted, records, running
-from tests.harness import Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint
+from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
 FIELDS = [
@@ -51,7 +51,7 @@ def test_a_connection_is_one_line_with_every_fact(daemons: Daemons, listener: so
     assert list(record) == FIELDS
     at = datetime.datetime.fromisoformat(record["time"])
     assert began - datetime.timedelta(seconds=1) <= at <= datetime.datetime.now(datetime.UTC)
-    assert 0 <= record["connect_s"] <= record["duration_s"] < 15
+    assert 0 <= record["connect_s"] <= record["duration_s"] < HANG_S
     told = {key: record[key] for key in FIELDS if key not in ("time", "duration_s", "connect_s")}
     assert told == {
         "level": "info",
@@ -78,11 +78,13 @@ def test_every_line_is_json_whatever_the_target_is_called(daemons: Daemons, tmp_
 
 
 def test_refusals_are_written_in_bounds(daemons: Daemons, echo: Echo) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target, access=[{"deny": "127.0.0.2"}]))
-    total = 300
+    declared = one_endpoint(port := free_port(), echo.target, access=[{"deny": "127.0.0.2"}])
+    daemon = daemons(declared, {"workers": 2})
+    total, began_s = 600, time.monotonic()
     for _ in range(total):
         assert denied(port, source="127.0.0.2")
     counted(daemon, denied={"access": total})
+    took_s = time.monotonic() - began_s
 
     def accounted() -> int:
         return sum(record.get("left_out", 1) for record in daemon.events("denied"))
@@ -90,7 +92,8 @@ def test_refusals_are_written_in_bounds(daemons: Daemons, echo: Echo) -> None:
     eventually(lambda: accounted() == total, "every refusal is written or counted as left out")
     written = list(daemon.events("denied"))
     assert any(record["left_out"] > 1 for record in written if "left_out" in record)
-    assert len(written) < total / 4
+    # Each second and worker ten, and how many more there were; seconds that have only begun count as well.
+    assert len(written) <= 2 * 11 * (int(took_s) + 2)
     first = written[0]
     assert (first["level"], first["endpoint"], first["reason"]) == ("warning", "web/in", "access")
     assert re.fullmatch(r"127\.0\.0\.2:\d+", first["peer"])
@@ -165,7 +168,7 @@ def test_a_log_that_nobody_reads_stops_nobody(daemons: Daemons, echo: Echo) -> N
                         assert echoed(client) == b"ping"
                     connections += 1
                 assert echoed(steady) == b"ping"
-                assert time.monotonic() - begun_s < 30, f"nothing dropped after {connections} connections"
+                assert time.monotonic() - begun_s < HANG_S, f"nothing dropped after {connections} connections"
             dropped = Scrape(metrics).value("relay_log_lines_dropped_total")
             assert 0 < dropped < connections
             assert sum(worker["log_lines_dropped"] for worker in daemon.status()["workers"]) >= dropped

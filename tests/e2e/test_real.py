@@ -1,4 +1,7 @@
-"""relay in front of the programs it is for. Each test asks its client whether all went well, then the daemon."""
+"""relay in front of the programs it is for. Each test asks its client whether all went well, then the daemon.
+
+Those of programs that make all the load they can are alone: other tests would wait for a CPU meanwhile.
+"""
 
 import hashlib
 import json
@@ -51,7 +54,7 @@ def test_nginx_large_file_down_and_up(daemons: Daemons, nginx: programs.Nginx, t
 @pytest.mark.real("nginx", "openssl", "curl")
 def test_https_endpoint_refuses_what_is_not_tls(daemons: Daemons, nginx: programs.Nginx) -> None:
     front = Front(daemons, nginx.tls, protocol="https")
-    asked = [program("curl"), "-sS", "--noproxy", "*", "--max-time", "30", front.url("http")]
+    asked = [program("curl"), "-sS", "--noproxy", "*", "--max-time", f"{programs.RUN_S}", front.url("http")]
     refused = subprocess.run(asked, capture_output=True, timeout=programs.RUN_S)
     assert refused.returncode == 56, refused  # curl(1): failure in receiving network data
     # nginx itself would have answered 400 in plain HTTP: nothing came from it.
@@ -59,10 +62,11 @@ def test_https_endpoint_refuses_what_is_not_tls(daemons: Daemons, nginx: program
     assert front.account(protocol=1)["closed"] == {"protocol": 1}
 
 
+@pytest.mark.alone
 @pytest.mark.real("nginx", "openssl", "wrk")
 def test_nginx_under_wrk(daemons: Daemons, nginx: programs.Nginx) -> None:
     front = Front(daemons, nginx.plain, protocol="http")
-    report = run("wrk", "-t1", "-c32", "-d2s", front.url()).decode()
+    report = run("wrk", "-t1", "-c32", "-d1s", "--timeout", "60s", front.url()).decode()
     assert "Socket errors" not in report, report
     assert "Non-2xx" not in report, report
     requests = int(next(line.split()[0] for line in report.splitlines() if " requests in " in line))
@@ -84,6 +88,7 @@ def test_nginx_is_told_who_the_client_is(daemons: Daemons, nginx: programs.Nginx
 # --- Redis ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.real("redis-server", "redis-cli", "redis-benchmark")
 @pytest.mark.parametrize("way", ["tcp", "unix"])
 def test_redis(daemons: Daemons, redis: programs.Redis, way: str) -> None:
@@ -141,12 +146,13 @@ def test_postgres_notifies_a_client_that_waits(daemons: Daemons, postgres: progr
     assert front.account()["accepted"] == 2
 
 
+@pytest.mark.alone
 @pytest.mark.real("initdb", "postgres", "pg_isready", "pgbench")
 def test_postgres_under_pgbench(daemons: Daemons, postgres: programs.Postgres) -> None:
     front = Front(daemons, postgres.unix, timeouts={"idle": "off"})
     client = postgres.client(front.port)
     run("pgbench", *client, "-i", "-q", "postgres")
-    report = run("pgbench", *client, "-n", "-c", "4", "-T", "2", "postgres").decode()
+    report = run("pgbench", *client, "-n", "-c", "4", "-T", "1", "postgres").decode()
     assert "number of failed transactions: 0 " in report, report
     done = next(line for line in report.splitlines() if "transactions actually processed" in line)
     assert int(done.rpartition(":")[2]) > 10, report
@@ -156,6 +162,7 @@ def test_postgres_under_pgbench(daemons: Daemons, postgres: programs.Postgres) -
 # --- iperf3 -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.real("iperf3")
 @pytest.mark.parametrize(
     ("direction", "connections"),  # beside the two that carry bytes each way there is iperf3's control connection
@@ -166,7 +173,7 @@ def test_iperf3(daemons: Daemons, tmp_path: Path, direction: tuple[str, ...], co
     with programs.iperf3(tmp_path) as port:
         front = Front(daemons, port)
         where = ("--client", "127.0.0.1", "--port", str(front.port))
-        report = json.loads(run("iperf3", *where, "--time", "2", "--parallel", "2", "--json", *direction))
+        report = json.loads(run("iperf3", *where, "--time", "1", "--parallel", "2", "--json", *direction))
         assert "error" not in report
         moved_bytes = report["end"]["sum_received"]["bytes"]
         assert moved_bytes > 10_000_000

@@ -6,7 +6,7 @@ import ssl
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.dataplane.words import Health
 from relay.envelope import proxyproto
-from relay.targets.probe import Answer, Judge, ask
+from relay.targets.probe import Answer, Judge, ask, heard
 from tests.config.test_snapshot import endpoint_row
 from tests.ports import free_port
 
@@ -284,6 +284,21 @@ async def test_a_tcp_probe_is_answered_by_whoever_takes_the_connection() -> None
     for handler in (speaking, closing_it, waiting_for_the_end, silent):
         async with serving(handler) as target:
             assert await ask(probing(TCP), target) is GOOD, handler
+
+
+async def test_what_broke_a_connection_is_heard_of_on_both_its_halves() -> None:
+    """Or asyncio writes on standard error, when garbage is collected, that an exception was never retrieved."""
+
+    async def resetting(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with serving(resetting) as target:
+        reader, writer = await asyncio.open_connection(target.host, target.port)
+        ended: asyncio.Future[None] = writer.transport.get_protocol()._closed  # type: ignore[attr-defined]
+        writer.write(proxyproto.LOCAL_V2)
+        with closing(writer), pytest.raises(ConnectionResetError):
+            await heard(reader.read(1), writer)
+        assert not ended._log_traceback  # what its __del__ goes by
 
 
 async def test_a_tcp_probe_more_often_than_once_a_second_takes_a_silent_service_too() -> None:

@@ -1,0 +1,262 @@
+"""`relay upgrade` to code that does not work: in its trial, or only when it holds the connections. Nobody notices."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import relay
+from relay.cli import main
+from tests.conftest import Daemons
+from tests.e2e.installed import NEW, Installed, asked, upgraded
+from tests.e2e.peers import pids
+from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint
+from tests.ports import free_port
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    directory = tmp_path / "installed"
+    directory.mkdir()
+    return Installed(directory)
+
+
+def refused(capsys: Capture, daemon: Daemon, command: str) -> str:
+    """What the command says when it is not done."""
+    assert main([command, "--settings", str(daemon.settings_file)]) == 1
+    return capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A daemon that no upgrade of these tests changes, so that they share it."""
+
+    daemon: Daemon
+    installed: Installed
+    port: int
+    service: dict[str, Any]
+
+    def restore(self) -> None:
+        """What is installed, and the service file, are as they were at first."""
+        self.installed.restore()
+        self.daemon.write_service(self.service)
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    """One that runs."""
+    directory = tmp_path_factory.mktemp("standing")
+    installed, port, daemons = Installed(directory), free_port(), Daemons(directory)
+    with Echo() as echo:
+        service = one_endpoint(port, echo.target)
+        try:
+            yield Standing(daemons(service, wrapper=installed.wrapper), installed, port, service)
+        finally:
+            daemons.end()
+
+
+Breakage = Callable[[Installed, Daemon], None]
+
+
+def import_fails(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("dataplane/dial.py", "import errno", "import errno, no_such_module")
+
+
+def syntax_is_wrong(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("control/control.py", "import asyncio", "import asyncio (")
+
+
+def is_gone(installed: Installed, _daemon: Daemon) -> None:
+    (installed.package / "__main__.py").unlink()
+
+
+def ledger_has_another_layout(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("dataplane/words.py", "VERSION: Final = ", "VERSION: Final = 7 + ")
+
+
+def hands_over_in_another_format(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("dataplane/handover.py", "FORMAT: Final = ", "FORMAT: Final = 7 + ")
+
+
+def file_is_bad(_installed: Installed, daemon: Daemon) -> None:
+    daemon.service_file.write_text("version: 2")
+
+
+def file_is_missing(_installed: Installed, daemon: Daemon) -> None:
+    daemon.service_file.unlink()
+
+
+def file_opens_another_port(_installed: Installed, daemon: Daemon) -> None:
+    daemon.write_service(one_endpoint(free_port(), "127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("breakage", "says"),
+    [
+        (import_fails, "no_such_module"),
+        (syntax_is_wrong, "SyntaxError"),
+        (is_gone, "No module named relay.__main__"),
+        (ledger_has_another_layout, "keeps its ledger in layout"),
+        (hands_over_in_another_format, "cannot take over from the running version"),
+        (file_is_bad, "service.yaml:1:10: version: `2` is not a format"),
+        (file_is_missing, "no such file"),
+        (file_opens_another_port, "do not say what is open now (web/in); reload first"),
+    ],
+)
+def test_what_does_not_start_changes_nothing(
+    standing: Standing, capsys: Capture, breakage: Breakage, says: str
+) -> None:
+    daemon, before = standing.daemon, pids(standing.daemon)
+    with dial(standing.port) as client:
+        assert echoed(client) == b"ping"
+        try:
+            standing.installed.release()
+            breakage(standing.installed, daemon)
+            said = refused(capsys, daemon, "upgrade")
+        finally:
+            standing.restore()
+        assert says in said
+        assert "nothing has changed" in said
+        assert echoed(client) == b"ping"
+        status = daemon.status()
+        assert (status["version"], status["program"], pids(daemon)) == (relay.__version__, 0, before)
+        eventually(lambda: any(says in failed["message"] for failed in daemon.events("upgrade failed")), "it is logged")
+
+
+def test_an_upgrade_while_draining_is_refused(
+    daemons: Daemons, echo: Echo, installed: Installed, capsys: Capture
+) -> None:
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGTERM)
+        eventually(lambda: daemon.status()["draining"], "it drains")
+        assert refused(capsys, daemon, "upgrade") == "relay: relay is stopping; nothing is upgraded\n"
+        assert echoed(client) == b"ping"
+
+
+def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        assert daemon.ask("POST", "/v1/upgrade")[0] == 202
+        os.kill(daemon.pid, signal.SIGTERM)  # while the new program is being read
+        assert echoed(client) == b"ping"
+        eventually(lambda: any(daemon.events("draining")), "it drains")
+        assert echoed(client) == b"ping"
+    assert daemon.process is not None
+    assert daemon.process.wait(HANG_S) == 0
+
+
+SAYS_IT_IS_ITS_OWN = "    with end:\n"
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        "    os.kill(os.getpid(), 9)\n",
+        "    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))\n",
+        "    no_such_name\n",
+    ],
+    ids=["is-killed", "has-no-room", "is-wrong"],
+)
+def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
+    daemons: Daemons, echo: Echo, installed: Installed, breakage: str
+) -> None:
+    """Its successor has all descriptors already when it fails. It stays in the old code, says so, and stops as ever."""
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        before = daemon.worker_pid()
+        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, breakage + SAYS_IT_IS_ITS_OWN)
+        os.kill(daemon.pid, signal.SIGUSR2)
+        [failed] = eventually(
+            lambda: [each for each in daemon.events("upgrade failed") if "goes on in the old code" in each["message"]],
+            "it is said",
+        )
+        assert failed["message"].startswith("worker-0 goes on in the old code: ")
+        assert echoed(client) == b"ping"
+        with dial(port) as new:
+            assert echoed(new) == b"ping"
+        status = eventually(lambda: asked(daemon), "the new control answers")
+        assert (status["program"], status["upgrading"]) == (1, True)
+        assert status["workers"][0]["pid"] != before
+        os.kill(status["workers"][0]["pid"], signal.SIGKILL)
+        assert echoed(client) == b"ping", "it is held as before"
+        os.kill(daemon.pid, signal.SIGTERM)
+        eventually(lambda: any(daemon.events("draining")), "it drains")
+        assert echoed(client) == b"ping"
+    assert daemon.process is not None
+    assert daemon.process.wait(HANG_S) == 0
+
+
+@pytest.mark.slow
+def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
+    daemons: Daemons, echo: Echo, installed: Installed, capsys: Capture
+) -> None:
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
+        os.kill(daemon.pid, signal.SIGUSR2)
+        eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
+        assert "an upgrade is under way" in eventually(lambda: no_reload(daemon), "the new control answers")
+        eventually(lambda: "has not come to its end" in no_reload(daemon), "time is up")
+        assert "the upgrade has not come to its end" in refused(capsys, daemon, "reload")
+        installed.change("dataplane/succession.py", "    no_such_name\n", "")
+        installed.release()
+        assert main(["upgrade", "--settings", str(daemon.settings_file)]) == 0, capsys.readouterr().err
+        assert upgraded(daemon, 2, NEW)["workers"][1]["survives_crash"]
+        assert echoed(client) == b"ping"
+        assert daemon.ask("POST", "/v1/reload")[0] == 200
+
+
+def no_reload(daemon: Daemon) -> str:
+    """Why there is no reload now. Nothing, while control is replaced."""
+    with suppress(OSError):
+        return str(daemon.ask("POST", "/v1/reload")[1].get("error", ""))
+    return ""
+
+
+def dies_after(installed: Installed, step: str) -> None:
+    """The old program's holder dies while it gives."""
+    installed.change("dataplane/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
+
+
+def test_a_holder_that_dies_when_it_has_given_all_has_lost_nothing(
+    daemons: Daemons, echo: Echo, installed: Installed
+) -> None:
+    dies_after(installed, "    end.send(_ALL)\n")
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGUSR2)
+        upgraded(daemon)
+        assert echoed(client) == b"ping"
+        os.kill(daemon.worker_pid(), signal.SIGKILL)
+        assert echoed(client) == b"ping"
+
+
+def test_a_holder_that_dies_before_it_gives_is_replaced_at_once(
+    daemons: Daemons, echo: Echo, installed: Installed
+) -> None:
+    """Holder and worker both dead is what loses connections; it must not cost those that come after."""
+    dies_after(installed, "    stop()\n")
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGUSR2)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        with dial(port) as new:
+            assert echoed(new) == b"ping"
+            upgraded(daemon)
+            os.kill(daemon.worker_pid(), signal.SIGKILL)
+            assert echoed(new) == b"ping"
