@@ -6,20 +6,23 @@ import resource
 import select
 import socket
 import struct
+import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from tests.conformance.paths import Address
+from tests.conformance.proc import is_asleep
 from tests.harness import HANG_S, eventually
 from tests.ports import free_port
 
 Kind = Literal["tcp", "unix"]
 _BACKLOG_AT: Final = 24  # in a listening socket's tcp_info: how many wait (tcpi_unacked), how many may (tcpi_sacked)
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_TIME_WAIT: Final = "06"  # net/tcp_states.h, as /proc/net/tcp has it
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,20 @@ def reset(sock: socket.socket) -> None:
     """Close with a reset: what has not been sent yet is thrown away (socket(7), SO_LINGER of 0 s)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.close()
+
+
+def reset_heard(sock: socket.socket, pids: Iterable[int]) -> None:
+    """Reset, and wait until the next kernel has been told, and the processes that forward, which it has woken, rest again."""
+    host, port = sock.getsockname()
+    name = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"  # as in proc_net_tcp.rst
+    reset(sock)
+
+    def is_known() -> bool:
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return any(fields[2] == name and fields[3] != _TIME_WAIT for fields in sockets)
+
+    eventually(lambda: not is_known(), "the next kernel has been told of the reset")
+    eventually(lambda: all(map(is_asleep, pids)), "who forwards has noticed")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from tests.conformance.peers import (
     connect,
     fin,
     reset,
+    reset_heard,
     sending_fails,
     unacknowledged_bytes,
 )
@@ -153,7 +154,7 @@ def test_a_reader_that_closes_while_a_reset_is_delivered(forwarder: DataPath, na
         breaker, other = (client, served) if side == "client" else (served, client)
         stream(28).send(breaker, 512 * KIB)
         await_acknowledged(breaker)
-        reset(breaker)
+        reset_heard(breaker, door.pids)
         fin(other)
         receive_exactly(other, 64 * KIB)
 

@@ -61,7 +61,7 @@ def asked(daemon: Daemon) -> dict[str, Any] | None:
 
 
 def upgraded(daemon: Daemon, program: int = 1, version: str = relay.__version__) -> dict[str, Any]:
-    """The status, once every part runs in that program. The replaced control may be the last: only its version tells."""
+    """The status, once every part runs in that program, of that version."""
 
     def arrived() -> dict[str, Any] | None:
         status = asked(daemon)
