@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,8 @@ def free_ports(count: int) -> list[int]:
     which ports are the bench's.
     """
     if given := os.environ.get("RELAY_BENCH_PORTS"):
+        if not re.fullmatch(r"\d+-\d+", given):
+            raise BenchError(f"RELAY_BENCH_PORTS is `{given}`; write two ports, as in 10000-10099")
         lowest, highest = (int(port) for port in given.split("-"))
         highest += 1
     else:

@@ -1,6 +1,5 @@
 """Fixtures for every test; and the rule about programs that may be missing."""
 
-import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ import pytest
 from hypothesis import settings
 
 from tests import ports
-from tests.harness import Daemon, takes_filters
+from tests.harness import Daemon, stop_all, takes_filters
 from tests.spread import Running, Spread, arranged, tell_alone
 
 _REFUSE_TO_SKIP = os.environ.get("RELAY_REQUIRE_REAL") == "1"  # set by .ci/run
 
+_PROCESSES_MAX = 8  # more would wait for the longest file, and each needs its block of ports
 _LONG_S = 1200  # for one test of a long run: a bound for hanging
 
 
@@ -44,9 +44,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(Running(terminal))
 
 
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """`-n auto`: a test waits more than half of its time, so there are two processes for each CPU."""
-    return 2 * len(os.sched_getaffinity(0))
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return min(2 * len(os.sched_getaffinity(0)), _PROCESSES_MAX)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
@@ -111,11 +113,7 @@ class Daemons:
 
     def end(self) -> None:
         """Stop all that run, all at the same time, and whatever becomes of one of them."""
-        with contextlib.ExitStack() as each:
-            for daemon in self._made:
-                if daemon.process is not None and daemon.process.poll() is None:
-                    daemon.process.terminate()
-                    each.callback(daemon.stop)
+        stop_all(self._made)
 
 
 @pytest.fixture

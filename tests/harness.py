@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -32,7 +32,7 @@ def eventually(check: Callable[[], Any], what: str, within_s: float = HANG_S) ->
     """The first true value of `check`: for what no event can be awaited of, such as another process's counters."""
     deadline_s = time.monotonic() + within_s
     while True:
-        last = time.monotonic() > deadline_s  # read before: a machine that stands still costs no look
+        last = time.monotonic() > deadline_s  # read before the look, so there is always one after the deadline
         if value := check():
             return value
         if last:
@@ -272,6 +272,21 @@ def echoed(client: socket.socket, data: bytes = b"ping") -> bytes:
     while len(back) < len(data) and (part := client.recv(len(data) - len(back))):
         back += part
     return back
+
+
+def stop_all(daemons: Iterable[Daemon]) -> None:
+    """Stop those that run, all at the same time, and whatever becomes of one of them."""
+    with contextlib.ExitStack() as each:
+        for daemon in daemons:
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.process.terminate()
+                each.callback(daemon.stop)
+
+
+def patched(constant: str, value: float) -> tuple[str, ...]:
+    """The `program` of a daemon that is relay but for the value of this one constant, such as `relay.fleet.join.REACH_S`."""
+    module = constant.rpartition(".")[0]
+    return ("-c", f"import {module}; {constant} = {value}; import relay.cli; exit(relay.cli.main())")
 
 
 class Echo:

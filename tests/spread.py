@@ -1,6 +1,5 @@
 """How the tests are spread over processes (pytest-xdist), and what is said meanwhile: which of them run, since when."""
 
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -25,10 +24,12 @@ def arranged(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def tell_alone(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Tell the process that spreads the tests, which reads none of them, which are alone. It knows a test by its id."""
-    # Before it is told of the tests themselves. Groups, which are part of the id, need a pytest before 9.2.
-    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0":
-        config.cache.set(_ALONE_KEY, [item.nodeid for item in items if _is_alone(item)])
+    """Tell the process that spreads the tests, which reads none of them itself, which are alone."""
+    # By pytest's cache, because it is told of a test nothing but its id. (pytest-xdist's `loadgroup` writes a group into the
+    # id, but into a field that pytest has no more since 9.2.) Before the ids: so it is there when they are spread.
+    process: dict[str, str] = getattr(config, "workerinput", {})
+    if process.get("workerid") == "gw0":
+        config.cache.set(_ALONE_KEY, [process["testrunuid"], [item.nodeid for item in items if _is_alone(item)]])
 
 
 def _is_alone(item: pytest.Item) -> bool:
@@ -43,8 +44,13 @@ class Spread(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no 
         super().__init__(config, log)
 
     def schedule(self) -> None:
-        """Every process has read the tests: begin."""
-        self._alone = set(self.config.cache.get(_ALONE_KEY, []))
+        """Every process has read the tests: begin. Raises UsageError when it was not told which are alone."""
+        run = self.nodes[0].workerinput["testrunuid"]
+        cache = getattr(self.config, "cache", None)
+        told_by, alone = (cache.get(_ALONE_KEY, None) if cache else None) or ("", [])
+        if told_by != run:
+            raise pytest.UsageError("which tests run alone is told by pytest's cache, one run of a checkout at a time")
+        self._alone = set(alone)
         super().schedule()
 
     def _split_scope(self, nodeid: str) -> str:
@@ -61,11 +67,17 @@ class Spread(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no 
             super()._reschedule(node)
 
     def remove_node(self, node: Any) -> str | None:
-        """It has ended: perhaps the one that is left is alone now."""
-        crashed: str | None = super().remove_node(node)
+        """It has ended: perhaps the one that is left is alone now. Or it crashed, in the test that is returned.
+
+        Then the others end what they have, and that is all: nothing is run twice.
+        """
+        units = self.assigned_work.pop(node).values()
+        left = [nodeid for unit in units for nodeid, is_done in unit.items() if not is_done]
+        if left:
+            self.workqueue.clear()
         for each in self.nodes:
             self._reschedule(each)
-        return crashed
+        return left[0] if left else None
 
 
 class Running:

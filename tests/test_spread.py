@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.harness import HANG_S
 from tests.spread import Running, Spread
 
 pytest_plugins = ["pytester"]
@@ -15,6 +16,7 @@ class _Process:
     """What a scheduler knows of a process. It runs a test once it knows what comes next, as those of pytest-xdist do."""
 
     gateway = SimpleNamespace(id="a process")
+    workerinput: Final = {"testrunuid": "this run"}
 
     def __init__(self) -> None:
         self.sent: list[int] = []
@@ -31,13 +33,16 @@ class _Process:
         return len(self.sent) > (0 if self.shutting_down else 1)
 
 
-def spread(processes: int, tests: list[str], seed: int) -> list[tuple[int, str]]:
-    """Which process ran which test, in the order in which they ended; who is next of those that may is by `seed`."""
+def spread(processes: int, tests: list[str], seed: int, crash_in: str = "") -> list[tuple[int, str]]:
+    """Which process ran which test, in the order in which they ended; who is next of those that may is by `seed`.
+
+    The process that comes to `crash_in` is gone.
+    """
     made = [_Process() for _ in range(processes)]
     config = SimpleNamespace(
         getvalue=lambda _: [f"{processes}*popen"],
         option=SimpleNamespace(),
-        cache=SimpleNamespace(get=lambda *_: [name for name in tests if "measured" in name]),
+        cache=SimpleNamespace(get=lambda *_: ["this run", [name for name in tests if "measured" in name]]),
     )
     scheduler = Spread(config)  # type: ignore[arg-type]
     for process in made:
@@ -56,7 +61,10 @@ def spread(processes: int, tests: list[str], seed: int) -> list[tuple[int, str]]
         if not process.sent:
             left.remove(process)
             if process in scheduler.nodes:
-                scheduler.remove_node(process)
+                assert scheduler.remove_node(process) is None
+        elif tests[process.sent[0]] == crash_in:
+            left.remove(process)
+            assert scheduler.remove_node(process) == crash_in
         else:
             index = process.sent.pop(0)
             ran.append((made.index(process), tests[index]))
@@ -85,6 +93,16 @@ def test_every_test_runs_once_and_what_is_alone_when_all_others_have_ended(
         assert len({process for process, _ in last}) <= 1
         owners = {(process, name.split("::")[0]) for process, name in ran[: len(ran) - alone]}
         assert len(owners) == files, "a file is one process's"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_process_that_crashes_ends_the_run_and_nothing_runs_twice(processes: int) -> None:
+    tests = suite(5, 3, 2)
+    for seed in range(1, 40):
+        for crash_in in tests:
+            names = [name for _, name in spread(processes, tests, seed, crash_in)]
+            assert len(set(names)) == len(names)
+            assert crash_in not in names
 
 
 CONFTEST: Final = """
@@ -124,7 +142,7 @@ def run(pytester: pytest.Pytester, *options: str) -> list[Any]:
     pytester.makepyfile(**FILES)
     pytester.makeini("[pytest]")
     without = [f"-pno:{name}" for name in ("schemathesis", "asyncio", "hypothesispytest", "anyio")]
-    pytester.runpytest_subprocess(*without, *options, timeout=50).assert_outcomes(passed=6)
+    pytester.runpytest_subprocess(*without, *options, timeout=2 * HANG_S).assert_outcomes(passed=6)
     return [json.loads(line) for line in (pytester.path / "ran").read_text().splitlines()]
 
 
@@ -139,6 +157,12 @@ def test_in_two_real_processes(pytester: pytest.Pytester) -> None:
         "test_c",
         "test_c_too",
     ]
+
+
+def test_one_of_two_real_processes_crashes(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_0="import os\ndef test_0():\n    os._exit(3)\n")
+    with pytest.raises(AssertionError, match="'failed': 1"):
+        run(pytester, "-n2", "--max-worker-restart=0")
 
 
 def test_in_one_process_it_is_the_same_order(pytester: pytest.Pytester) -> None:

@@ -89,10 +89,10 @@ async def ask(row: EndpointRow, target: TargetRow) -> Answer:
 
 
 async def heard(reading: Awaitable[bytes], writer: asyncio.StreamWriter) -> bytes:
-    """What comes of `reading` from the connection that `writer` writes to.
+    """What comes of `reading` from the connection that `writer` writes to. Raises OSError when that broke.
 
-    What broke the connection is raised here and stands in the writer too. If nobody asks there, asyncio may write on
-    standard error, whenever garbage is collected, that an exception was never retrieved.
+    What broke it stands in the writer too. If nobody asks there, asyncio may write on standard error, whenever garbage is
+    collected, that an exception was never retrieved. What breaks while nobody reads is not heard of here.
     """
     try:
         return await reading

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tests.conftest import Daemons
-from tests.harness import START_S, Daemon, eventually, one_endpoint
+from tests.harness import START_S, Daemon, eventually, one_endpoint, stop_all
 from tests.ports import free_port
 
 Address = tuple[str, int] | str
@@ -132,7 +132,7 @@ class Edge:
             (instance_seen,) = edge.endpoint("web/in")["target_set"]
             assert instance_seen["active"] == 0
         except BaseException:
-            _stop(edge, instance)
+            stop_all((edge, instance))
             raise
         self._running[which] = edge, instance, port
 
@@ -156,19 +156,12 @@ class Edge:
                 eventually(lambda: edge.endpoint("web/in")["target_set"][0]["health"] == "up", "the instance is up")
                 eventually(lambda: instance.endpoint("web/in")["active"] == 0, "the probe has ended")
             except BaseException:
-                _stop(edge, instance)
+                stop_all((edge, instance))
                 raise
         instance.write_service(service(_text(target)))
         code, answer = instance.ask("POST", "/v1/reload")
         assert code == 200, answer
         return edge, instance, public
-
-
-def _stop(edge: Daemon, instance: Daemon) -> None:
-    try:
-        edge.stop()
-    finally:
-        instance.stop()
 
 
 def _text(target: Address) -> str:

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Daemons
 from tests.dataplane.test_unprivileged import NOBODY, as_nobody
 from tests.e2e.peers import control_pid, control_restarted, counted, endpoint, more, next_worker, records, shut
-from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, patched, service
 from tests.ports import free_port
 
 CRASH = signal.SIGALRM  # ends a process as a bug would, and leaves no core file; SIGKILL does not count as a crash
@@ -231,7 +231,9 @@ def test_what_a_dead_worker_counted_is_not_the_next_endpoints(daemons: Daemons, 
 def test_a_worker_that_dies_in_the_midst_of_a_reload_works_by_the_new_one(daemons: Daemons, echo: Echo) -> None:
     stays, extra = free_port(), free_port()
     kept = endpoint(stays, echo.target)
-    daemon = daemons(service({"in": kept}), {"workers": 1})
+    # However late the next worker is, it is waited for.
+    patient = patched("relay.control.deliver._APPLY_S", HANG_S)
+    daemon = daemons(service({"in": kept}), {"workers": 1}, program=patient)
     worker = daemon.worker_pid()
     os.kill(worker, signal.SIGSTOP)
     daemon.write_service(service({"in": kept, "extra": endpoint(extra, echo.target)}))

@@ -29,7 +29,7 @@ from relay.control.openapi import document
 from tests.control.test_openapi import check_answer
 from tests.e2e.fleets import is_applied
 from tests.e2e.programs import program, run, serving
-from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, web_and_store
+from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, stop_all, web_and_store
 from tests.ports import free_port, free_ports
 
 WEB: Final = "127.0.0.1"  # where Prometheus connects from as well
@@ -73,17 +73,14 @@ class Shop:
     def __enter__(self) -> "Shop":
         with contextlib.ExitStack() as stack:
             stack.enter_context(Echo(("127.0.0.1", self.target)))
+            stack.callback(stop_all, (self.web, *self.stores))
             for daemon in (self.web, *self.stores):
                 daemon.start(wait=False)
-                stack.callback(daemon.stop)
             eventually(lambda: all(map(answers, (self.web, *self.stores))), "all are there", within_s=START_S)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for daemon in (self.web, *self.stores):
-            assert daemon.process is not None
-            daemon.process.terminate()  # all at the same time
         self._stack.close()
 
     def get(self, path: str) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from relay.targets.pool import EJECT_S
 from tests.e2e.peers import shut
-from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, web_and_store
+from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, stop_all, web_and_store
 from tests.ports import free_port
 
 WEB = "127.0.0.1"
@@ -66,9 +66,7 @@ class Stores:
         with ExitStack() as each:
             for echo in self.echoes.values():
                 each.callback(echo.__exit__)
-            for daemon in self.daemons.values():
-                if daemon.process is not None:
-                    each.callback(daemon.stop)
+            each.callback(stop_all, self.daemons.values())
 
     def reached(self) -> dict[str, int]:
         """Connections that each store's service got so far."""

@@ -121,10 +121,12 @@ def test_an_upgrade_keeps_the_silence(daemons: Daemons, echo: Echo) -> None:
         assert daemon.relay("upgrade").returncode == 0
         assert echoed(client) == b"ping"
         assert unanswered(port, "127.0.0.2", for_s=SHORT_S)
-        # Again and again: what comes before the new worker has read from where it counts is nobody's.
-        eventually(
-            lambda: unanswered(port, "127.0.0.2", for_s=SHORT_S) and refusals(daemon) >= 1, "the new program counts"
-        )
+
+        def counts() -> bool:  # what comes before the new worker has read from where it counts is nobody's
+            assert unanswered(port, "127.0.0.2", for_s=SHORT_S)
+            return refusals(daemon) >= 1
+
+        eventually(counts, "the new program counts")
         reload(daemon, port, echo.target, access=deny())
         assert denied(port, source="127.0.0.2")
         assert echoed(client) == b"ping"

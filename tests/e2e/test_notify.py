@@ -138,8 +138,11 @@ def test_the_watchdog_is_fed_while_the_worker_works(daemons: Daemons, manager: M
     often = {"timeouts": {"idle": "400ms"}}
     daemon, _ = start(daemons, manager, keys=often, WATCHDOG_USEC=f"{WATCHDOG_S * 1e6:.0f}")
     manager.until("READY")
+    manager.until("WATCHDOG")
+    began_s = time.monotonic()
     for _ in range(4):
         assert manager.until("WATCHDOG") == {"WATCHDOG": "1"}
+    assert time.monotonic() - began_s < 4 * WATCHDOG_S
     worker = daemon.worker_pid()
     os.kill(worker, signal.SIGSTOP)
     try:

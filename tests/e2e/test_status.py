@@ -44,7 +44,7 @@ def test_status_as_json(daemons: Daemons, echo: Echo, capsys: Capture) -> None:
     assert status["keeper"] == {"pid": daemon.pid}
     assert status["control"]["restarts"] == 0
     assert len({daemon.pid, status["control"]["pid"], status["workers"][0]["pid"]}) == 3
-    assert 0 <= status["workers"][0]["heartbeat_age_s"] < HANG_S
+    assert 0 <= status["workers"][0]["heartbeat_age_s"] < status["uptime_s"]
     assert status["endpoints"] == [
         {
             "name": "web/in",

@@ -301,9 +301,11 @@ async def test_what_broke_a_connection_is_heard_of_on_both_its_halves() -> None:
         assert not ended._log_traceback  # what its __del__ goes by
 
 
-async def test_a_tcp_probe_more_often_than_once_a_second_takes_a_silent_service_too() -> None:
+async def test_a_tcp_probe_that_comes_often_takes_a_silent_service_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More often than it would wait for a reset, which is for a second."""
+    monkeypatch.setattr("relay.targets.probe._STANDS_S", 4.0)
     async with serving(silent) as target:
-        assert await ask(probing(ProbeRow("", 0.9, 31.0)), target) is GOOD
+        assert await ask(probing(ProbeRow("", 3.0, 31.0)), target) is GOOD
 
 
 async def test_a_probe_comes_from_the_edges_own_address() -> None:
