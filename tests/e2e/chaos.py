@@ -1,18 +1,19 @@
 """Streams that go on and on (streams.py), and somebody who kills processes meanwhile."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.dataplane import faults
 from tests.e2e.streams import WELL_ENDED, Client, Shape
-from tests.harness import Daemon, eventually
+from tests.harness import HANG_S, Daemon, eventually
 
 _WALK_S = 250  # a bound for hanging
 
@@ -28,6 +29,7 @@ class Streams:
     stop: threading.Event = field(default_factory=threading.Event)
     done: Counter[Shape] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    _enough: int = 0  # that many good ones mean something
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -35,22 +37,35 @@ class Streams:
 
     @contextlib.contextmanager
     def running(self, count: int) -> Iterator[None]:
-        """So many loops meanwhile, each doing one stream after the other. Asserts that all of them were right."""
+        """So many loops meanwhile, each doing one stream after the other. Asserts that all were right, and were enough."""
         self.stop.clear()
-        before = self.done.total()
+        self._enough = self.done.total() + count + 1
         threads = [threading.Thread(target=self._loop, args=(n,), name=f"stream {n}") for n in range(count)]
         for thread in threads:
             thread.start()
         try:
             yield
-            eventually(
-                lambda: self.failures or self.done.total() > before + count, "enough went through to mean anything"
-            )
         finally:
+            in_time = self.enough()  # before the loops do the rest in peace
             self.stop.set()
             for thread in threads:
                 thread.join()
         assert self.failures == []
+        assert in_time, "too little went through to mean anything"
+
+    def enough(self) -> bool:
+        """Whether enough went through, since they run, to mean anything; or something is wrong, and the rest is no use."""
+        return bool(self.failures) or self.done.total() >= self._enough
+
+    def turns(self, count: int) -> Iterator[int]:
+        """So many turns of what is done to them, and as many more as it takes until enough went through meanwhile."""
+        until_s = 0.0
+        for number in itertools.count():
+            if number >= count:
+                until_s = until_s or time.monotonic() + HANG_S
+                if self.enough() or time.monotonic() > until_s:
+                    return
+            yield number
 
     def _loop(self, number: int) -> None:
         chance = random.Random(self.seed * 1000 + number)
@@ -65,27 +80,37 @@ class Streams:
                     self.done[shape] += 1
 
 
-def kill_workers(daemon: Daemon, chance: random.Random, kills: int, between_s: tuple[float, float]) -> None:
-    """Send SIGKILL to a random worker, again and again. Workers are found in /proc, so that nobody need answer."""
+def kill_workers(
+    daemon: Daemon, chance: random.Random, turns: Iterable[object], between_s: tuple[float, float]
+) -> None:
+    """Send SIGKILL to a random worker at each turn. Workers are found in /proc, so that nobody need answer."""
     holders = [worker["holder_pid"] for worker in daemon.status()["workers"]]
     killed: set[int] = set()
-    while len(killed) < kills:
-        time.sleep(chance.uniform(*between_s))  # a random moment, which is the point
-        for pid in children(chance.choice(holders)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+    for _ in turns:
+        before = len(killed)
+        while len(killed) == before:
+            time.sleep(chance.uniform(*between_s))  # a random moment, which is the point
+            for pid in children(chance.choice(holders)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
 
 
 def await_visits(streams: Streams, walks: Mapping[Daemon, str]) -> None:
-    """Until workers of each daemon have died at every kind of step of its walk (faults.py). Says which are left when late."""
+    """Until workers of each daemon have died at every kind of step of its walk (faults.py), and enough streams went through.
+
+    Says which steps are left when it is late.
+    """
 
     def left() -> list[list[str]]:
         seen = {daemon: {record["step"] for record in daemon.events("fault")} for daemon in walks}
         return [sorted(set(faults.names(walk)) - seen[daemon]) for daemon, walk in walks.items()]
 
+    def visited() -> bool:
+        return bool(streams.failures) or (not any(left()) and streams.enough())
+
     try:
-        eventually(lambda: bool(streams.failures) or not any(left()), "every kind of step has been visited", _WALK_S)
+        eventually(visited, "every kind of step has been visited", _WALK_S)
     except AssertionError as late:
         raise AssertionError(f"{late}: {left()}") from None
 
@@ -102,11 +127,6 @@ def renew_workers(daemon: Daemon) -> None:
         return all(worker["pid"] != pid and worker["pipes"] == 1 for worker, pid in zip(workers, last, strict=True))
 
     eventually(renewed, "the next workers are at work")
-
-
-def open_descriptors(pid: int) -> int:
-    """How many it has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def children(pid: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import programs
+from tests.e2e.installed import Installed
 from tests.harness import HANG_S, Echo
 
 
@@ -24,6 +25,14 @@ def listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.settimeout(HANG_S)
         yield made
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installed:
+    """A copy of the package, for a daemon of the test's own."""
+    directory = tmp_path / "installed"
+    directory.mkdir()
+    return Installed(directory)
 
 
 @pytest.fixture

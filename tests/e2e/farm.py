@@ -28,8 +28,10 @@ NAMES: Final = tuple(f"web_IN_{n}" for n in range(len(INSTANCES)))
 # nginx on each instance: it says its name and whom it takes the client for.
 PLAIN, PROXIED = 8080, 8081  # the second one by a PROXY header, which it demands
 
+# A quarter of it is longer than every wait: a client that waits so long for an instance that is not there is noticed.
+LATE: Final = {"connect": "10m"}
 SELDOM: Final = {"interval": "10m", "timeout": "20m"}  # a probe finds nothing out within a test: failover alone must do
-OFTEN: Final = {"interval": "500ms", "timeout": "1m"}  # that nobody is there is told by a refusal, and that at once
+OFTEN: Final = {"interval": "500ms", "timeout": "2m"}  # that nobody is there is told by a refusal, and that at once
 
 
 def hosts() -> dict[str, Sequence[str]]:
@@ -196,6 +198,22 @@ class Farm:
 
         before = accepted()
         eventually(lambda: accepted() >= before + count, f"{count} connections more")
+
+    def none_held_up(self) -> None:
+        """Wait until none of those is open any more that the first edge has open now."""
+
+        def now() -> set[str]:
+            code, found = self.edges[0].ask("GET", "/v1/connections")
+            assert code == 200, found
+            return {each["peer"] for each in found}
+
+        held = now()
+
+        def ended() -> bool:
+            held.intersection_update(now())
+            return not held
+
+        eventually(ended, "each connection is served")
 
     def targets(self, edge: int = 0) -> list[dict[str, Any]]:
         """The instances as the edge knows them."""

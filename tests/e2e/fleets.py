@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fleet.etcds import EtcdServer
-from tests.harness import Daemon, Echo, dial, echoed, eventually, web_and_store
+from tests.harness import Daemon, Echo, dial, echoed, eventually, stop_all, web_and_store
 from tests.ports import free_port
 
-TTL_S: Final = 20  # a lease that does not run out, however slow the machine is
-SHORT_TTL_S: Final = 5  # where a lease's time is waited for
+TTL_S: Final = 200  # a lease that does not run out, however slow the machine is, nor within any wait of a test
+SHORT_TTL_S: Final = 10  # where a lease's time is waited for
 
 
 class Fleet:
@@ -34,10 +34,7 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         with ExitStack() as each:
             each.callback(self.echo.__exit__)
-            for daemon in self.machines.values():
-                if daemon.process is not None and daemon.process.poll() is None:
-                    daemon.process.terminate()  # all at the same time
-                    each.callback(daemon.stop)
+            stop_all(self.machines.values())
 
     def service(self, counts: tuple[int, int] = (3, 3), door: str = "127.0.0.1") -> dict[str, Any]:
         """The service file."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import select
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from relay.cli import main
 from tests.conftest import Daemons
 from tests.harness import HANG_S, Daemon, eventually, one_endpoint
 from tests.ports import free_port
@@ -41,6 +43,14 @@ class Front:
         assert "error" not in status["closed"]
         assert status["denied"] == denied
         return status
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in this process. One of each kind has a process of its own: a start takes half a second of CPU."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(arguments))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def endpoint(port: int, target: str, **keys: Any) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import pytest
 
+from tests.conformance.proc import descriptors
 from tests.conftest import Daemons
 from tests.e2e import streams
-from tests.e2e.chaos import Streams, await_visits, kill_workers, open_descriptors, renew_workers
+from tests.e2e.chaos import Streams, await_visits, kill_workers, renew_workers
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target
 from tests.harness import Daemon, eventually, one_endpoint
 from tests.ports import free_port
@@ -103,17 +104,15 @@ def site(daemons: Daemons, directory: Path, way: Way, *, workers: int, **keys: A
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_workers_are_killed(daemons: Daemons, tmp_path: Path, long: bool) -> None:
     kills = int(os.environ.get("RELAY_CHAOS_KILLS", "1000" if long else "200"))
     with site(daemons, tmp_path, TCP, workers=2) as at, at.streams.running(12):
-        kill_workers(at.daemon, random.Random(_SEED), kills, (0.0, 0.15))
+        kill_workers(at.daemon, random.Random(_SEED), at.streams.turns(kills), (0.0, 0.15))
         eventually(lambda: at.daemon.status()["worker_restarts"] >= kills, "every kill was followed by a start")
         assert sum(worker["flows_adopted"] for worker in at.daemon.status()["workers"]) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", [TCP, HTTP], ids=["tcp", "http"])
 def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path, way: Way) -> None:
     """Workers die at every kind of step, so every window has had a kill in it."""
@@ -125,21 +124,20 @@ def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path, way:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_workers_are_stopped_and_continued_and_control_is_killed_and_files_reloaded(
     daemons: Daemons, tmp_path: Path
 ) -> None:
     chance = random.Random(_SEED)
     with site(daemons, tmp_path, TCP, workers=2) as at, at.streams.running(12):
         daemon = at.daemon
-        for _ in range(20):
+        for _ in at.streams.turns(20):
             worker = chance.choice(daemon.status()["workers"])["pid"]
             with contextlib.suppress(ProcessLookupError):  # it may have been killed just before
                 os.kill(worker, signal.SIGSTOP)
                 threading.Event().wait(chance.uniform(0, 0.05))
                 os.kill(worker, signal.SIGCONT)
             os.kill(daemon.status()["control"]["pid"], signal.SIGKILL)
-            kill_workers(daemon_when_back(daemon), chance, 2, (0.0, 0.05))
+            kill_workers(daemon_when_back(daemon), chance, range(2), (0.0, 0.05))
             os.kill(daemon.pid, signal.SIGHUP)
 
 
@@ -172,7 +170,7 @@ class Standing:
         (worker,) = status["workers"]
         pids = {"keeper": daemon.pid, "control": status["control"]["pid"], "holder": worker["holder_pid"]}
         return cls(
-            {name: open_descriptors(pid) for name, pid in pids.items()},
+            {name: descriptors(pid) for name, pid in pids.items()},
             {name: anonymous_bytes(pid) for name, pid in {**pids, "worker": worker["pid"]}.items()}
             | {"ledger": ledger_bytes(daemon.pid)},
         )
@@ -193,16 +191,15 @@ def ledger_bytes(pid: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.timeout(600)
 def test_nothing_is_left_behind(daemons: Daemons, tmp_path: Path, long: bool) -> None:
     """Descriptors and memory are flat over many kills, in every process that lives on and in the next worker."""
     chance = random.Random(_SEED)
     with site(daemons, tmp_path, TCP, workers=1) as at:
         with at.streams.running(4):
-            kill_workers(at.daemon, chance, 30, (0.0, 0.05))
+            kill_workers(at.daemon, chance, at.streams.turns(30), (0.0, 0.05))
         before = Standing.of(at.daemon)
         with at.streams.running(4):
-            kill_workers(at.daemon, chance, 1000 if long else 100, (0.03, 0.06))
+            kill_workers(at.daemon, chance, at.streams.turns(1000 if long else 100), (0.03, 0.06))
         after = Standing.of(at.daemon)
     assert after.descriptors == before.descriptors
     grown_bytes = {name: after.memory_bytes[name] - before.memory_bytes[name] for name in before.memory_bytes}

@@ -76,19 +76,17 @@ def assert_balanced(edge: Daemon, behind: list[Daemon], done: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_workers_of_edge_and_instances_are_killed(daemons: Daemons) -> None:
     chance = random.Random(_SEED)
     with traffic(daemons, instances=2, loops=8, workers=2) as (edge, behind, streams):
-        for _ in range(_KILLS):
-            kill_workers(chance.choice([edge, *behind]), chance, 1, (0.0, 0.1))
+        for _ in streams.turns(_KILLS):
+            kill_workers(chance.choice([edge, *behind]), chance, range(1), (0.0, 0.1))
             assert streams.failures == []
         for daemon in (edge, *behind):
             assert sum(worker["flows_adopted"] for worker in daemon.status()["workers"]) > 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_every_step_of_the_way_through_an_edge_is_visited(daemons: Daemons) -> None:
     """Workers of both die at every kind of step, at the same time; both look at what the streams begin with."""
     with traffic(daemons, instances=1, loops=6, workers=1, walk=True, protocol="http") as (edge, (instance,), streams):

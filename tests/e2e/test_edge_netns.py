@@ -12,7 +12,7 @@ import pytest
 from relay.targets.pool import EJECT_S
 from tests.conftest import Daemons
 from tests.e2e import farm
-from tests.e2e.farm import CLIENTS, EDGES, NAMES, OFTEN, SELDOM, Farm, Load, slowed, stopped
+from tests.e2e.farm import CLIENTS, EDGES, LATE, NAMES, OFTEN, SELDOM, Farm, Load, slowed, stopped
 from tests.e2e.netns import Network
 from tests.harness import HANG_S, eventually
 
@@ -48,12 +48,13 @@ def stop(site: Farm, instance: int) -> None:
 
 @pytest.mark.alone
 def test_an_instance_that_is_drained_and_stopped_costs_no_request(network: Network, daemons: Daemons) -> None:
-    site = Farm(network, daemons)
+    site = Farm(network, daemons, timeouts=LATE)
     with Load(network) as load:
         eventually(lambda: site.targets()[1]["connected"], "it is at work")
         assert site.instances[1].relay("drain", "--for", "1h").returncode == 0
         site.wait_health("up", "down", "up", "up")
         stop(site, 1)
+        site.none_held_up()
         site.serve()
     assert (load.measured.failed, lost(site)) == (0, [])
     assert load.measured.requests > 50
@@ -62,11 +63,12 @@ def test_an_instance_that_is_drained_and_stopped_costs_no_request(network: Netwo
 @pytest.mark.alone
 def test_an_instance_that_is_stopped_costs_no_request(network: Network, daemons: Daemons) -> None:
     """Its ports refuse, and no probe tells the edge: every connection that meets it is made to another one."""
-    site = Farm(network, daemons, probe=SELDOM)
+    site = Farm(network, daemons, probe=SELDOM, timeouts=LATE)
     with Load(network) as load:
         eventually(lambda: site.targets()[1]["connected"], "it is at work")
         stop(site, 1)
         eventually(lambda: site.targets()[1]["failures"] >= 1, "it is met")
+        site.none_held_up()
         site.serve()
     assert (load.measured.failed, lost(site)) == (0, [])
 
@@ -75,11 +77,12 @@ def test_an_instance_that_is_stopped_costs_no_request(network: Network, daemons:
 def test_an_instance_that_is_killed_costs_its_open_connections_and_no_new_one(
     network: Network, daemons: Daemons
 ) -> None:
-    site = Farm(network, daemons, probe=SELDOM)
+    site = Farm(network, daemons, probe=SELDOM, timeouts=LATE)
     with Load(network, connections=8) as load:
         eventually(lambda: site.targets()[1]["connected"], "it is at work")
         site.instances[1].kill()
         eventually(lambda: site.targets()[1]["failures"] >= 1, "it is met")
+        site.none_held_up()
         site.serve()
     assert load.measured.connect == load.measured.timeout == load.measured.status == 0
     # Each of wrk's connections twice at the most: open when the worker died, and made anew into the backlog of the listening
@@ -88,13 +91,14 @@ def test_an_instance_that_is_killed_costs_its_open_connections_and_no_new_one(
     failures = site.targets()[1]["failures"]
     with Load(network, connections=8) as load:
         eventually(lambda: site.targets()[1]["failures"] > failures, "it is met again")
+        site.none_held_up()
         site.serve()
     assert load.measured.failed == 0
 
 
 def test_an_instance_that_falls_silent_costs_a_second_now_and_then(network: Network, daemons: Daemons) -> None:
     """Its packets vanish. The edge waits for a quarter of `connect` and at most 1 s, and asks it again ever more seldom."""
-    site = Farm(network, daemons, probe=SELDOM, distribution="source-ip", timeouts={"connect": "2m"})
+    site = Farm(network, daemons, probe=SELDOM, distribution="source-ip", timeouts=LATE)
     source = next(each for each in CLIENTS if site.ask(each).instance == NAMES[2])
     network.cable("web2", plugged=False)
     try:

@@ -1,6 +1,7 @@
 """`relay emulate`: the README's first command. What its table says is tried again, and its end leaves nothing behind."""
 
 import contextlib
+import json
 import os
 import re
 import selectors
@@ -19,8 +20,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from relay.cli import main
-from tests.e2e.peers import descendants, endpoint, gone
+from tests.e2e.peers import descendants, endpoint, gone, typed
 from tests.harness import HANG_S, Echo, denied, dial, echoed, eventually, run_relay
 from tests.ports import free_port, free_ports
 
@@ -31,7 +31,8 @@ PATIENT: Final = (
     "import relay.emulate as emulate; emulate._START_S = emulate._TRY_S = 60.0; "
     "import relay.cli as cli; exit(cli.main())",
 )
-OTHERS_S: Final = 200.0  # another run of this file; below the time limit of a test
+OTHERS_S: Final = 200.0  # the tests of another run; below the time limit of a test
+TIMED_OUT: Final = 28  # curl(1), of --max-time
 GET = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n"
 
 
@@ -97,9 +98,9 @@ class Emulation:
         return descendants(self.process.pid)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def alone_with_the_addresses() -> Iterator[None]:
-    """Emulated machines have fixed addresses, and some have fixed ports: one run of these tests has them at a time."""
+    """Emulated machines have fixed addresses, and some have fixed ports: one of these tests has them at a time."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
 
         def claimed() -> bool:
@@ -130,12 +131,30 @@ def is_so(claim: str, address: str, source: str, protocol: str) -> bool:
 
 
 def follow(suggestion: str) -> str:
-    """What comes of it when it is typed."""
-    return subprocess.run(["sh", "-c", suggestion], capture_output=True, text=True, timeout=HANG_S, check=False).stdout
+    """What comes of it when it is typed. Again where its curl waits for a second (-m1), and nothing had come by then."""
+
+    def done() -> subprocess.CompletedProcess[str] | None:
+        found = subprocess.run(["sh", "-c", suggestion], capture_output=True, text=True, timeout=HANG_S, check=False)
+        late = "-sm1" in suggestion and (found.returncode, found.stdout) == (TIMED_OUT, "")
+        return None if late else found
+
+    return str(eventually(done, f"{suggestion} comes to its end").stdout)
+
+
+def check_denials(admin: str, count: int) -> None:
+    """So many were denied, and nobody else was reset: who is let in and sends nothing is, some time later."""
+
+    def account() -> tuple[int, set[str]]:
+        endpoints = json.loads(typed("status", "--socket", admin, "--json").stdout)["endpoints"]
+        causes = {cause for each in endpoints for cause in each["closed"]}
+        return sum(sum(each["denied"].values()) for each in endpoints), causes & {"first_byte_timeout"}
+
+    eventually(lambda: account()[0] >= count, "each denial is counted")
+    assert account() == (count, set())
 
 
 @pytest.mark.real("curl")
-def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any) -> None:
     emulation = emulate(str(SAMPLE))
     rows = emulation.table()
     assert [(row["INSTANCE"], row["ENDPOINT"]) for row in rows] == [
@@ -165,6 +184,10 @@ def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsy
         protocol = "http" if "http-in" in row["ENDPOINT"] else "tcp"
         for title, source in sources.items():
             assert is_so(row[title], row["ADDRESS"], source, protocol), (row, title)
+    titles = [title for title in rows[0] if title.startswith("FROM ")]
+    for instance, admin in emulation.admin_sockets().items():  # the emulation itself has tried as well what it claims
+        tried = [row[title] for row in rows if row["INSTANCE"] == instance for title in (*titles, *sources)]
+        check_denials(admin, tried.count("no"))
 
     by_way = [row for row in rows if row["TRY"] == "by way of the edge"]
     assert {row["ENDPOINT"] for row in by_way} == {"http-in"}
@@ -172,15 +195,14 @@ def test_the_sample_every_claim_every_suggestion_and_its_end(emulate: Any, capsy
     def try_it(row: dict[str, str]) -> None:
         said = "http-in" if row["INSTANCE"] == "edge_IN_0" else f"{row['INSTANCE']} {row['ENDPOINT']}"
         said = "store_IN_0 postgres" if row in doors else said
-        # Its curl waits for a second, and what comes later it does not see.
-        eventually(lambda: said in follow(row["TRY"]), f"{row['TRY']} says {said}")
+        assert said in (told := follow(row["TRY"])), (row["TRY"], told)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(try_it, [row for row in rows if row not in by_way]))
 
     for instance, admin in emulation.admin_sockets().items():
-        assert main(["status", "--socket", admin]) == 0
-        assert capsys.readouterr().out.split()[0] == instance
+        said = typed("status", "--socket", admin)
+        assert (said.returncode, said.stdout.split()[0]) == (0, instance)
     assert len(emulation.admin_sockets()) == 4
     processes = emulation.processes()
     assert len(processes) >= 4 * 3
@@ -274,7 +296,7 @@ def test_the_longest_names_that_a_file_may_have(emulate: Any, tmp_path: Path) ->
         "r" * 40: {"instances": ["10.0.0.4"], "endpoints": {"e" * 40: endpoint(free_port("127.1.0.1"), "127.0.0.1:9")}}
     }
     file.write_text(yaml.safe_dump({"version": 1, "service": "long", "roles": roles}))
-    assert main(["check", str(file)]) == 0
+    assert typed("check", str(file)).returncode == 0
     (row,) = emulate(str(file)).table()
     assert row["FROM outside"] == "yes"
 

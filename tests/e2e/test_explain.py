@@ -1,7 +1,6 @@
 """`relay explain` and `relay reload --dry-run`, as they are typed: what they say is what happens, and they do nothing."""
 
 import contextlib
-import io
 import json
 import socket
 import subprocess
@@ -14,7 +13,7 @@ import yaml
 
 from relay.cli import main
 from tests.conftest import Daemons
-from tests.e2e.peers import endpoint, listening
+from tests.e2e.peers import endpoint, listening, typed
 from tests.harness import Daemon, Echo, dial, echoed, eventually, run_relay
 from tests.ports import free_port
 
@@ -78,14 +77,6 @@ class Shop:
 
 
 Done = subprocess.CompletedProcess[str]
-
-
-def typed(*arguments: str) -> Done:
-    """A command in this process. One of each kind has a process of its own: a start takes half a second of CPU."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(list(arguments))
-    return Done(arguments, status, out.getvalue(), err.getvalue())
 
 
 def right(done: Done) -> Done:

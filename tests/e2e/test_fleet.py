@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.fleets import SHORT_TTL_S, Fleet, address_of, instance_of, is_admitted, knows, roster_of
 from tests.e2e.peers import records
 from tests.fleet.etcds import EtcdServer
-from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, patched
 from tests.ports import free_port
 
 pytestmark = [
@@ -22,10 +22,7 @@ pytestmark = [
 ]
 
 # relay that looks for changed files ten times a second, and not once.
-ATTENTIVE: Final = (
-    "-c",
-    "import relay.fleet.directory as files; files._POLL_S = 0.1; import relay.cli as cli; exit(cli.main())",
-)
+ATTENTIVE: Final = patched("relay.fleet.directory._POLL_S", 0.1)
 
 # As on another machine: no process of this one can be seen.
 ELSEWHERE: Final = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -95,7 +92,7 @@ def test_all_numbers_are_taken(fleet: Fleet) -> None:
         late.start()
 
 
-def test_a_clone_is_refused_and_a_daemon_that_was_killed_is_not(fleet: Fleet) -> None:
+def test_a_clone_is_refused_and_so_is_a_second_daemon(fleet: Fleet) -> None:
     fleet.ttl_s = SHORT_TTL_S  # a clone waits whether the presence outlives its lease
     web = fleet.start("web")
     clone = fleet.again(web, address="127.77.9.9", wrapper=ELSEWHERE)
@@ -106,8 +103,13 @@ def test_a_clone_is_refused_and_a_daemon_that_was_killed_is_not(fleet: Fleet) ->
     ):
         fleet.again(web).start()
     assert instance_of(web) == "web_IN_0"
+
+
+def test_a_daemon_that_was_killed_need_not_wait_for_its_lease(fleet: Fleet) -> None:
+    web = fleet.start("web")
+    assert instance_of(web) == "web_IN_0"
     web.kill()
-    back = fleet.again(web).start()  # it need not wait for the lease
+    back = fleet.again(web).start()
     assert instance_of(back) == "web_IN_0"
 
 

@@ -66,7 +66,7 @@ def test_https_endpoint_refuses_what_is_not_tls(daemons: Daemons, nginx: program
 @pytest.mark.real("nginx", "openssl", "wrk")
 def test_nginx_under_wrk(daemons: Daemons, nginx: programs.Nginx) -> None:
     front = Front(daemons, nginx.plain, protocol="http")
-    report = run("wrk", "-t1", "-c32", "-d1s", "--timeout", "60s", front.url()).decode()
+    report = run("wrk", "-t1", "-c32", "-d2s", "--timeout", "60s", front.url()).decode()
     assert "Socket errors" not in report, report
     assert "Non-2xx" not in report, report
     requests = int(next(line.split()[0] for line in report.splitlines() if " requests in " in line))
@@ -152,7 +152,7 @@ def test_postgres_under_pgbench(daemons: Daemons, postgres: programs.Postgres) -
     front = Front(daemons, postgres.unix, timeouts={"idle": "off"})
     client = postgres.client(front.port)
     run("pgbench", *client, "-i", "-q", "postgres")
-    report = run("pgbench", *client, "-n", "-c", "4", "-T", "1", "postgres").decode()
+    report = run("pgbench", *client, "-n", "-c", "4", "-T", "2", "postgres").decode()
     assert "number of failed transactions: 0 " in report, report
     done = next(line for line in report.splitlines() if "transactions actually processed" in line)
     assert int(done.rpartition(":")[2]) > 10, report
@@ -173,7 +173,7 @@ def test_iperf3(daemons: Daemons, tmp_path: Path, direction: tuple[str, ...], co
     with programs.iperf3(tmp_path) as port:
         front = Front(daemons, port)
         where = ("--client", "127.0.0.1", "--port", str(front.port))
-        report = json.loads(run("iperf3", *where, "--time", "1", "--parallel", "2", "--json", *direction))
+        report = json.loads(run("iperf3", *where, "--time", "2", "--parallel", "2", "--json", *direction))
         assert "error" not in report
         moved_bytes = report["end"]["sum_received"]["bytes"]
         assert moved_bytes > 10_000_000

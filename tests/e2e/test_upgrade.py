@@ -6,28 +6,22 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from relay.cli import main
+from tests.conformance.proc import descriptors
 from tests.conftest import Daemons
-from tests.e2e.chaos import Streams, children, open_descriptors, renew_workers
+from tests.e2e.chaos import Streams, children, renew_workers
 from tests.e2e.installed import NEW, Installed, upgraded
-from tests.e2e.peers import counted
+from tests.e2e.peers import counted, typed
 from tests.e2e.streams import target
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
 USUAL = 40  # kills while one upgrade takes place, on a machine that does nothing else
-
-
-@pytest.fixture
-def installed(tmp_path: Path) -> Installed:
-    directory = tmp_path / "installed"
-    directory.mkdir()
-    return Installed(directory)
 
 
 def pids(daemon: Daemon) -> set[int]:
@@ -58,7 +52,8 @@ def test_established_connections_and_the_main_process_live_on(
         assert [echoed(client, b"pong") for client in clients] == [b"pong"] * 20
         with dial(port) as new:
             assert echoed(new) == b"ping"
-        status = upgraded(daemon, 1, NEW)
+        status = daemon.status()
+        assert (status["version"], status["program"], status["upgrading"]) == (NEW, 1, False)
         assert (status["keeper"]["pid"], daemon.pid) == (mine, main_pid)
         assert not before & pids(daemon)
         assert sum(worker["flows_adopted"] for worker in status["workers"]) == 20
@@ -89,8 +84,10 @@ def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Ech
     with dial(port) as client:
         assert echoed(client) == b"ping"
         installed.release()
-        assert main(["upgrade", "--settings", str(daemon.settings_file)]) == 0
-        upgraded(daemon, 1, NEW)
+        done = typed("upgrade", "--settings", str(daemon.settings_file))
+        assert done.returncode == 0, done
+        status = daemon.status()
+        assert (status["version"], status["program"], status["upgrading"]) == (NEW, 1, False)
         daemon.write_service(one_endpoint(port, echo.target, access=[{"permit": "127.0.0.1"}]))
         assert daemon.ask("POST", "/v1/reload")[0] == 200
         worker = daemon.worker_pid()
@@ -108,14 +105,14 @@ def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Ech
 
 
 @contextmanager
-def streamed(daemons: Daemons, installed: Installed) -> Iterator[Daemon]:
-    """A daemon with streams of every shape through it. At the end everything must be accounted for."""
+def streamed(daemons: Daemons, installed: Installed) -> Iterator[tuple[Daemon, Streams]]:
+    """A daemon and streams of every shape through it. At the end everything must be accounted for."""
     with target() as (at, address):
         port = free_port()
         daemon = daemons(one_endpoint(port, address), {"workers": 2}, wrapper=installed.wrapper)
         streams = Streams(("127.0.0.1", port), 20261125)
         with streams.running(6):
-            yield daemon
+            yield daemon, streams
         assert at.failures == []
 
         def settled() -> dict[str, Any] | None:
@@ -130,27 +127,27 @@ def streamed(daemons: Daemons, installed: Installed) -> Iterator[Daemon]:
 
 @pytest.mark.slow
 def test_streams_of_every_shape_over_many_upgrades(daemons: Daemons, installed: Installed) -> None:
-    with streamed(daemons, installed) as daemon:
-        for program in range(1, 6):
-            asked_for(daemon)
-            upgraded(daemon, program)
+    with streamed(daemons, installed) as (daemon, streams):
+        for turn in streams.turns(5):
+            assert daemon.ask("POST", "/v1/upgrade")[0] == 202
+            upgraded(daemon, 1 + turn)
 
 
 @pytest.mark.slow
 def test_workers_are_killed_while_their_holders_change(daemons: Daemons, installed: Installed) -> None:
     """Old ones and new ones, at any moment. Nothing is left open in any process."""
-    with streamed(daemons, installed) as daemon, killing(daemon) as killed:
-        for program in range(1, 9):
-            killed.append(0)
+    with streamed(daemons, installed) as (daemon, streams), killing(daemon) as killed:
+        for turn in streams.turns(8):
+            killed.before = killed.count
             asked_for(daemon)
-            upgraded(daemon, program)
-            if program == 1:
-                first = open_descriptors(daemon.pid)
-        eventually(lambda: sum(killed) >= 100, "many were killed")
+            upgraded(daemon, 1 + turn)
+            if turn == 0:
+                first = descriptors(daemon.pid)
+        eventually(lambda: killed.count >= 100, "many were killed")
     assert list(daemon.events("upgrade failed")) == []
-    assert open_descriptors(daemon.pid) == first
+    assert descriptors(daemon.pid) == first
     renew_workers(daemon)
-    holders = {open_descriptors(worker["holder_pid"]) for worker in daemon.status()["workers"]}
+    holders = {descriptors(worker["holder_pid"]) for worker in daemon.status()["workers"]}
     assert max(holders) < first + 20, "what is open is listeners, channels, a pipe, and the loop's"
 
 
@@ -166,19 +163,27 @@ def accepted(daemon: Daemon) -> bool:
         return False
 
 
+@dataclass
+class Killed:
+    """How many workers were killed: so far, and before the last upgrade began. Each has one thread that writes it."""
+
+    count: int = 0
+    before: int = 0
+
+
 @contextmanager
-def killing(daemon: Daemon) -> Iterator[list[int]]:
-    """Somebody who kills workers meanwhile; how many so far, the last number since the last upgrade began."""
-    stop, chance, killed = threading.Event(), random.Random(20261126), [0]
+def killing(daemon: Daemon) -> Iterator[Killed]:
+    """Somebody who kills workers meanwhile."""
+    stop, chance, killed = threading.Event(), random.Random(20261126), Killed()
 
     def kill() -> None:
         # Ever later in one upgrade: where a start takes longer than the time between two kills, it would never end.
-        while not stop.wait(chance.uniform(0.005, 0.05) * max(1.0, killed[-1] / USUAL) ** 2):
+        while not stop.wait(chance.uniform(0.005, 0.05) * max(1.0, (killed.count - killed.before) / USUAL) ** 2):
             workers = [pid for holder in children(daemon.pid) for pid in children(holder) if is_worker(pid)]
             for pid in workers and [chance.choice(workers)]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                    killed[-1] += 1
+                    killed.count += 1
 
     thread = threading.Thread(target=kill)
     thread.start()

@@ -5,33 +5,23 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import relay
-from relay.cli import main
 from tests.conftest import Daemons
 from tests.e2e.installed import NEW, Installed, asked, upgraded
-from tests.e2e.peers import pids
+from tests.e2e.peers import pids, typed
 from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
-Capture = pytest.CaptureFixture[str]
 
-
-@pytest.fixture
-def installed(tmp_path: Path) -> Installed:
-    directory = tmp_path / "installed"
-    directory.mkdir()
-    return Installed(directory)
-
-
-def refused(capsys: Capture, daemon: Daemon, command: str) -> str:
+def refused(daemon: Daemon, command: str) -> str:
     """What the command says when it is not done."""
-    assert main([command, "--settings", str(daemon.settings_file)]) == 1
-    return capsys.readouterr().err
+    done = typed(command, "--settings", str(daemon.settings_file))
+    assert done.returncode == 1, done
+    return done.stderr
 
 
 @dataclass(frozen=True)
@@ -110,16 +100,14 @@ def file_opens_another_port(_installed: Installed, daemon: Daemon) -> None:
         (file_opens_another_port, "do not say what is open now (web/in); reload first"),
     ],
 )
-def test_what_does_not_start_changes_nothing(
-    standing: Standing, capsys: Capture, breakage: Breakage, says: str
-) -> None:
+def test_what_does_not_start_changes_nothing(standing: Standing, breakage: Breakage, says: str) -> None:
     daemon, before = standing.daemon, pids(standing.daemon)
     with dial(standing.port) as client:
         assert echoed(client) == b"ping"
         try:
             standing.installed.release()
             breakage(standing.installed, daemon)
-            said = refused(capsys, daemon, "upgrade")
+            said = refused(daemon, "upgrade")
         finally:
             standing.restore()
         assert says in said
@@ -130,15 +118,13 @@ def test_what_does_not_start_changes_nothing(
         eventually(lambda: any(says in failed["message"] for failed in daemon.events("upgrade failed")), "it is logged")
 
 
-def test_an_upgrade_while_draining_is_refused(
-    daemons: Daemons, echo: Echo, installed: Installed, capsys: Capture
-) -> None:
+def test_an_upgrade_while_draining_is_refused(daemons: Daemons, echo: Echo, installed: Installed) -> None:
     daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
     with dial(port) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGTERM)
         eventually(lambda: daemon.status()["draining"], "it drains")
-        assert refused(capsys, daemon, "upgrade") == "relay: relay is stopping; nothing is upgraded\n"
+        assert refused(daemon, "upgrade") == "relay: relay is stopping; nothing is upgraded\n"
         assert echoed(client) == b"ping"
 
 
@@ -199,7 +185,7 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
 
 @pytest.mark.slow
 def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
-    daemons: Daemons, echo: Echo, installed: Installed, capsys: Capture
+    daemons: Daemons, echo: Echo, installed: Installed
 ) -> None:
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
     with dial(port) as client:
@@ -209,10 +195,11 @@ def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
         eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
         assert "an upgrade is under way" in eventually(lambda: no_reload(daemon), "the new control answers")
         eventually(lambda: "has not come to its end" in no_reload(daemon), "time is up")
-        assert "the upgrade has not come to its end" in refused(capsys, daemon, "reload")
+        assert "the upgrade has not come to its end" in refused(daemon, "reload")
         installed.change("dataplane/succession.py", "    no_such_name\n", "")
         installed.release()
-        assert main(["upgrade", "--settings", str(daemon.settings_file)]) == 0, capsys.readouterr().err
+        done = typed("upgrade", "--settings", str(daemon.settings_file))
+        assert done.returncode == 0, done
         assert upgraded(daemon, 2, NEW)["workers"][1]["survives_crash"]
         assert echoed(client) == b"ping"
         assert daemon.ask("POST", "/v1/reload")[0] == 200
