@@ -1,5 +1,6 @@
 """What the kernel says of a process: proc(5)."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -55,4 +56,13 @@ def rss_bytes(pid: int) -> int:
 
 def descriptors(pid: int) -> int:
     """How many descriptors the process has open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return len(opened(pid))
+
+
+def opened(pid: int) -> dict[Path, str]:
+    """What each descriptor of the process leads to. One that it closes meanwhile is not among them."""
+    found = {}
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[each] = os.readlink(each)
+    return found

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relay.dataplane import faults
+from tests.e2e.peers import children
 from tests.e2e.streams import WELL_ENDED, Client, Shape
 from tests.harness import HANG_S, Daemon, eventually
 
@@ -127,10 +128,3 @@ def renew_workers(daemon: Daemon) -> None:
         return all(worker["pid"] != pid and worker["pipes"] == 1 for worker, pid in zip(workers, last, strict=True))
 
     eventually(renewed, "the next workers are at work")
-
-
-def children(pid: int) -> list[int]:
-    """The pids of a process's children (proc(5), /proc/PID/task/TID/children); none, when it is gone."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(each) for each in file.read().split()]
-    return []

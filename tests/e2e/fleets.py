@@ -69,7 +69,8 @@ class Fleet:
         """Another daemon of the same machine; or, with another address, a clone of it."""
         self._number += 1
         place = self.directory / f"{self._number}"
-        shutil.copytree(daemon.directory, place, ignore=shutil.ignore_patterns("*.sock", "log"))
+        # What is just being written has a name with a dot before it.
+        shutil.copytree(daemon.directory, place, ignore=shutil.ignore_patterns("*.sock", "log", ".*"))
         before = str(daemon.directory)
         made = copy.copy(daemon)
         text = daemon.settings_file.read_text().replace(before, str(place))

@@ -98,7 +98,7 @@ def gone(pid: int) -> bool:
     """Whether the process has ended; one that nobody has waited for yet counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
@@ -112,10 +112,16 @@ def pids(daemon: Daemon) -> set[int]:
     return {daemon.pid, *descendants(daemon.pid)}
 
 
+def children(pid: int) -> list[int]:
+    """The pids of a process's children (proc(5), /proc/PID/task/TID/children); none, when it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(each) for each in file.read().split()]
+    return []
+
+
 def descendants(pid: int) -> list[int]:
     """The pids of all processes that this one and its own have started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *descendants(child))]
+    return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
 def control_restarted(daemon: Daemon) -> dict[str, Any]:

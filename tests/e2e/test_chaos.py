@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.conformance.proc import descriptors
+from tests.conformance.proc import descriptors, opened
 from tests.conftest import Daemons
 from tests.e2e import streams
 from tests.e2e.chaos import Streams, await_visits, kill_workers, renew_workers
@@ -185,7 +185,7 @@ def anonymous_bytes(pid: int) -> int:
 
 def ledger_bytes(pid: int) -> int:
     """Memory that the ledger takes: the pages of its memory file that were ever written."""
-    fd = next(fd for fd in Path(f"/proc/{pid}/fd").iterdir() if "memfd:relay-ledger" in os.readlink(fd))
+    fd = next(fd for fd, leads_to in opened(pid).items() if "memfd:relay-ledger" in leads_to)
     return fd.stat().st_blocks * 512
 
 

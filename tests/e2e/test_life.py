@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.proc import opened
 from tests.conftest import Daemons
 from tests.e2e.peers import control_pid, control_restarted, endpoint, gone, pids, refused, shut
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
@@ -212,7 +213,7 @@ def test_descriptors_do_not_pile_up_over_reloads(daemons: Daemons, echo: Echo) -
                 assert (code, len(answer["changes"])) == (200, 1)
 
     def held(pid: int) -> Counter[str]:  # what they are, without inode numbers
-        return Counter(os.readlink(entry).split(":")[0] for entry in Path(f"/proc/{pid}/fd").iterdir())
+        return Counter(leads_to.split(":")[0] for leads_to in opened(pid).values())
 
     reload(2)
     before = {name: held(pid) for name, pid in pids.items()}

@@ -14,9 +14,9 @@ import pytest
 
 from tests.conformance.proc import descriptors
 from tests.conftest import Daemons
-from tests.e2e.chaos import Streams, children, renew_workers
+from tests.e2e.chaos import Streams, renew_workers
 from tests.e2e.installed import NEW, Installed, upgraded
-from tests.e2e.peers import counted, typed
+from tests.e2e.peers import children, counted, typed
 from tests.e2e.streams import target
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
