@@ -194,7 +194,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.dataplane.dial": "the middle part of a session; the tests of sessions and of targets go through it",
     "relay.dataplane.route": "the tests of sessions and of the edge go through it",
     "relay.control.health": "it probes; the end-to-end tests of the edge start and stop what it asks",
-    "relay.fleet.presence": "the tests of the registry announce by it, lose its leases and meet its clones",
     "relay.dataplane.adopt": "it takes a dead process' descriptors over; the end-to-end tests kill workers at every step",
     "relay.dataplane.faults": "it is the end-to-end tests' own tool",
     "relay.dataplane.holder": "a process that forks; the end-to-end tests kill it and what it holds",

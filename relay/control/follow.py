@@ -28,7 +28,7 @@ _TICK_S: Final = 1.0  # what is told is at most so old, and what did not come in
 # again for each of them.
 _SETTLE_S: Final = 0.2
 _AGAIN_S: Final = 5.0  # after a mistake of our own
-_LEAVE_S: Final = 1.0  # to tell the registry at the end; the lease ends by itself
+_LEAVE_S: Final = 3.0  # to tell the registry at the end, of a busy machine too; the lease ends by itself
 
 
 class Follower:

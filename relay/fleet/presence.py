@@ -93,10 +93,24 @@ class Presence:
     async def leave(self) -> None:
         """The machine is not there any more; its number stays its own for `hold` from now."""
         with contextlib.suppress(RegistryError):
+            if not self._lease:
+                await self._find_leases()
             if self._lease:
                 await self._client.revoke(self._lease)
             if self._slot_lease:
                 await self._client.keep_alive(self._slot_lease)
+
+    async def _find_leases(self) -> None:
+        """The leases of what stands there as ours: whoever claimed the number, or ran before us, has put it there."""
+        slots, presences = (await self._client.txn((), [get(self._slot), get(self._key)])).found
+        place = self._member.role, self._member.ordinal
+        for there in presences:
+            entry = read_entry(place, there.value or b"")
+            if entry is not None and entry.daemon == str(self._me.daemon):
+                self._lease = there.lease
+        for slot in slots:
+            if slot.value == slot_value(self._me.machine):
+                self._slot_lease = slot.lease
 
     async def _renew(self) -> None:
         if self._lease and not await self._client.keep_alive(self._lease):
