@@ -248,7 +248,8 @@ class Session(Dial):
         if up_done and down_done:
             if self._reset_by:
                 return self._deliver_then_reset()
-            return self.cut("target_fin" if down.fin else "client_fin")  # closing sends the FIN that is still owed
+            # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
+            return self.cut("target_fin" if down.fin or up.abandoned else "client_fin")
         if up_done and not up.fin:
             self._plane.ledger.flag(self._record, _UP_FIN)  # before it is sent: see `resume`
             up.finish()

@@ -148,6 +148,14 @@ def test_a_target_that_closes_right_after_its_answer(path: DataPath, target: Tar
         answering.result()
 
 
+def test_a_target_that_closes_while_its_answer_waits(path: DataPath, target: Target) -> None:
+    """All buffers are full. On a Unix socket the close is seen before its last bytes can be read: still it was the first."""
+    with path.open(target.address, {"target_fin": 1}) as door, connect(door.address) as client:
+        with target.accept() as served:
+            size = stream(14).fill(served, 256 * MIB, door.pids)
+        assert receive(client) == whole(14, size)
+
+
 @pytest.mark.parametrize("size", [1, KIB, 48 * KIB])
 def test_a_short_answer_and_a_close(path: DataPath, target: Target, size: int) -> None:
     """The answer and the end come together. On a Unix socket close(2) shows as broken in both directions at once."""
