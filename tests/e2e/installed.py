@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import relay
-from tests.harness import Daemon, eventually
+from tests.harness import HANG_S, Daemon, eventually
 
 NEW: Final = "9.9.9"
 
@@ -44,6 +44,11 @@ class Installed:
         """Another version."""
         text = (self.package / "__init__.py").read_text()
         self._write("__init__.py", re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', text))
+
+    def patient(self) -> None:
+        """Holders wait for each other for as long as a busy machine may take."""
+        self.change("dataplane/succession.py", "_PATIENCE_S: Final = 5.0", f"_PATIENCE_S: Final = {HANG_S}")
+        self.change("dataplane/renewal.py", "_PATIENCE_S: Final = 10.0", f"_PATIENCE_S: Final = {HANG_S}")
 
     def _write(self, file: str, text: str) -> None:
         path = self.package / file

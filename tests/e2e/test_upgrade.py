@@ -107,6 +107,7 @@ def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Ech
 @contextmanager
 def streamed(daemons: Daemons, installed: Installed) -> Iterator[tuple[Daemon, Streams]]:
     """A daemon and streams of every shape through it. At the end everything must be accounted for."""
+    installed.patient()
     with target() as (at, address):
         port = free_port()
         daemon = daemons(one_endpoint(port, address), {"workers": 2}, wrapper=installed.wrapper)
