@@ -34,11 +34,7 @@ class Front:
     def account(self, **denied: int) -> dict[str, Any]:
         """The endpoint's status once nothing is open: every connection has one cause, and relay is none of them."""
 
-        def settled() -> dict[str, Any] | None:
-            now = self.daemon.endpoint("web/in")
-            return now if not now["active"] and now["accepted"] == sum(now["closed"].values()) else None
-
-        status: dict[str, Any] = eventually(settled, "every connection has ended")
+        status = settled(self.daemon)
         assert status["accepted"] > 0
         assert "error" not in status["closed"]
         assert status["denied"] == denied
@@ -79,6 +75,16 @@ def accept(listener: socket.socket) -> socket.socket:
 def untouched(listener: socket.socket) -> bool:
     """Whether nobody waits to be accepted."""
     return not select.select([listener], [], [], 0)[0]
+
+
+def settled(daemon: Daemon) -> dict[str, Any]:
+    """The account of `web/in` once every connection has ended, with a cause: that is counted last."""
+
+    def account() -> dict[str, Any] | None:
+        now = daemon.endpoint("web/in")
+        return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
+
+    return dict(eventually(account, "every connection has ended, and is counted"))
 
 
 def counted(daemon: Daemon, name: str = "web/in", **expected: Any) -> None:

@@ -17,6 +17,7 @@ from tests.conformance.proc import descriptors, opened
 from tests.conftest import Daemons
 from tests.e2e import streams
 from tests.e2e.chaos import Streams, await_visits, kill_workers, renew_workers
+from tests.e2e.peers import settled
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target
 from tests.harness import Daemon, eventually, one_endpoint
 from tests.ports import free_port
@@ -68,11 +69,7 @@ class Site:
         daemon, done = self.daemon, self.streams.done
         assert self.target.failures == []
 
-        def settled() -> dict[str, Any] | None:
-            now = daemon.endpoint("web/in")
-            return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
-
-        account = eventually(settled, "every flow has ended, and is counted")
+        account = settled(daemon)
         closed = account["closed"]
         expected = {
             causes: sum(done[shape] for shape in SHAPES if SHAPES[shape] == causes) for causes in SHAPES.values()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import Daemons
 from tests.e2e.chaos import Streams, await_visits, kill_workers
+from tests.e2e.peers import settled
 from tests.e2e.streams import target
 from tests.harness import Daemon, eventually
 from tests.ports import free_port
@@ -47,26 +48,18 @@ def traffic(
 def assert_balanced(edge: Daemon, behind: list[Daemon], done: int) -> None:
     """Every stream was counted once by the edge and by an instance, and nobody is connected any more."""
 
-    def ended(daemon: Daemon) -> dict[str, Any] | None:
-        """The account, once every flow has ended: the cause of an end is counted last."""
-        now = daemon.endpoint("web/in")
-        return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
-
-    def account(daemon: Daemon) -> dict[str, Any]:
-        return dict(eventually(lambda: ended(daemon), "every flow has ended, with a cause"))
-
     def nobody() -> bool:
         # A worker that dies between the two counts of a flow's end leaves the second to its successor.
         return [target["active"] for target in edge.endpoint("web/in")["target_set"]] == [0] * len(behind)
 
     eventually(nobody, "no target has a connection")
-    seen = account(edge)
+    seen = settled(edge)
     assert seen["accepted"] == done
     assert set(seen["closed"]) <= _CLEAN
     assert all(target["connected"] for target in seen["target_set"]), "an instance got none"
     carried = 0
     for daemon in behind:
-        closed = account(daemon)["closed"]
+        closed = settled(daemon)["closed"]
         # A dial that the edge's worker died in is one that nothing more comes of, and the next worker dials anew.
         assert set(closed) <= _CLEAN | {"client_gone"}
         carried += sum(closed.get(cause, 0) for cause in _CLEAN)

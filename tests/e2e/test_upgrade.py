@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from tests.conformance.proc import descriptors
 from tests.conftest import Daemons
 from tests.e2e.chaos import Streams, renew_workers
 from tests.e2e.installed import NEW, Installed, upgraded
-from tests.e2e.peers import children, counted, typed
+from tests.e2e.peers import children, counted, settled, typed
 from tests.e2e.streams import target
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
@@ -116,11 +115,7 @@ def streamed(daemons: Daemons, installed: Installed) -> Iterator[tuple[Daemon, S
             yield daemon, streams
         assert at.failures == []
 
-        def settled() -> dict[str, Any] | None:
-            now = daemon.endpoint("web/in")
-            return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
-
-        endpoint = eventually(settled, "every flow has ended, and is counted")
+        endpoint = settled(daemon)
         assert endpoint["accepted"] == streams.done.total()
         assert set(endpoint["closed"]) <= {"client_fin", "target_fin"}
         assert list(daemon.events("bug")) == []
