@@ -12,6 +12,7 @@ from relay.config.model import Service
 from relay.config.source import Source
 from relay.errors import Problem
 from tests.config.test_check import read
+from tests.harness import heap_set_aside
 
 
 def lint(roles: str, lists: str = "") -> list[Problem]:
@@ -160,9 +161,10 @@ def test_twenty_thousand_rules() -> None:
     """Far from the square of their number: that would be two hundred million comparisons."""
     v4 = [ip_network((n << 12, 20 + n % 13)) for n in range(10_000)]
     v6 = [ip_network(((0x2001 << 112) + (n << 100), 28 + n % 100)) for n in range(10_000)]
-    began_s = time.process_time()
-    found = shadowed(*v4, *v6, v4[5], v6[-1])
-    assert time.process_time() - began_s < 15
+    with heap_set_aside():
+        began_s = time.thread_time()
+        found = shadowed(*v4, *v6, v4[5], v6[-1])
+        assert time.thread_time() - began_s < 15
     assert found == [20_000, 20_001]
 
 

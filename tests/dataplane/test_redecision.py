@@ -5,7 +5,6 @@ Time is the thread's own (CPU), so that a machine that has other things to do fa
 
 import asyncio
 import contextlib
-import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -20,6 +19,7 @@ from relay.dataplane.plane import Plane
 from relay.dataplane.words import Count
 from tests.config.test_snapshot import endpoint_row
 from tests.dataplane.test_worker import Running
+from tests.harness import heap_set_aside
 from tests.ports import free_port
 
 pytestmark = pytest.mark.alone
@@ -28,7 +28,7 @@ FLOWS: Final = 10_000
 GONE: Final = 500  # of them to an endpoint that goes
 DECIDED_S: Final = 0.2
 PAUSE_S: Final = 0.02
-TURNS: Final = 3
+TURNS: Final = 5
 
 
 class Stub:
@@ -70,14 +70,9 @@ def callbacks_s(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         run(handle)
         found.append(time.thread_time() - began_s)
 
-    gc.collect()
-    gc.freeze()  # what other tests left in this process is no worker's to look through
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncio.Handle, "_run", timed)
-            yield found
-    finally:
-        gc.unfreeze()
+    with heap_set_aside(), monkeypatch.context() as patch:
+        patch.setattr(asyncio.Handle, "_run", timed)
+        yield found
 
 
 @pytest.fixture
