@@ -19,7 +19,7 @@ from types import CodeType
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDS = frozenset({"begin", "advance", "hold", "moved", "flag", "ending", "end"})
 """Methods of `WorkerLedger` that write a flow's record. Nothing but statements that call one of them is left out."""
-MODULES = frozenset({"relay.dataplane.session", "relay.dataplane.splice", "relay.dataplane.plane"})
+MODULES = frozenset({"relay.dataplane.session", "relay.dataplane.splice", "relay.dataplane.context"})
 
 
 class WithoutRecords(ast.NodeTransformer):
@@ -99,7 +99,7 @@ def leave_out_records() -> None:
 
 def keep_counters_private() -> None:
     """Give each worker an array of its own for its counters. Its few other words stay where its keeper and control look."""
-    from relay.dataplane.ledger import WorkerLedger
+    from relay.ledger.ledger import WorkerLedger
 
     attach = WorkerLedger.__init__
 
@@ -140,7 +140,7 @@ def main() -> int:
         case _:
             print(__doc__, file=sys.stderr)
             return 2
-    from relay.cli import main
+    from relay.cli.main import main
 
     return main(sys.argv[2:])
 

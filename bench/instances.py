@@ -24,7 +24,7 @@ from relay.fleet.claim import Claimant, claim
 from relay.fleet.etcd import Client
 from relay.fleet.gateway import Batch, read_batch
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import Daemon
+from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence, backoff_s
 from relay.fleet.registry import Etcd, Seen
 

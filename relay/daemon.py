@@ -12,14 +12,16 @@ from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import Prepared, Sources, prepare
-from relay.dataplane import channel, handover, worker
-from relay.dataplane.handover import Handover
-from relay.dataplane.keeper import Keeper
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.state import State
-from relay.dataplane.words import Head
-from relay.fleet.names import open_names_sockets
+from relay.dataplane import worker
+from relay.kernel import channel
+from relay.ledger.layout import Head
+from relay.ledger.ledger import Ledger
 from relay.log import Log
+from relay.names.server import open_names_sockets
+from relay.processes import handover
+from relay.processes.handover import Handover
+from relay.processes.inherited import State
+from relay.processes.keeper import Keeper
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
@@ -28,7 +30,7 @@ _FLOWS_MAX = 262_144
 def run(sources: Sources) -> int:
     """Run the daemon until it is told to stop; its exit status. Raises OperatorError when it cannot start.
 
-    Or go on running it, where this program has replaced another one (dataplane/handover.py).
+    Or go on running it, where this program has replaced another one (processes/handover.py).
     """
     memory = os.environ.pop(handover.VARIABLE, None)
     if memory is not None:

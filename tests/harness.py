@@ -22,7 +22,7 @@ import yaml
 from hypothesis import settings
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.dataplane.sockets import attach_filter
+from relay.kernel.sockets import attach_filter
 
 HANG_S: Final = 60.0  # the bound of every wait: for hanging, not for speed
 START_S: Final = HANG_S

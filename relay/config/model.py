@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHa
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from relay.config import places, values
+from relay.config import references, values
 from relay.config.fields import (
     FOLLOWS,
     Access,
@@ -256,10 +256,10 @@ class Endpoint(Keys):
 class Door(Keys):
     """A door out: a port of this machine alone that leads to another role's endpoint."""
 
-    endpoint: Annotated[tuple[str, str], *text(places.endpoint, places.ENDPOINT_PATTERN, "store/postgres")]
+    endpoint: Annotated[tuple[str, str], *text(references.endpoint, references.ENDPOINT_PATTERN, "store/postgres")]
     """Where it leads to: a role of this service, and an endpoint that admits this role. A healthy instance is chosen."""
 
-    listen: Annotated[HostPort, *text(places.loopback, places.LOOPBACK_PATTERN, "127.0.0.1:5432")]
+    listen: Annotated[HostPort, *text(references.loopback, references.LOOPBACK_PATTERN, "127.0.0.1:5432")]
     """The loopback address and port that programs on this machine connect to."""
 
     connect_s: Duration = Field(default=5.0, alias="connect", json_schema_extra={"default": "5s"})

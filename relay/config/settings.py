@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WithJsonSchema, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from relay.config import places, values
+from relay.config import references, values
 from relay.config.fields import Duration, Flag, Keys, RoleName, absent, text, words
 from relay.config.values import HostPort, IPAddress
 
@@ -27,7 +27,7 @@ class Admin(Keys):
     )
     """The path of the admin API's Unix socket."""
 
-    listen: Annotated[HostPort | None, *text(places.loopback, places.LOOPBACK_PATTERN, "127.0.0.1:9465")] = None
+    listen: Annotated[HostPort | None, *text(references.loopback, references.LOOPBACK_PATTERN, "127.0.0.1:9465")] = None
     """A loopback address and port where every program of this machine may ask who is in the service. Default: nowhere."""
 
 
@@ -47,45 +47,45 @@ class Registry(Keys):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["etcd"]}, {"required": ["directory"]}]})
 
     # Before `etcd`, whose validator sees it.
-    directory: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/relay/instances")] = None
+    directory: Annotated[str | None, *text(references.file, references.FILE_PATTERN, "/etc/relay/instances")] = None
     """A directory with a file for each instance: `web_IN_0.yaml`, with its `address`."""
 
     etcd: Annotated[
-        tuple[Annotated[str, *text(places.url, places.URL_PATTERN, "http://10.0.9.1:2379")], ...],
+        tuple[Annotated[str, *text(references.url, references.URL_PATTERN, "http://10.0.9.1:2379")], ...],
         BeforeValidator(values.not_empty),
     ] = Field(default_factory=absent, validate_default=True, json_schema_extra={"minItems": 1})
     """The URLs of an etcd cluster's members. Each is tried when another one does not answer."""
 
-    ttl_s: Annotated[float, *text(places.lease, values.DURATION_PATTERN, "10s")] = Field(
+    ttl_s: Annotated[float, *text(references.lease, values.DURATION_PATTERN, "10s")] = Field(
         default=10.0, alias="ttl", json_schema_extra={"default": "10s"}
     )
     """An instance that has not been heard of for so long is not there. From 2s."""
 
-    hold_s: Annotated[float, *text(places.lease, values.DURATION_PATTERN, "1h")] = Field(
+    hold_s: Annotated[float, *text(references.lease, values.DURATION_PATTERN, "1h")] = Field(
         default=3600.0, alias="hold", json_schema_extra={"default": "1h"}
     )
     """An instance's number stays its machine's for so long after it was last heard of."""
 
-    username: Annotated[str | None, BeforeValidator(places.word)] = None
+    username: Annotated[str | None, BeforeValidator(references.word)] = None
     """Who etcd knows this machine as."""
 
-    password_file: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/relay/etcd.password")] = Field(
-        default_factory=absent, validate_default=True
-    )
+    password_file: Annotated[
+        str | None, *text(references.file, references.FILE_PATTERN, "/etc/relay/etcd.password")
+    ] = Field(default_factory=absent, validate_default=True)
     """The file that has its password, on the first line."""
 
-    ca: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/relay/etcd-ca.pem")] = None
+    ca: Annotated[str | None, *text(references.file, references.FILE_PATTERN, "/etc/relay/etcd-ca.pem")] = None
     """The certificates that etcd's own is checked against. Default: the system's."""
 
-    cert: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/relay/etcd-client.pem")] = None
+    cert: Annotated[str | None, *text(references.file, references.FILE_PATTERN, "/etc/relay/etcd-client.pem")] = None
     """This machine's own certificate for etcd."""
 
-    key: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/relay/etcd-client.key")] = Field(
+    key: Annotated[str | None, *text(references.file, references.FILE_PATTERN, "/etc/relay/etcd-client.key")] = Field(
         default_factory=absent, validate_default=True
     )
     """Its key."""
 
-    state: Annotated[str, *text(places.file, places.FILE_PATTERN, "/var/lib/relay")] = "/var/lib/relay"
+    state: Annotated[str, *text(references.file, references.FILE_PATTERN, "/var/lib/relay")] = "/var/lib/relay"
     """The directory that keeps the last roster, for a start while the registry is down."""
 
     @field_validator("etcd", mode="wrap")
@@ -112,10 +112,12 @@ class Registry(Keys):
 class Names(Keys):
     """How other instances are found by name on this machine."""
 
-    listen: Annotated[HostPort | None, *text(places.name_server, places.LOOPBACK_PATTERN, "127.0.0.153:53")] = None
+    listen: Annotated[HostPort | None, *text(references.name_server, references.LOOPBACK_PATTERN, "127.0.0.153:53")] = (
+        None
+    )
     """The loopback address and port of a DNS server for `SERVICE.internal`. Default: none."""
 
-    hosts: Annotated[str | None, *text(places.file, places.FILE_PATTERN, "/etc/hosts")] = None
+    hosts: Annotated[str | None, *text(references.file, references.FILE_PATTERN, "/etc/hosts")] = None
     """A hosts file in which relay keeps a block with the names. Default: none."""
 
     ttl_s: Duration = Field(default=5.0, alias="ttl", json_schema_extra={"default": "5s"})
@@ -180,7 +182,7 @@ class Settings(Keys):
     names: Names = Names()
     """How other instances are found by name on this machine."""
 
-    machine_id: Annotated[str, *text(places.file, places.FILE_PATTERN, "/etc/machine-id")] = "/etc/machine-id"
+    machine_id: Annotated[str, *text(references.file, references.FILE_PATTERN, "/etc/machine-id")] = "/etc/machine-id"
     """The file that tells this machine from others: what an instance's number belongs to."""
 
     log: Log = Log()

@@ -17,23 +17,23 @@ from relay.config.roster import Member, difference
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control import admin, upgrade
-from relay.control.deliver import Delivery
+from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
-from relay.control.follow import Follower
-from relay.control.health import Prober, forget_newcomers
 from relay.control.metrics import LedgerCollector
-from relay.control.naming import Naming
+from relay.control.name_service import Naming
+from relay.control.probing import Prober, forget_newcomers
+from relay.control.registry_follower import Follower
 from relay.control.reload import Prepared, Sources, follow, prepare, service_of
 from relay.control.routes import Discovery
 from relay.control.status import busy, connections, status
-from relay.dataplane import channel
-from relay.dataplane.ledger import Ledger
 from relay.dataplane.listener import close_all
-from relay.dataplane.renewal import behind
-from relay.dataplane.words import Head, Word
 from relay.dataplane.worker import loop_factory
 from relay.errors import ConfigError, OperatorError, os_reason
+from relay.kernel import channel
+from relay.ledger.layout import Head, Word
+from relay.ledger.ledger import Ledger
 from relay.log import Log
+from relay.processes.renewal import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
 _AGAIN_S: Final = 5.0  # to the next try where the registry's own files cannot be read

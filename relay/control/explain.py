@@ -16,10 +16,10 @@ from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, RuleRow, Snapshot
 from relay.control.status import target_status
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import Health, TargetCount, health_at
-from relay.envelope.decide import Envelope
+from relay.envelope.rules import Envelope
 from relay.errors import OperatorError
+from relay.ledger.layout import Health, TargetCount, health_at
+from relay.ledger.ledger import Ledger
 from relay.targets.choose import Ranking, bucket
 
 # Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is

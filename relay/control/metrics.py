@@ -10,8 +10,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot
 from relay.control.status import is_busy, worker_restarts
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import (
+from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
     DURATION_BOUNDS_S,
@@ -25,6 +24,7 @@ from relay.dataplane.words import (
     Word,
     health_at,
 )
+from relay.ledger.ledger import Ledger
 
 _LABELS = ("role", "endpoint", "type")
 _COUNTERS = (

@@ -28,13 +28,13 @@ from relay.config.snapshot import Snapshot
 from relay.control import discovery
 from relay.control.discovery import Fleet
 from relay.control.environment import variables
-from relay.control.naming import zone_of
+from relay.control.name_service import zone_of
 from relay.control.openapi import document
 from relay.control.status import avoided, is_busy
 from relay.control.watch import WATCHERS_MAX, Feed
-from relay.dataplane.ledger import Ledger
 from relay.errors import ClashError, OperatorError, UnknownError
-from relay.fleet import hosts
+from relay.ledger.ledger import Ledger
+from relay.names import hosts
 
 # A watcher that takes nothing for so long while something waits for it has stopped reading.
 _WRITE_S: Final = 10.0

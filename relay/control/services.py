@@ -10,7 +10,7 @@ import time
 from typing import Final
 
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.dataplane.ledger import Ledger
+from relay.ledger.ledger import Ledger
 
 _ASK_S: Final = 1.0  # a local service answers within a millisecond, or is in trouble
 

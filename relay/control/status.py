@@ -6,9 +6,7 @@ from typing import Any
 
 from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.renewal import behind
-from relay.dataplane.words import (
+from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
     REASONS,
@@ -20,6 +18,8 @@ from relay.dataplane.words import (
     Word,
     health_at,
 )
+from relay.ledger.ledger import Ledger
+from relay.processes.renewal import behind
 
 
 def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int) -> dict[str, Any]:

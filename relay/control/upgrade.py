@@ -2,7 +2,7 @@
 
 Before anything is touched, `python -m relay trial` runs as a process of its own: whatever can go wrong in new code at its
 start goes wrong there. What it worked out, the new code's own snapshot and settings, goes in a memory file to the keeper,
-which then replaces its program (dataplane/keeper.py): after that nothing is read or parsed that could fail.
+which then replaces its program (processes/keeper.py): after that nothing is read or parsed that could fail.
 """
 
 import asyncio
@@ -18,8 +18,10 @@ from relay.config.roster import Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control.reload import FIXED, Sources, Who, compile_files
-from relay.dataplane import handover, words, worker
+from relay.dataplane import worker
 from relay.errors import ConfigError, OperatorError, Problem
+from relay.ledger import layout
+from relay.processes import handover
 
 _TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
 _TEXT_MAX: Final = 4000  # of a failed trial's output: the end of a traceback says what is wrong
@@ -105,9 +107,9 @@ def trial(text: str) -> None:
     if raw["handover_format"] != handover.FORMAT:
         raise OperatorError(f"relay {__version__} cannot take over from the running version; {advice}")
     told = Facts(**{name: raw[name] for name in Facts.__dataclass_fields__})
-    if (layout := words.layout(told.ledger_fd)) != words.VERSION:
+    if (running := layout.layout_version(told.ledger_fd)) != layout.VERSION:
         raise OperatorError(
-            f"relay {__version__} keeps its ledger in layout {words.VERSION}, the running one in {layout}, so it could not "
+            f"relay {__version__} keeps its ledger in layout {layout.VERSION}, the running one in {running}, so it could not "
             f"take the connections over; {advice}"
         )
     worker.loop_factory()

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
-from relay.dataplane.ledger import NO_PIPE, FlowRecord, owner_of
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.plane import Plane
 from relay.dataplane.session import Session
-from relay.dataplane.sockets import (
+from relay.kernel.sockets import (
     Accepted,
     connected_addresses,
     finish_on_close,
@@ -28,7 +27,8 @@ from relay.dataplane.sockets import (
     readable_now,
     reset_on_close,
 )
-from relay.dataplane.words import CAUSES, Flag, State, Word
+from relay.ledger.layout import CAUSES, Flag, State, Word
+from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
 
 _CLEAN: Final = ("client_fin", "target_fin")
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered

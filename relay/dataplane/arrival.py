@@ -4,13 +4,13 @@ import time
 from abc import ABC, abstractmethod
 
 from relay.config.snapshot import join_host_port
-from relay.dataplane import look
+from relay.dataplane import first_bytes
+from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
-from relay.dataplane.plane import Plane
-from relay.dataplane.poller import BROKEN, PEER_FIN
-from relay.dataplane.sockets import AnySocket, address_text
-from relay.dataplane.words import Flag, Head
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+from relay.kernel.poller import BROKEN, PEER_FIN
+from relay.kernel.sockets import AnySocket, address_text
+from relay.ledger.layout import Flag, Head
 
 
 class Arrival(ABC):
@@ -44,7 +44,7 @@ class Arrival(ABC):
     def _read_header(self, events: int) -> None:
         """Look at the edge's PROXY header; once it is whole, take it, and no byte more."""
         try:
-            header, self._looked_bytes = look.header(self._client, self._looked_bytes)
+            header, self._looked_bytes = first_bytes.header(self._client, self._looked_bytes)
         except BlockingIOError:
             return None
         except OSError:
@@ -57,7 +57,7 @@ class Arrival(ABC):
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
         self._plane.ledger.identify(self._record, peer, Flag.PROBE if header.src is None else 0)
         self._probe = header.src is None
-        look.take(self._client, header.length)
+        first_bytes.take(self._client, header.length)
         return self._identified(peer)
 
     def _identified(self, peer: str) -> None:
@@ -94,7 +94,7 @@ class Arrival(ABC):
         """Look at what the client has sent so far, and leave it in the socket."""
         declared = self.gate.declared
         try:
-            verdict, self._looked_bytes = look.first_bytes(self._client, declared.protocol, self._looked_bytes)  # type: ignore[arg-type]
+            verdict, self._looked_bytes = first_bytes.first_bytes(self._client, declared.protocol, self._looked_bytes)  # type: ignore[arg-type]
         except BlockingIOError:
             return
         except OSError:

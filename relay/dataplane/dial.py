@@ -5,11 +5,11 @@ from abc import abstractmethod
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane.arrival import Arrival
-from relay.dataplane.poller import WRITE
 from relay.dataplane.route import Route
-from relay.dataplane.sockets import CAPACITY, NOT_TRANSPARENT, AnySocket, connect, target_socket
-from relay.dataplane.words import State
 from relay.errors import os_reason
+from relay.kernel.poller import WRITE
+from relay.kernel.sockets import CAPACITY, NOT_TRANSPARENT, AnySocket, connect, target_socket
+from relay.ledger.layout import State
 
 
 class Dial(Arrival):

@@ -16,16 +16,16 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-from relay.dataplane import dial, listener, look, session, splice
+from relay.dataplane import dial, first_bytes, listener, session, splice
 from relay.dataplane.adopt import Adoption
 from relay.dataplane.gate import Gate
-from relay.dataplane.ledger import WorkerLedger
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import PipePool
-from relay.dataplane.poller import Poller
-from relay.dataplane.sockets import Accepted
-from relay.dataplane.sources import Sources
-from relay.dataplane.words import Word
+from relay.kernel.poller import Poller
+from relay.kernel.sockets import Accepted
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import Word
+from relay.ledger.ledger import WorkerLedger
 from relay.log import Log
 from relay.targets.pool import Pool
 
@@ -79,13 +79,13 @@ _DENIALS_AND_RESETS: Final[_Steps] = (
 _TCP: Final[_Steps] = (*_DENIALS_AND_RESETS, (splice.Mover, "discard"), (WorkerLedger, "advance"))
 _HTTP: Final[_Steps] = (
     *_DENIALS_AND_RESETS,
-    (look, "first_bytes"),
+    (first_bytes, "first_bytes"),
     (WorkerLedger, "advance"),
     (session, "introduce"),
     (Sources, "add"),
 )
 _EDGE: Final[_Steps] = (
-    (look, "first_bytes"),
+    (first_bytes, "first_bytes"),
     (WorkerLedger, "advance"),
     (Pool, "choose"),
     (session, "introduce"),
@@ -93,11 +93,11 @@ _EDGE: Final[_Steps] = (
     (WorkerLedger, "aim"),
 )
 _HEADER: Final[_Steps] = (
-    (look, "header"),
+    (first_bytes, "header"),
     (WorkerLedger, "identify"),
-    (look, "take"),
+    (first_bytes, "take"),
     (Gate, "identify"),
-    (look, "first_bytes"),
+    (first_bytes, "first_bytes"),
     (WorkerLedger, "advance"),
 )
 WALKS: Final = {

@@ -9,11 +9,11 @@ import socket
 from typing import Final
 
 from relay.config.snapshot import EndpointRow
-from relay.dataplane.ledger import WorkerLedger
-from relay.dataplane.sources import Sources
-from relay.dataplane.words import CAUSES, ENVELOPE_REASONS, REASONS, Count
 from relay.envelope.cidr import unmap
-from relay.envelope.decide import Envelope
+from relay.envelope.rules import Envelope
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
+from relay.ledger.ledger import WorkerLedger
 from relay.targets.pool import Pool
 
 # Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.

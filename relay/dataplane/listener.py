@@ -13,11 +13,12 @@ import time
 from typing import Final
 
 from relay.config.snapshot import EndpointRow, join_host_port
+from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
-from relay.dataplane.plane import Plane
-from relay.dataplane.poller import EXCLUSIVE, READ
 from relay.dataplane.session import Session
-from relay.dataplane.sockets import (
+from relay.errors import ListenError, os_reason
+from relay.kernel.poller import EXCLUSIVE, READ
+from relay.kernel.sockets import (
     CAPACITY,
     RESET_ON_CLOSE,
     Accepted,
@@ -26,7 +27,6 @@ from relay.dataplane.sockets import (
     dropped_packets,
     not_blocking,
 )
-from relay.errors import ListenError, os_reason
 
 BACKLOG: Final = 4096  # what the kernel itself allows by default (listen(2), somaxconn since Linux 5.4)
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from relay.dataplane.ledger import WorkerLedger
-from relay.dataplane.words import Word
+from relay.ledger.layout import Word
+from relay.ledger.ledger import WorkerLedger
 
 DEFAULT_BYTES: Final = 64 * 1024  # what pipe2(2) gives: 16 slots of a page
 # One read of a bulk flow moves this much, and the system calls' share falls with it. Few pipes are this

@@ -5,7 +5,7 @@ from typing import Final
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate, packed
-from relay.dataplane.sockets import AnySocket
+from relay.kernel.sockets import AnySocket
 
 _ATTEMPTS_MAX: Final = 2  # without a pool: the first target and one other; a client waits for no more
 # Of a pool's target, before the next is tried: a handshake that was lost is sent again after 1 s (tcp(7)), and within

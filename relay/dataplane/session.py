@@ -14,15 +14,15 @@ import socket
 import time
 from typing import Final
 
-from relay.dataplane import look
+from relay.dataplane import first_bytes
+from relay.dataplane.context import Plane
 from relay.dataplane.dial import Dial
 from relay.dataplane.gate import Gate
-from relay.dataplane.ledger import FlowRecord
 from relay.dataplane.pipes import Pipe
-from relay.dataplane.plane import Plane
-from relay.dataplane.poller import BROKEN, PEER_FIN, READ, WRITE
 from relay.dataplane.route import Route
-from relay.dataplane.sockets import (
+from relay.dataplane.splice import Lane, Turn, interest, lanes
+from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE
+from relay.kernel.sockets import (
     AnySocket,
     finish_on_close,
     introduce,
@@ -31,8 +31,8 @@ from relay.dataplane.sockets import (
     reset_on_close,
     unsent_bytes,
 )
-from relay.dataplane.splice import Lane, Turn, interest, lanes
-from relay.dataplane.words import Flag, State
+from relay.ledger.layout import Flag, State
+from relay.ledger.ledger import FlowRecord
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
 _CLEAN: Final = ("client_fin", "target_fin")  # all that was sent has been passed on
@@ -122,9 +122,9 @@ class Session(Dial):
         self._probe = bool(record.flags & Flag.PROBE)
         if target is None:
             # LOOK took nothing from the socket, and in DIAL nothing has been sent on: both begin anew.
-            look.forget(self._client)
+            first_bytes.forget(self._client)
             # Its FIN may count as one; a header has more, and is taken at once.
-            if record.state is State.HEADER and look.taken_bytes(self._client) > 1:
+            if record.state is State.HEADER and first_bytes.taken_bytes(self._client) > 1:
                 self._identified(record.peer)
             elif record.state in (State.HEADER, State.LOOK):
                 self._await_first_bytes(record.state)

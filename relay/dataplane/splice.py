@@ -19,11 +19,11 @@ from os import splice
 from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Final
 
-from relay.dataplane.ledger import NO_PIPE, WorkerLedger, owner_of
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.poller import READ, WRITE
-from relay.dataplane.sockets import AnySocket, no_delay
-from relay.dataplane.words import Count, Word
+from relay.kernel.poller import READ, WRITE
+from relay.kernel.sockets import AnySocket, no_delay
+from relay.ledger.layout import Count, Word
+from relay.ledger.ledger import NO_PIPE, WorkerLedger, owner_of
 
 # SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
 # part it holds the data back for 200 ms (golang/go#10948).

@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
-from relay.dataplane import channel
 from relay.dataplane.adopt import Adoption, free_records, held_by
+from relay.dataplane.context import Flow, Plane
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
-from relay.dataplane.ledger import WorkerLedger
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import PipePool
-from relay.dataplane.plane import Flow, Plane
-from relay.dataplane.poller import Handler, Poller
 from relay.dataplane.session import Session
-from relay.dataplane.sockets import listening_address, other_descriptors
-from relay.dataplane.sources import Sources
 from relay.dataplane.splice import Mover
-from relay.dataplane.words import Count, Word
+from relay.kernel import channel
+from relay.kernel.poller import Handler, Poller
+from relay.kernel.sockets import listening_address, other_descriptors
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import Count, Word
+from relay.ledger.ledger import WorkerLedger
 from relay.log import Log
 
 _uvloop: Callable[[], asyncio.AbstractEventLoop] | None = None

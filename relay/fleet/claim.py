@@ -32,7 +32,7 @@ from relay.fleet.gateway import (
     unchanged,
 )
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import NEW_MACHINE_ID, Daemon
+from relay.fleet.machine_id import NEW_MACHINE_ID, Daemon
 
 # How long a place in the queue outlives whoever stands there. One that died keeps its number from others for so long.
 _QUEUE_S: Final = 10

@@ -21,9 +21,9 @@ from relay.fleet.entries import Entry, Keys, read_entry
 from relay.fleet.etcd import Client
 from relay.fleet.gateway import Refused
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import Daemon, machine_hash
+from relay.fleet.last_roster import Remembered, recall
+from relay.fleet.machine_id import Daemon, machine_hash
 from relay.fleet.presence import backoff_s
-from relay.fleet.remember import Remembered, recall
 
 # An etcd cluster that elects, or a machine whose network is just coming up, is back within this. Longer, and a service
 # manager waits for nothing.

@@ -9,8 +9,8 @@ from typing import Final
 
 from relay.config.roster import split_instance
 from relay.config.snapshot import EndpointRow
-from relay.dataplane.ledger import WorkerLedger
-from relay.dataplane.words import Health, TargetCount, health_at
+from relay.ledger.layout import Health, TargetCount, health_at
+from relay.ledger.ledger import WorkerLedger
 from relay.targets.choose import Ranking, bucket
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again

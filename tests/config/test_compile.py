@@ -23,7 +23,7 @@ from relay.config.snapshot import (
     compile_rules,
 )
 from relay.config.source import parse
-from relay.envelope.decide import Envelope
+from relay.envelope.rules import Envelope
 from relay.errors import ConfigError
 from tests.envelope.interpreter import keeps
 from tests.harness import examples

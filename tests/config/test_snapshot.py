@@ -19,7 +19,7 @@ from relay.config.snapshot import (
     TargetRow,
     join_host_port,
 )
-from relay.dataplane.words import SLOTS
+from relay.ledger.layout import SLOTS
 from tests.config.test_compile import EDGE, SERVICE, compiled, service
 from tests.harness import examples
 

@@ -20,7 +20,7 @@ Address = tuple[str, int] | str
 """Where to connect: host and port, or the path of a Unix socket."""
 
 Ends = Mapping[str, int]
-"""How many flows ended for which cause (`relay.dataplane.ledger.CAUSES`); `a|b` where either is right."""
+"""How many flows ended for which cause (`relay.ledger.ledger.CAUSES`); `a|b` where either is right."""
 
 
 _EDGE_HOST: Final = "127.250.0.1"

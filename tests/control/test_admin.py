@@ -17,8 +17,8 @@ from relay.control.metrics import LedgerCollector
 from relay.errors import ConfigError, ListenError, OperatorError, Problem
 from tests.config.test_snapshot import endpoint_row, snapshot_of
 from tests.control.test_routes import discovery_of
-from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import no_descriptors
+from tests.ledger.test_ledger import new_ledger
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.cli.tables import explain_text
 from relay.config.compile import compile_snapshot
 from relay.config.load import parse_service
 from relay.config.model import Service
@@ -16,12 +17,11 @@ from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, RuleRow, Snapshot, TargetRow
 from relay.config.source import parse
 from relay.control.explain import explain, explain_file, find_endpoint, find_source, matrix, route, who_is_cut
-from relay.control.text import explain_text
-from relay.dataplane.words import Health, TargetCount, health_at
 from relay.errors import OperatorError
+from relay.ledger.layout import Health, TargetCount, health_at
 from relay.targets.pool import Pool
 from tests.config.test_snapshot import endpoint_row
-from tests.dataplane.test_ledger import new_ledger
+from tests.ledger.test_ledger import new_ledger
 
 SERVICE = """\
 version: 1

@@ -9,8 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay import __version__
 from relay.config.snapshot import Snapshot, TargetRow
 from relay.control.metrics import LedgerCollector, render
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import (
+from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
     DURATION_BOUNDS_S,
@@ -24,8 +23,9 @@ from relay.dataplane.words import (
     Word,
     health_at,
 )
+from relay.ledger.ledger import Ledger
 from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.dataplane.test_ledger import add, new_ledger
+from tests.ledger.test_ledger import add, new_ledger
 
 Labels = dict[str, str]
 Samples = dict[str, list[tuple[Labels, float]]]

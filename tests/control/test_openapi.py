@@ -12,10 +12,10 @@ from relay.config.values import HostPort
 from relay.control.admin import open_admin_socket, open_tcp_socket, serve_admin, serve_discovery
 from relay.control.explain import route
 from relay.control.openapi import document
-from relay.dataplane.words import Health, health_at
+from relay.ledger.layout import Health, health_at
 from tests.control.test_explain import spread
 from tests.control.test_routes import discovery_of
-from tests.dataplane.test_ledger import new_ledger
+from tests.ledger.test_ledger import new_ledger
 
 
 def served(app: web.Application) -> set[tuple[str, str]]:

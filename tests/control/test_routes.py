@@ -19,11 +19,11 @@ from relay.control import routes
 from relay.control.admin import open_tcp_socket, serve_discovery
 from relay.control.routes import Discovery, is_loopback_host
 from relay.control.watch import EVENTS_MAX, WATCHERS_MAX
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import Head
+from relay.ledger.layout import Head
+from relay.ledger.ledger import Ledger
 from tests.control.test_discovery import SHOP, WEB_0, WEB_2
-from tests.dataplane.test_ledger import new_ledger
 from tests.harness import HANG_S
+from tests.ledger.test_ledger import new_ledger
 
 
 class Truth:

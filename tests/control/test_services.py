@@ -7,8 +7,8 @@ from pathlib import Path
 
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.control.services import Services
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import Count
+from relay.ledger.layout import Count
+from relay.ledger.ledger import Ledger
 from tests.config.test_snapshot import endpoint_row, snapshot_of
 from tests.harness import Echo
 from tests.ports import free_port

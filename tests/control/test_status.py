@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from relay import __version__
+from relay.cli.tables import connections_text, status_text
 from relay.config.snapshot import TargetRow
 from relay.control.status import avoided, busy, connections, status, target_status
-from relay.control.text import connections_text, status_text
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import (
+from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
     REASONS,
@@ -24,8 +23,9 @@ from relay.dataplane.words import (
     Word,
     health_at,
 )
+from relay.ledger.ledger import Ledger
 from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.dataplane.test_ledger import add, new_ledger
+from tests.ledger.test_ledger import add, new_ledger
 
 SNAPSHOT = snapshot_of(
     endpoint_row("web/in", slot=4, listen_port=80, targets=(TargetRow("a"), TargetRow("b"))),

@@ -13,13 +13,13 @@ from relay import log as logging
 from relay.config.snapshot import RuleRow
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate, packed
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.sources import Sources
-from relay.dataplane.words import CAUSES, ENVELOPE_REASONS, REASONS, SOURCE_ENTRIES, Count
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, SOURCE_ENTRIES, Count
+from relay.ledger.ledger import Ledger
 from relay.log import Log
 from tests.config.test_snapshot import endpoint_row
-from tests.dataplane.test_ledger import new_ledger
 from tests.harness import examples
+from tests.ledger.test_ledger import new_ledger
 from tests.test_log import waiting
 
 ONE, TWO = "192.0.2.1", "192.0.2.2"

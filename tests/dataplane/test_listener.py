@@ -16,22 +16,22 @@ import pytest
 
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, RuleRow, TargetRow
+from relay.dataplane.context import Plane
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener, close_all, filter_refusal, open_listener
-from relay.dataplane.plane import Plane
-from relay.dataplane.poller import Handler, Poller
 from relay.dataplane.session import Session
-from relay.dataplane.sockets import attach_filter, detach_filter
-from relay.dataplane.sources import Sources
 from relay.dataplane.splice import Mover
-from relay.dataplane.words import CAUSES, ENVELOPE_REASONS, REASONS, Count, Word
 from relay.errors import ListenError
+from relay.kernel.poller import Handler, Poller
+from relay.kernel.sockets import attach_filter, detach_filter
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Word
 from relay.log import Log
 from tests.config.test_snapshot import dropping, endpoint_row
-from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import close, no_descriptors, pool_of
 from tests.harness import HANG_S
+from tests.ledger.test_ledger import new_ledger
 from tests.ports import free_port, free_ports
 from tests.test_log import waiting
 

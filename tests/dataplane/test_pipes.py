@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from relay.dataplane.ledger import Ledger
 from relay.dataplane.pipes import DEFAULT_BYTES, LARGE_BYTES, LARGE_PIPES, SPARE_MAX, Pipe, PipePool
-from relay.dataplane.words import Word
-from tests.dataplane.test_ledger import new_ledger
+from relay.ledger.layout import Word
+from relay.ledger.ledger import Ledger
+from tests.ledger.test_ledger import new_ledger
 
 
 @contextmanager

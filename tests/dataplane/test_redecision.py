@@ -13,10 +13,10 @@ from typing import Final
 import pytest
 
 from relay.config.snapshot import RuleRow, TargetRow, compile_rules
+from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import open_listener
-from relay.dataplane.plane import Plane
-from relay.dataplane.words import Count
+from relay.ledger.layout import Count
 from tests.config.test_snapshot import endpoint_row
 from tests.dataplane.test_worker import Running
 from tests.harness import heap_set_aside

@@ -15,7 +15,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from relay.config.snapshot import RuleRow, TargetRow
 from relay.dataplane.session import Session
-from relay.dataplane.words import CAUSES, REASONS, Count, State, Word
+from relay.ledger.layout import CAUSES, REASONS, Count, State, Word
 from tests.config.test_snapshot import endpoint_row
 from tests.conformance.peers import full_backlog
 from tests.dataplane.test_listener import Rig, Target, rig_to, tcp_target, unix_target

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from relay.dataplane.ledger import NO_PIPE, Ledger, owner_of
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.splice import Mover, Turn, lanes
-from relay.dataplane.words import Count, State, Word
-from tests.dataplane.test_ledger import new_ledger
+from relay.ledger.layout import Count, State, Word
+from relay.ledger.ledger import NO_PIPE, Ledger, owner_of
 from tests.dataplane.test_pipes import close, no_descriptors, pool_of
 from tests.harness import HANG_S, examples
+from tests.ledger.test_ledger import new_ledger
 
 Kind = Literal["tcp", "unix"]
 DELAYED_ACK_S: Final = 0.2  # the longest that a kernel puts one off (tcp.h, TCP_DELACK_MAX)

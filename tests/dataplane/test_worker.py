@@ -22,13 +22,10 @@ import pytest
 
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, RuleRow, Snapshot, TargetRow
-from relay.dataplane import adopt, channel
+from relay.dataplane import adopt
 from relay.dataplane.adopt import Adoption, free_records
-from relay.dataplane.ledger import FlowRecord, owner_of
 from relay.dataplane.listener import open_listener
 from relay.dataplane.session import Session
-from relay.dataplane.sockets import descriptors, listening_address
-from relay.dataplane.words import CAUSES, Count, State, Word
 from relay.dataplane.worker import (
     NOFILE_PER_FLOW,
     NOFILE_RESERVED,
@@ -38,11 +35,15 @@ from relay.dataplane.worker import (
     loop_factory,
     read_memfd,
 )
+from relay.kernel import channel
+from relay.kernel.sockets import descriptors, listening_address
+from relay.ledger.layout import CAUSES, Count, State, Word
+from relay.ledger.ledger import FlowRecord, owner_of
 from tests.config.test_snapshot import dropping, endpoint_row, snapshot_of
-from tests.dataplane.test_ledger import new_ledger
 from tests.dataplane.test_pipes import close
 from tests.dataplane.test_splice import reset
 from tests.harness import HANG_S
+from tests.ledger.test_ledger import new_ledger
 from tests.ports import free_port, free_ports
 from tests.test_log import waiting
 

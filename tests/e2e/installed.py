@@ -47,8 +47,8 @@ class Installed:
 
     def patient(self) -> None:
         """Holders wait for each other for as long as a busy machine may take."""
-        self.change("dataplane/succession.py", "_PATIENCE_S: Final = 5.0", f"_PATIENCE_S: Final = {HANG_S}")
-        self.change("dataplane/renewal.py", "_PATIENCE_S: Final = 10.0", f"_PATIENCE_S: Final = {HANG_S}")
+        self.change("processes/succession.py", "_PATIENCE_S: Final = 5.0", f"_PATIENCE_S: Final = {HANG_S}")
+        self.change("processes/renewal.py", "_PATIENCE_S: Final = 10.0", f"_PATIENCE_S: Final = {HANG_S}")
 
     def _write(self, file: str, text: str) -> None:
         path = self.package / file

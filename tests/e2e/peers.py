@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from relay.cli import main
+from relay.cli.main import main
 from tests.conftest import Daemons
 from tests.harness import HANG_S, Daemon, eventually, one_endpoint
 from tests.ports import free_port

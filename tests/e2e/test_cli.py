@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from relay import __version__
-from relay.cli import main
+from relay.cli.main import main
 from relay.config.source import read
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from relay.cli import main
+from relay.cli.main import main
 from relay.control.openapi import document
 from tests.control.test_openapi import check_answer
 from tests.e2e.fleets import is_applied

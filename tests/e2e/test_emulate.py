@@ -28,7 +28,7 @@ SAMPLE = Path(__file__).parents[2] / "config" / "service.yaml"
 # As `-m relay`, and a machine that is busy with much else gets its time: nothing here ends by that.
 PATIENT: Final = (
     "-c",
-    "import relay.emulate as emulate; emulate._START_S = emulate._TRY_S = 60.0; "
+    "import relay.cli.emulate as emulate; emulate._START_S = emulate._TRY_S = 60.0; "
     "import relay.cli as cli; exit(cli.main())",
 )
 OTHERS_S: Final = 200.0  # the tests of another run; below the time limit of a test

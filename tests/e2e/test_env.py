@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from relay.cli import main
+from relay.cli.main import main
 from tests.harness import HANG_S, Daemon, run_relay
 from tests.ports import free_port
 

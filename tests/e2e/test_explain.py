@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from relay.cli import main
+from relay.cli.main import main
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, listening, typed
 from tests.harness import Daemon, Echo, dial, echoed, eventually, run_relay

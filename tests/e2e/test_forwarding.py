@@ -14,7 +14,7 @@ from proxyprotocol.result import ProxyResultIPv4, ProxyResultIPv6
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from relay.demo import self_signed
+from relay.cli.demo import self_signed
 from tests.conftest import Daemons
 from tests.e2e.peers import accept, counted, endpoint, records
 from tests.harness import HANG_S, Daemon, Echo, Scrape, denied, dial, echoed, eventually, one_endpoint, service

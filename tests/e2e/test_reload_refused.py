@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from relay.cli import main
+from relay.cli.main import main
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, records, refused, shut
 from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, service

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay import __version__
-from relay.cli import main
+from relay.cli.main import main
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
 from tests.harness import HANG_S, Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.config.settings import Settings
-from relay.dataplane.keeper import _KILL_AFTER_S
+from relay.processes.keeper import _KILL_AFTER_S
 from tests.harness import HANG_S
 
 REPOSITORY = Path(__file__).parents[2]

@@ -68,11 +68,11 @@ def is_gone(installed: Installed, _daemon: Daemon) -> None:
 
 
 def ledger_has_another_layout(installed: Installed, _daemon: Daemon) -> None:
-    installed.change("dataplane/words.py", "VERSION: Final = ", "VERSION: Final = 7 + ")
+    installed.change("ledger/layout.py", "VERSION: Final = ", "VERSION: Final = 7 + ")
 
 
 def hands_over_in_another_format(installed: Installed, _daemon: Daemon) -> None:
-    installed.change("dataplane/handover.py", "FORMAT: Final = ", "FORMAT: Final = 7 + ")
+    installed.change("processes/handover.py", "FORMAT: Final = ", "FORMAT: Final = 7 + ")
 
 
 def file_is_bad(_installed: Installed, daemon: Daemon) -> None:
@@ -161,7 +161,7 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
     with dial(port) as client:
         assert echoed(client) == b"ping"
         before = daemon.worker_pid()
-        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, breakage + SAYS_IT_IS_ITS_OWN)
+        installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, breakage + SAYS_IT_IS_ITS_OWN)
         os.kill(daemon.pid, signal.SIGUSR2)
         [failed] = eventually(
             lambda: [each for each in daemon.events("upgrade failed") if "goes on in the old code" in each["message"]],
@@ -190,13 +190,13 @@ def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
     with dial(port) as client:
         assert echoed(client) == b"ping"
-        installed.change("dataplane/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
+        installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
         os.kill(daemon.pid, signal.SIGUSR2)
         eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
         assert "an upgrade is under way" in eventually(lambda: no_reload(daemon), "the new control answers")
         eventually(lambda: "has not come to its end" in no_reload(daemon), "time is up")
         assert "the upgrade has not come to its end" in refused(daemon, "reload")
-        installed.change("dataplane/succession.py", "    no_such_name\n", "")
+        installed.change("processes/succession.py", "    no_such_name\n", "")
         installed.release()
         done = typed("upgrade", "--settings", str(daemon.settings_file))
         assert done.returncode == 0, done
@@ -214,7 +214,7 @@ def no_reload(daemon: Daemon) -> str:
 
 def dies_after(installed: Installed, step: str) -> None:
     """The old program's holder dies while it gives."""
-    installed.change("dataplane/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
+    installed.change("processes/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
 
 
 def test_a_holder_that_dies_when_it_has_given_all_has_lost_nothing(

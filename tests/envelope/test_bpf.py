@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from relay.config.snapshot import RuleRow, compile_rules
 from relay.envelope.bpf import PROGRAM_MAX_BYTES, compile_filter
-from relay.envelope.decide import Envelope
+from relay.envelope.rules import Envelope
 from tests.envelope.interpreter import header, instructions, keeps, run
 from tests.envelope.promises import PATIENT
-from tests.envelope.test_decide import NETWORK, SOURCE
+from tests.envelope.test_rules import NETWORK, SOURCE
 
 Rules = list[tuple[bool, str]]
 

@@ -17,7 +17,7 @@ from relay.config.snapshot import Snapshot
 from relay.config.source import parse
 from relay.control.explain import explain, find_source, matrix, who_is_cut
 from relay.dataplane.gate import packed
-from relay.envelope.decide import Envelope
+from relay.envelope.rules import Envelope
 from tests.envelope import reference
 from tests.envelope.reference import Decision, Place, decide, lets_in
 from tests.harness import examples

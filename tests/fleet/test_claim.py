@@ -17,7 +17,7 @@ from relay.fleet.entries import Entry, Keys, read_entry, slot_value
 from relay.fleet.etcd import Client
 from relay.fleet.gateway import Answer, Compare, Operation, delete, put
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import Daemon
+from relay.fleet.machine_id import Daemon
 from tests.fleet.etcds import EtcdServer, Forwarder, shared
 
 pytestmark = pytest.mark.real("etcd", "etcdctl")

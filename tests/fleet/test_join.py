@@ -17,8 +17,8 @@ from relay.errors import IdentityError, RegistryError
 from relay.fleet import join as joining
 from relay.fleet.identity import Vacancy
 from relay.fleet.join import join, own_address
-from relay.fleet.machine import machine_hash
-from relay.fleet.remember import Remembered, save
+from relay.fleet.last_roster import Remembered, save
+from relay.fleet.machine_id import machine_hash
 from tests.fleet.etcds import START_S, EtcdServer, certificates, service, settings, shared
 from tests.ports import free_port
 

@@ -10,7 +10,7 @@ from relay.fleet.claim import Claimant, claim
 from relay.fleet.entries import Keys
 from relay.fleet.etcd import Client
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import Daemon
+from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence
 from tests.fleet.etcds import EtcdServer, shared
 

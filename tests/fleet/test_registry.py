@@ -19,7 +19,7 @@ from relay.fleet.entries import Entry, Keys
 from relay.fleet.etcd import REQUEST_S, Client
 from relay.fleet.gateway import Batch, delete, put
 from relay.fleet.identity import Vacancy
-from relay.fleet.machine import Daemon
+from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence
 from relay.fleet.registry import Crowd, Etcd, Registry, Seen
 from tests.fleet.etcds import EtcdServer, Forwarder, settings, shared

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.config.snapshot import EndpointRow, TargetRow
-from relay.dataplane.ledger import Ledger
-from relay.dataplane.words import Health, TargetCount, health_at
+from relay.ledger.layout import Health, TargetCount, health_at
+from relay.ledger.ledger import Ledger
 from relay.targets.pool import EJECT_S, Pool
 from tests.config.test_snapshot import endpoint_row
-from tests.dataplane.test_ledger import new_ledger
+from tests.ledger.test_ledger import new_ledger
 
 SOURCE: Final = ip_address("203.0.113.9").packed
 NOW_NS: Final = 1_000_000_000_000

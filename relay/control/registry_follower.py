@@ -1,0 +1,202 @@
+"""The roster at work: whom the registry tells of comes into force, and the registry is told how this machine does."""
+
+import asyncio
+import contextlib
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Self
+
+from relay.config.model import Service
+from relay.config.roster import Member, split_instance
+from relay.config.settings import Settings
+from relay.config.snapshot import Snapshot
+from relay.control.services import Services
+from relay.control.status import is_busy
+from relay.errors import IdentityError
+from relay.fleet.claim import Claimant
+from relay.fleet.directory import Directory
+from relay.fleet.last_roster import Memory
+from relay.fleet.machine_id import Daemon, machine_hash
+from relay.fleet.registry import Etcd, Registry, Seen
+from relay.ledger.layout import Head
+from relay.ledger.ledger import Ledger
+from relay.log import Log
+
+_TICK_S: Final = 1.0  # what is told is at most so old, and what did not come into force is tried again
+# Between two rosters that come into force: when a thousand instances start at once, each would decide on every connection
+# again for each of them.
+_SETTLE_S: Final = 0.2
+_AGAIN_S: Final = 5.0  # after a mistake of our own
+_LEAVE_S: Final = 3.0  # to tell the registry at the end, of a busy machine too; the lease ends by itself
+
+
+class Follower:
+    """Follows the registry. What it knows is the registry's and the ledger's; this only carries it on."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        memory: Memory | None,
+        ledger: Ledger,
+        log: Log,
+        snapshot: Callable[[], Snapshot],
+        put: Callable[[tuple[Member, ...]], Awaitable[str]],
+        metrics: str,
+    ) -> None:
+        """`put` brings a roster into force, or says why not; it is called again and again. `metrics`: host:port, or empty."""
+        self._registry = registry
+        self._memory = memory
+        self._ledger = ledger
+        self._log = log
+        self._snapshot = snapshot
+        self._put = put
+        self._metrics = metrics
+        self._services = Services(ledger)
+        self._changed = asyncio.Event()
+        self._told = ("", False)
+        self._hindrance = ""  # why the roster does not come into force
+        self._bug = ""  # what the registry's code has run into
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        service: Service,
+        keeper_pid: int,
+        ledger: Ledger,
+        log: Log,
+        snapshot: Callable[[], Snapshot],
+        put: Callable[[tuple[Member, ...]], Awaitable[str]],
+    ) -> Self:
+        """As the settings say, which name a registry. Raises OperatorError for files that cannot be read."""
+        metrics = str(settings.metrics.listen) if settings.metrics is not None else ""
+        registry, memory = _registry(settings, service, keeper_pid, ledger, log, snapshot())
+        return cls(registry, memory, ledger, log, snapshot, put, metrics)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Who is registered, as the registry said last."""
+        return self._registry.current.members
+
+    async def run(self) -> None:
+        """Follow and tell until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(), name="registry")
+            group.create_task(self._bring(), name="roster")
+            group.create_task(self._tell(), name="presence")
+
+    async def close(self, *, leave: bool) -> None:
+        """End it. `leave`: this machine is not there any more, and others are told at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._registry.close(leave)
+        if self._memory is not None:
+            await self._memory.close()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                async with contextlib.aclosing(self._registry.watch()) as watching:
+                    async for _ in watching:
+                        self._bug = ""
+                        self._changed.set()
+            except Exception as error:  # ours; but a registry must not take the admin API and the metrics down with it
+                self._bug = f"relay cannot read its answer ({type(error).__name__})"
+                self._log.event("error", "bug", message=self._bug, traceback=traceback.format_exc())
+                await Registry.close(self._registry, leave=False)
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _bring(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._changed.wait()
+            self._changed.clear()
+            seen = self._registry.current
+            if seen.confirmed_ns:  # before that nobody is known, and what stands is by what was remembered
+                self._hindrance = await self._put(seen.members)
+            await asyncio.sleep(_SETTLE_S)
+
+    async def _tell(self) -> None:
+        remembered: tuple[Member, ...] | None = None
+        while True:
+            snapshot, words = self._snapshot(), self._ledger.words
+            await self._services.ask(snapshot)
+            busy = is_busy(self._ledger) or words[Head.DRAIN_UNTIL_NS] != 0
+            self._registry.announce(self._metrics, busy, self._services.down(snapshot))
+            self._note()
+            seen = self._registry.current
+            if self._memory is not None and seen.confirmed_ns and seen.members != remembered:
+                remembered = seen.members
+                self._memory.note(seen.members)
+            await asyncio.sleep(_TICK_S)
+
+    def _trouble(self) -> str:
+        seen = self._registry.current
+        hindrance = f"it does not come into force: {self._hindrance}" if self._hindrance else ""
+        return self._registry.conflict or self._bug or hindrance or seen.trouble
+
+    def _note(self) -> None:
+        """Age into the ledger, trouble into the log, once each."""
+        seen, words, trouble = self._registry.current, self._ledger.words, self._trouble()
+        if not self._hindrance:
+            words[Head.ROSTER_AT_NS] = max(words[Head.ROSTER_AT_NS], seen.confirmed_ns)
+        words[Head.ROSTER_REJECTED] = max(words[Head.ROSTER_REJECTED], self._registry.rejected)
+        # Of an etcd that does not answer, the words change with every attempt.
+        before, self._told = self._told, ("" if trouble == seen.trouble else trouble, bool(trouble))
+        if self._told != before and trouble:
+            self._log.event("warning", "registry", message=f"{trouble}; the last roster stays in force")
+        elif self._told != before:
+            self._log.event("info", "registry", message="the registry answers")
+
+    @property
+    def tells(self) -> bool:
+        """Whether others are told how this machine does."""
+        return not isinstance(self._registry, Directory) and not self._trouble()
+
+    def left_out(self) -> list[str]:
+        """The ids of those who are registered and have no place in the roster: see `Roster.of_service`."""
+        there = {member.id for member in self._snapshot().roster}
+        return sorted(member.id for member in self._registry.current.members if member.id not in there)
+
+    def status(self) -> dict[str, Any]:
+        """Its part of `relay status`."""
+        seen, words = self._registry.current, self._ledger.words
+        at_ns = words[Head.ROSTER_AT_NS]
+        return {
+            "kind": "directory" if isinstance(self._registry, Directory) else "etcd",
+            "members": len(seen.members),
+            "age_s": round(max(0, time.time_ns() - at_ns) / 1e9, 3) if at_ns else None,
+            "trouble": self._trouble(),
+            "rejected": words[Head.ROSTER_REJECTED],
+            "left_out": self.left_out(),
+        }
+
+
+def _registry(
+    settings: Settings, service: Service, keeper_pid: int, ledger: Ledger, log: Log, snapshot: Snapshot
+) -> tuple[Registry, Memory | None]:
+    configured = settings.registry
+    assert configured is not None, "the caller looked"
+    if configured.directory is not None:
+        return Directory(configured.directory), None
+    name, place, me = service.service, split_instance(snapshot.instance), snapshot.roster.get(snapshot.instance)
+    assert me is not None, "a machine is always in its own roster"
+    registered = tuple(member for member in snapshot.roster if member.role in service.counted)
+    known = Seen(registered, ledger.words[Head.ROSTER_AT_NS])
+    try:
+        machine = machine_hash(settings.machine_id, name)
+    except IdentityError as error:
+        # One that has a number could not have come here. Another only misses what it could remember.
+        log.event("warning", "configuration", message=f"{error}; without it the roster is not kept for a restart")
+        return Etcd.of(configured, name, None, None, known), None
+    daemon = Daemon.of(keeper_pid, me.address)
+    claimant = Claimant(name, machine, daemon, me.address, configured.ttl_s, configured.hold_s)
+    own = place if place[0] in service.counted else None
+
+    def complain(message: str) -> None:
+        log.event("warning", "configuration", message=message)
+
+    memory = Memory(configured.state, name, machine, snapshot.instance, complain)
+    return Etcd.of(configured, name, claimant, own, known), memory

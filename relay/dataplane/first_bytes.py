@@ -1,0 +1,65 @@
+"""Looking at a connection's first bytes: they are judged and left in the socket, so the target gets them as they came."""
+
+import socket
+import struct
+from typing import Final, Literal
+
+from relay.envelope import clienthello, httphead, proxyproto
+from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+from relay.kernel.sockets import AnySocket, readable_bytes
+
+_PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
+
+_RECEIVED_AT: Final = 128  # tcpi_bytes_received in struct tcp_info (linux/tcp.h), since Linux 4.1
+
+Verdict = Incomplete | Reject | httphead.Head | clienthello.Hello
+
+
+def first_bytes(client: AnySocket, protocol: Literal["http", "https"], seen_bytes: int) -> tuple[Verdict, int]:
+    """The verdict on what has come so far, and how many bytes that is; `seen_bytes` had come the last time.
+
+    Raises BlockingIOError when nothing has come, and another OSError when the connection is broken.
+    """
+    data = client.recv(clienthello.LIMIT_BYTES, socket.MSG_PEEK)
+    verdict = _PARSERS[protocol](data)
+    _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
+    return verdict, len(data)
+
+
+def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
+    """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
+    data = client.recv(proxyproto.V2_LIMIT_BYTES, socket.MSG_PEEK)
+    verdict = proxyproto.parse(data)
+    if isinstance(verdict, proxyproto.Header) and verdict.version != 2:
+        verdict = Reject("a PROXY header of version 1; an edge sends version 2")
+    _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
+    return verdict, len(data)
+
+
+def take(client: AnySocket, header_bytes: int) -> None:
+    """Take a header out of the socket, and nothing of what comes behind it."""
+    client.recv(header_bytes)
+
+
+def taken_bytes(client: AnySocket) -> int:
+    """How many bytes have been read from a TCP connection so far, by whichever process: tcp(7), TCP_INFO and SIOCINQ.
+
+    Its FIN may count as one.
+    """
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
+    (received,) = struct.unpack_from("=Q", info, _RECEIVED_AT)
+    return int(received) - readable_bytes(client.fileno())
+
+
+def _await_more(client: AnySocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:
+    if incomplete:
+        # The bytes stay in the socket, so it stays readable. Asking for one byte more (socket(7), SO_RCVLOWAT)
+        # makes epoll wait for news.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, come_bytes + 1)
+    elif seen_bytes:
+        forget(client)
+
+
+def forget(client: AnySocket) -> None:
+    """Any byte is news again."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

@@ -1,0 +1,387 @@
+"""The ledger: shared memory that outlives every process, and the only place where a count or a flow's facts stand.
+
+One memfd, made by the keeper and inherited by everybody:
+
+    header | health of targets | for each worker: its words | its endpoints' counters | sources | targets | flow records
+
+Every row has exactly one writer, the worker it belongs to (of the health, control), so no lock and no atomic operation is
+needed; whoever wants a total adds up the workers. Words are 8 bytes, native and aligned: CPython stores one with a single
+`memcpy` of 8 bytes, which compilers turn into one store, so a reader never sees half of one.
+
+What a crash can lose: a SIGKILL cuts a process between two instructions, so what it stored is exactly a prefix of
+what it meant to store, in program order. A flow record therefore carries its state in its first word, stored last
+when a flow begins and cleared first when it ends: a record with a state is complete, whenever the kill came.
+"""
+
+import mmap
+import os
+import struct
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+from relay.errors import RelayBug
+from relay.ledger.layout import (
+    CAUSES,
+    CONNECT_BOUNDS_S,
+    DURATION_BOUNDS_S,
+    FIRST_WORKER,
+    MAGIC,
+    RECORD_BYTES,
+    SLOT_WORDS,
+    SLOTS,
+    SOURCE_WORDS,
+    TARGET_WORDS,
+    TARGETS,
+    VERSION,
+    WORD_BYTES,
+    WORKER_WORDS,
+    Count,
+    Flag,
+    Head,
+    State,
+    TargetCount,
+    Word,
+)
+
+# Plain numbers for the way of a connection: an enum's member costs a look-up through its metaclass each time.
+_CONNECT_BUCKETS: Final = int(Count.CONNECT_BUCKETS)
+_CONNECT_SUM: Final = int(Count.CONNECT_SUM_NS)
+_DURATION_BUCKETS: Final = int(Count.DURATION_BUCKETS)
+_DURATION_SUM: Final = int(Count.DURATION_SUM_NS)
+
+
+_STATES: Final = {int(state): state for state in State}
+
+
+@dataclass(slots=True)
+class FlowRecord:
+    """One flow as the ledger tells it. Byte counts are at most a second old.
+
+    Not frozen: that makes one take three times as long, and a new worker makes thousands while clients wait.
+    """
+
+    worker: int
+    index: int
+    state: State
+    slot: int
+    client_fd: int
+    target_fd: int  # -1: none
+    up_pipe: tuple[int, int]  # its ends; (-1, -1): none
+    down_pipe: tuple[int, int]
+    flags: int
+    target_slot: int  # -1: none, or not on an edge
+    started_ns: int  # CLOCK_MONOTONIC
+    received_bytes: int
+    sent_bytes: int
+    peer: str
+
+
+# state, slot, client fd, target fd, the ends of both pipes, started, received, sent, flags, target's slot, the peer's text
+# ("[ffff:…%interface]:65535" fits)
+_RECORD: Final = struct.Struct("=IIiiiiiiQQQIi64s")
+# The same less the state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
+_BODY: Final = struct.Struct("=Iii16sQ20si64s")
+_NO_PIPES: Final = struct.pack("=iiii", -1, -1, -1, -1)
+_NOTHING: Final = bytes(20)
+# A short connection's record is begun, ended and freed. Stores into a view of 4-byte integers make that half as dear as
+# packing. Each of these is an integer's place in a record, counted from the state at 0.
+_INT: Final = 4
+_RECORD_INTS: Final = RECORD_BYTES // _INT
+_TARGET: Final = 3
+_PIPES: Final = 4
+_FLAGS: Final = 14
+_TARGET_SLOT: Final = 15
+_BYTES: Final = 5  # of the record's words
+_LOW_BYTE: Final = 0 if sys.byteorder == "little" else _INT - 1
+_ENDED: Final = {cause: n << Flag.CAUSE_SHIFT for n, cause in enumerate(CAUSES)}
+_LOW_FLAGS: Final = (1 << Flag.CAUSE_SHIFT) - 1
+_END: Final = int(State.END)
+_PEER_OFFSET: Final = 64
+_PEER: Final = struct.Struct("64s")
+
+
+NO_PIPE: Final = (-1, -1)
+
+
+def owner_of(record: int, direction: int) -> int:
+    """How SCRATCH_OWNER names a flow's direction. Never 0, which is nobody."""
+    return record * 2 + direction + 1
+
+
+class Ledger:
+    """The whole of the shared memory, for reading totals; `worker(n)` gives the part that worker n writes."""
+
+    def __init__(self, fd: int, memory: mmap.mmap) -> None:
+        self.fd = fd
+        self._memory = memory
+        self.words = memoryview(memory).cast("Q")
+        if self.words[Head.MAGIC] != MAGIC or self.words[Head.VERSION] != VERSION:
+            raise RelayBug(f"ledger has layout {self.words[Head.VERSION]}, this program has {VERSION}")
+        self.workers = self.words[Head.WORKERS]
+        self.flows_per_worker = self.words[Head.FLOWS_PER_WORKER]
+
+    @classmethod
+    def create(cls, workers: int, flows_per_worker: int, now_ns: int) -> "Ledger":
+        """A new ledger of zeros for so many workers; `now_ns` is CLOCK_REALTIME. Pages cost memory once written."""
+        fd = os.memfd_create("relay-ledger", os.MFD_CLOEXEC)
+        size = FIRST_WORKER * WORD_BYTES + workers * _worker_bytes(flows_per_worker)
+        os.ftruncate(fd, size)
+        memory = mmap.mmap(fd, size)
+        words = memoryview(memory).cast("Q")
+        words[Head.VERSION] = VERSION
+        words[Head.WORKERS] = workers
+        words[Head.FLOWS_PER_WORKER] = flows_per_worker
+        words[Head.STARTED_NS] = now_ns
+        words[Head.MAGIC] = MAGIC  # last: a header with the magic is whole
+        words.release()
+        return cls(fd, memory)
+
+    @classmethod
+    def attach(cls, fd: int) -> "Ledger":
+        """The ledger in a memory file that another program made. Raises RelayBug for another layout: ask `layout` first."""
+        return cls(fd, mmap.mmap(fd, os.fstat(fd).st_size))
+
+    def worker(self, index: int) -> "WorkerLedger":
+        """The part that worker `index` (from 0) writes."""
+        if not 0 <= index < self.workers:
+            raise RelayBug(f"no worker {index} in a ledger of {self.workers}")
+        return WorkerLedger(self._memory, self.words, index, self.flows_per_worker)
+
+    def total(self, slot: int, count: int) -> int:
+        """The sum over all workers of one counter of the endpoint in `slot`."""
+        return sum(self.words[self.worker(n).row(slot) + count] for n in range(self.workers))
+
+    def target_total(self, slot: int, count: TargetCount) -> int:
+        """The sum over all workers of one counter of a target."""
+        return sum(self.words[row + count] for row in self.worker(0).target_rows(slot))
+
+    def active(self, slot: int) -> int:
+        """Flows of the endpoint that are open now: every one that was accepted and has not been closed."""
+        return self.total(slot, Count.ACTIVE)
+
+    def target_up(self, slot: int) -> bool | None:
+        """Whether the last dial was answered, whichever worker made it; None before the first."""
+        last = self.last_dial(slot)
+        return None if last is None else last[1]
+
+    def last_dial(self, slot: int) -> tuple[int, bool] | None:
+        """When the last dial began (CLOCK_MONOTONIC, ns), whichever worker made it, and whether it was answered."""
+        last: int = max(self.words[self.worker(n).row(slot) + Count.TARGET_UP] for n in range(self.workers))
+        return (last >> 1, bool(last & 1)) if last else None
+
+    def flows(self) -> Iterator[FlowRecord]:
+        """Every open flow of every worker."""
+        for n in range(self.workers):
+            yield from self.worker(n).flows()
+
+
+class WorkerLedger:
+    """What one worker writes: its words, its counters, its flow records."""
+
+    def __init__(self, memory: mmap.mmap, words: memoryview, index: int, flows: int) -> None:
+        stride = _worker_bytes(flows) // WORD_BYTES
+        base = FIRST_WORKER + index * stride
+        self._all_bases = tuple(FIRST_WORKER + n * stride for n in range(words[Head.WORKERS]))
+        self.index = index
+        self.words = words
+        self.capacity_flows = flows
+        self._memory = memory
+        self._base = base
+        self._high = base + Word.FLOWS_HIGH
+        self._ending = base + Word.ENDING
+        self._rows = base + WORKER_WORDS
+        self.sources_at = self._rows + SLOTS * SLOT_WORDS  # this worker's table of sources
+        self.all_sources_at = tuple(each + WORKER_WORDS + SLOTS * SLOT_WORDS for each in self._all_bases)
+        self._targets_from_base = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS
+        self._records = (base + self._targets_from_base + TARGETS * TARGET_WORDS) * WORD_BYTES
+        records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
+        self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
+
+    def __getitem__(self, word: Word) -> int:
+        return int(self.words[self._base + word])
+
+    def __setitem__(self, word: Word, value: int) -> None:
+        self.words[self._base + word] = value
+
+    def row(self, slot: int) -> int:
+        """Index into `words` of the first counter of an endpoint: `words[row + Count.SENT] += n`."""
+        return self._rows + slot * SLOT_WORDS
+
+    def claim(self, slot: int, name: str) -> int:
+        """The row of the endpoint `name`, zeroed if another endpoint had it before."""
+        row, holder = self.row(slot), _holder(name)
+        if self.words[row + Count.HOLDER] != holder:
+            self.clear(slot)
+            self.words[row + Count.HOLDER] = holder
+        return row
+
+    def claim_target(self, slot: int, name: str) -> int:
+        """The row of the target `name`, zeroed if another one had it before: `words[row + TargetCount.ACTIVE]`."""
+        row, holder = self.target_rows(slot)[self.index], _holder(name)
+        if self.words[row + TargetCount.HOLDER] != holder:
+            for word in range(row, row + TARGET_WORDS):
+                self.words[word] = 0
+            self.words[row + TargetCount.HOLDER] = holder
+        return row
+
+    def recount_target(self, slot: int) -> None:
+        """Forget who is connected to a target: a predecessor's connections are about to be counted anew."""
+        self.words[self.target_rows(slot)[self.index] + TargetCount.ACTIVE] = 0
+
+    def target_rows(self, slot: int) -> tuple[int, ...]:
+        """The row of a target in every worker."""
+        return tuple(base + self._targets_from_base + slot * TARGET_WORDS for base in self._all_bases)
+
+    def all_rows(self, slot: int) -> tuple[int, ...]:
+        """The same row of every worker, for a total."""
+        return tuple(base + WORKER_WORDS + slot * SLOT_WORDS for base in self._all_bases)
+
+    def clear(self, slot: int) -> None:
+        """Zero the counters of a slot that no endpoint holds any more, so that its next holder starts at nought."""
+        row = self.row(slot)
+        for word in range(row, row + SLOT_WORDS):
+            self.words[word] = 0
+
+    def reconcile(self, slot: int, live: int, ended: list[str]) -> None:
+        """Make accepted = closed + live again, after a crash between two of these stores.
+
+        `live` flows of the endpoint go on; `ended` are the causes of the others, those first whose end is the least likely
+        to have been counted. One worker does one thing at a time, so at most one flow is recorded and not yet accepted,
+        or at its end and not yet counted as closed, and never both.
+        """
+        row = self.row(slot)
+        closed = row + Count.CLOSED
+        self.words[row + Count.ACTIVE] = 0  # the flows that go on are counted in again
+        for cause in (*ended, None):
+            missing = self.words[row + Count.ACCEPTED] - sum(self.words[closed : closed + len(CAUSES)]) - live
+            if missing <= 0 or cause is None:
+                self.words[row + Count.ACCEPTED] -= missing
+                return
+            self.words[closed + CAUSES.index(cause)] += 1
+
+    def observe_connect(self, row: int, value_s: float) -> None:
+        """Add one value to the endpoint's `relay_connect_duration_seconds`."""
+        self.words[row + _CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
+        self.words[row + _CONNECT_SUM] += int(value_s * 1e9)
+
+    def observe_duration(self, row: int, value_s: float) -> None:
+        """Add one value to the endpoint's `relay_connection_duration_seconds`."""
+        self.words[row + _DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
+        self.words[row + _DURATION_SUM] += int(value_s * 1e9)
+
+    def word_index(self, word: Word) -> int:
+        """Index into `words` of one of the worker's words, for a store that must cost nothing."""
+        return self._base + word
+
+    def begin(
+        self,
+        index: int,
+        state: State,
+        slot: int,
+        client_fd: int,
+        target_fd: int,
+        started_ns: int,
+        peer: str,
+        target_slot: int = -1,
+    ) -> None:
+        """Record a new flow. `target_fd` is -1 while there is no target; `peer` is `address:port`."""
+        if index >= self.words[self._high]:
+            self.words[self._high] = index + 1
+        _BODY.pack_into(
+            self._bytes,
+            index * RECORD_BYTES + _INT,
+            slot,
+            client_fd,
+            target_fd,
+            _NO_PIPES,
+            started_ns,
+            _NOTHING,
+            target_slot,
+            peer.encode(),
+        )
+        self._ints[index * _RECORD_INTS] = state  # last: see the module's text
+
+    def advance(self, index: int, state: State, target_fd: int) -> None:
+        """The flow has a target socket (-1: none now), and stands at `state`."""
+        at = index * _RECORD_INTS
+        self._ints[at + _TARGET] = target_fd
+        self._ints[at] = state
+
+    def moved(self, index: int, received_bytes: int, sent_bytes: int) -> None:
+        """The flow's bytes so far, both ways."""
+        at = (self._records + index * RECORD_BYTES) // WORD_BYTES + _BYTES
+        self.words[at] = received_bytes
+        self.words[at + 1] = sent_bytes
+
+    def hold(self, index: int, direction: int, pipe: tuple[int, int]) -> None:
+        """The flow holds a pipe ((-1, -1): none) in this direction, 0 to the target and 1 to the client."""
+        at = index * _RECORD_INTS + _PIPES + direction * 2
+        self._ints[at], self._ints[at + 1] = pipe
+
+    def flag(self, index: int, flags: int) -> None:
+        """Add flags to the flow's record."""
+        self._ints[index * _RECORD_INTS + _FLAGS] |= flags
+
+    def identify(self, index: int, peer: str, flags: int) -> None:
+        """The flow's client is `peer`, as the edge says. Before the header that says so is taken from the socket."""
+        _PEER.pack_into(self._bytes, index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
+        self.flag(index, flags)
+
+    def aim(self, index: int, target_slot: int) -> None:
+        """The flow goes to this target."""
+        self._ints[index * _RECORD_INTS + _TARGET_SLOT] = target_slot
+
+    def ending(self, index: int, cause: str) -> None:
+        """The flow is over for this cause, and its descriptors are about to be closed; `end` follows."""
+        ints, at = self._ints, index * _RECORD_INTS
+        self.words[self._ending] = index + 1
+        ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
+        ints[at] = _END
+
+    def end(self, indices: Iterable[int]) -> None:
+        """These flows are over and nothing of them is left."""
+        ints = self._ints
+        for index in indices:
+            ints[index * _RECORD_INTS] = 0
+
+    def flows(self) -> Iterator[FlowRecord]:
+        """Every open flow of this worker. Reading beside the writer is safe: a torn record shows old byte counts."""
+        memory, first, high = self._memory, self._records, self[Word.FLOWS_HIGH]
+        # The first byte of a record is its state. After a busy day most are free, and a new worker must not look at each.
+        states = memory[first + _LOW_BYTE : first + high * RECORD_BYTES : RECORD_BYTES]
+        for index in [index for index, state in enumerate(states) if state]:
+            state, slot, client, target, up_r, up_w, down_r, down_w, started, received, sent, flags, aimed, peer = (
+                _RECORD.unpack_from(memory, first + index * RECORD_BYTES)
+            )
+            if state == State.FREE:  # meanwhile
+                continue
+            yield FlowRecord(
+                self.index,
+                index,
+                _STATES[state],
+                slot,
+                client,
+                target,
+                (up_r, up_w),
+                (down_r, down_w),
+                flags,
+                aimed,
+                started,
+                received,
+                sent,
+                peer.rstrip(b"\0").decode(errors="replace"),
+            )
+
+
+def _holder(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _worker_bytes(flows: int) -> int:
+    words = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS + TARGETS * TARGET_WORDS
+    raw = words * WORD_BYTES + flows * RECORD_BYTES
+    return -(-raw // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,210 @@
+"""A holder: it starts a worker with which it shares its descriptor table, waits, and starts the next one.
+
+Nothing else happens in here, and nothing is opened or closed, so that nothing can fail. When the worker dies, every
+socket and pipe that it had is still open in the holder, and so in the next worker.
+
+At a live upgrade (SIGUSR2 from the keeper) it kills the worker and gives every descriptor to its successor (succession.py):
+the new program's first worker takes over what the old one's last worker left, as after any other kill.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Final
+
+from relay.config.snapshot import Snapshot
+from relay.dataplane import worker
+from relay.kernel import process
+from relay.ledger.layout import Head, Word
+from relay.ledger.ledger import Ledger, WorkerLedger
+from relay.log import Log
+from relay.processes import succession
+
+STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
+BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
+NO_PROCESS_S: Final = 1.0  # from one try to the next where the limit of processes is reached, or memory is short
+EXIT_BUG: Final = 70  # sysexits(3), EX_SOFTWARE
+
+
+class Holder:
+    """Keeps one worker running until it ends by itself (it has drained) or SIGTERM came. `run` does not return."""
+
+    def __init__(
+        self,
+        name: str,
+        ledger: WorkerLedger,
+        hand: socket.socket,
+        own: Collection[int],
+        log: Log,
+        worker_main: Callable[[], None],
+    ) -> None:
+        """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
+        self._name = name
+        self._ledger = ledger
+        self._hand = hand
+        self._own = own
+        self._log = log
+        self._worker_main = worker_main
+        self._worker_pid = 0
+
+    def run(self) -> None:
+        """Start workers, one after the other."""
+        self._ledger[Word.HOLDER_PID] = os.getpid()
+        signal.signal(signal.SIGTERM, self._pass_on)
+        signal.signal(signal.SIGUSR2, self._renew)
+        crashes = 0
+        while True:
+            started_s = time.monotonic()
+            process.block()  # `_renew` must know of every worker
+            try:
+                self._worker_pid = self._start()
+            except OSError as error:
+                process.unblock()
+                self._log.event("error", "not started", message=no_process(self._name, error))
+                time.sleep(NO_PROCESS_S)
+                continue
+            process.unblock()
+            status = self._wait()
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+                return
+            crashes = crashes_now(crashes, status, time.monotonic() - started_s)
+            if self._ledger[Word.UNSHARED]:
+                os._exit(EXIT_BUG)  # there is nothing to hold; the keeper starts both anew, with what stands now
+            delay_s = BACKOFF_S[min(crashes, len(BACKOFF_S) - 1)]
+            self._ledger[Word.RESTARTS] += 1
+            self._log.event("error", "died", message=self._name, how=how_it_ended(status), restart_in_s=delay_s)
+            time.sleep(delay_s)
+
+    def _start(self) -> int:
+        """The pid of a new worker. Raises OSError where there can be no new process at the moment."""
+        try:
+            pid = process.fork_sharing_descriptors()
+            self._ledger[Word.UNSHARED] = 0
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOMEM):  # fork(2): it will pass, and what is held waits for it
+                raise
+            if not self._ledger[Word.UNSHARED]:
+                message = "no shared descriptor table to be had (clone3): a crash of this worker loses its connections"
+                self._log.event("warning", "unshared", message=message, reason=os.strerror(error.errno or 0))
+            self._ledger[Word.UNSHARED] = 1
+            pid = os.fork()
+        if pid == 0:
+            self._be_worker()
+        return pid
+
+    def _be_worker(self) -> None:
+        status = EXIT_BUG
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+            process.unblock()
+            process.name(f"relay-{self._name}")
+            self._worker_main()
+            status = 0
+        except BaseException:
+            self._log.event("error", "crash", message=self._name, traceback=traceback.format_exc())
+        finally:
+            os._exit(status)
+
+    def _wait(self) -> int:
+        """The worker's wait status, once it has ended."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._worker_pid, os.WEXITED | os.WNOWAIT)
+        process.block()  # or `_stop_worker` could kill a process that got the number next
+        try:
+            _, status = os.waitpid(self._worker_pid, 0)
+        except ChildProcessError:  # `_stop_worker` has seen its end, and nobody took over
+            status = signal.SIGKILL
+        self._worker_pid = 0
+        process.unblock()
+        return status
+
+    def _renew(self, _sig: int, _frame: object) -> None:
+        """Give everything to the successor and end. Returns only when that fails; a worker is then started again."""
+        process.block()  # nothing comes between: a stop is served by the successor, or here afterwards
+        try:
+            end = succession.fetched(self._hand)
+            if end is None:
+                return
+            with end:
+                succession.give(end, self._own, self._stop_worker)
+            os._exit(0)
+        except OSError as error:
+            message = f"{self._name} goes on in the old code: {error.strerror or error}"
+            self._log.event("error", "upgrade failed", message=message)
+        finally:
+            process.unblock()
+
+    def _stop_worker(self) -> None:
+        """From here on nobody opens or closes anything in the table."""
+        if self._worker_pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._worker_pid, signal.SIGKILL)
+                os.waitpid(self._worker_pid, 0)
+
+    def _pass_on(self, sig: int, _frame: object) -> None:
+        # A worker that is just being started finds in the ledger that the daemon drains.
+        if self._worker_pid:
+            try:
+                os.kill(self._worker_pid, sig)
+            except ProcessLookupError:
+                return
+
+
+def hold(
+    index: int,
+    ledger: Ledger,
+    *,
+    log_sink: socket.socket,
+    control: socket.socket,
+    hand: socket.socket,
+    snapshot: Snapshot,
+    baseline: dict[int, str],
+) -> None:
+    """Be the holder of worker `index` until the daemon has drained, or its successor has everything.
+
+    `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
+    """
+    words = ledger.words
+    inherited = worker.Inherited(
+        index=index,
+        ledger=ledger.worker(index),
+        program=words[Head.PROGRAM],
+        drain_until=lambda: words[Head.DRAIN_UNTIL_NS],
+        control=control,
+        log_sink=log_sink,
+        snapshot=snapshot,
+        baseline=baseline,
+    )
+    log = Log(log_sink, f"worker-{index}", snapshot.log_level)
+    main = partial(worker.main, inherited, ledger.flows_per_worker)
+    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
+
+
+def crashes_now(before: int, status: int, lived_s: float) -> int:
+    """How many times in a row a process has crashed, after it ended with this wait status: what to back off for.
+
+    SIGKILL is somebody's decision and not a crash: the next process starts at once.
+    """
+    if lived_s >= STEADY_S:
+        return 0
+    return before if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else before + 1
+
+
+def how_it_ended(status: int) -> str:
+    """A process' wait status in words."""
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {os.WEXITSTATUS(status)}"
+
+
+def no_process(name: str, error: OSError) -> str:
+    """What is wrong when a process cannot be started."""
+    why = f"{name} cannot be started: {os.strerror(error.errno or 0)}"
+    return (
+        f"{why}; it is tried again each second (see TasksMax= of the unit, RLIMIT_NPROC of the user, and free memory)"
+    )

@@ -1,0 +1,104 @@
+"""What stands: the keeper holds it, and every process that it starts begins with it."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from relay import __version__
+from relay.config.snapshot import Snapshot
+from relay.kernel import process
+from relay.kernel.sockets import descriptors
+from relay.ledger.layout import Word
+from relay.ledger.ledger import Ledger
+from relay.log import Log
+from relay.processes import succession
+from relay.processes.handover import Handover
+from relay.processes.holder import hold
+
+
+@dataclass(slots=True)
+class State:
+    """The descriptors and the few facts that must outlive every other process."""
+
+    snapshot: Snapshot
+    listeners: dict[str, socket.socket]  # by listening address
+    ledger: Ledger
+    log: Log
+    log_sink: socket.socket
+    log_source: socket.socket
+    keeper_end: socket.socket  # of the channel to control
+    control_end: socket.socket
+    hand: tuple[socket.socket, socket.socket]  # (keeper's, holders'): over which a holder is called to be succeeded
+    worker_ends: list[tuple[socket.socket, socket.socket]]  # (worker's, control's) of each worker's channel
+    control_only: dict[str, socket.socket]  # what control serves beside the endpoints: the admin API, metrics, names
+    memory: int  # the memory file for a live upgrade, see handover.py
+    warnings: tuple[str, ...]  # about the configuration that it starts with
+
+    def of_holders(self) -> dict[int, str]:
+        """The descriptors that a holder has from its start, and what they are. All others in its table are its worker's."""
+        ends = (sock.fileno() for pair in (self.hand, *self.worker_ends) for sock in pair)
+        return descriptors({0, 1, 2, self.ledger.fd, self.log_sink.fileno(), self.log_source.fileno(), *ends})
+
+    def handed_over(self, control_pid: int, holder_pids: tuple[int, ...], prepared: int) -> Handover:
+        """The same for the program that takes this one's place; `prepared` is what its trial left."""
+        return Handover(
+            keeper_pid=os.getpid(),
+            control_pid=control_pid,
+            holder_pids=holder_pids,
+            memory=self.memory,
+            ledger=self.ledger.fd,
+            log_sink=self.log_sink.fileno(),
+            log_source=self.log_source.fileno(),
+            keeper_end=self.keeper_end.fileno(),
+            control_end=self.control_end.fileno(),
+            hand=(self.hand[0].fileno(), self.hand[1].fileno()),
+            worker_ends=tuple((one.fileno(), other.fileno()) for one, other in self.worker_ends),
+            control_only={name: sock.fileno() for name, sock in self.control_only.items()},
+            listeners={address: sock.fileno() for address, sock in self.listeners.items()},
+            prepared=prepared,
+            version=__version__,
+        )
+
+
+def be_holder(state: State, index: int) -> None:
+    """Be the holder of worker `index`, with nothing from before."""
+    words = state.ledger.worker(index)
+    for word in (Word.SCRATCH_OWNER, Word.SCRATCH_R, Word.SCRATCH_W):
+        words[word] = 0  # descriptors of an earlier holder's table
+    _let_go(state)
+    _hold(state, index)
+
+
+def be_successor(state: State, index: int, ours: socket.socket, theirs: socket.socket) -> None:
+    """Be the holder of worker `index` in place of the old program's, which holds the end `theirs`: see succession.py."""
+    process.block()  # a stop must not end this process while it alone has the connections; `hold` lets it come
+    theirs.close()
+    _let_go(state)
+    try:
+        succession.take(ours, state.of_holders())
+    except OSError as error:
+        message = f"worker-{index} could not be taken over: {error.strerror or error}"
+        state.log.event("error", "upgrade failed", message=message)
+        return
+    _hold(state, index)
+
+
+def _let_go(state: State) -> None:
+    """No object in a holder may ever close a descriptor that is a connection's by then."""
+    for sock in (state.keeper_end, state.control_end, *state.control_only.values()):
+        sock.close()
+    for listener in state.listeners.values():
+        listener.detach()  # it stays open, for the worker
+
+
+def _hold(state: State, index: int) -> None:
+    state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # an earlier holder's, or in the old program's form
+    hold(
+        index,
+        state.ledger,
+        log_sink=state.log_sink,
+        control=state.worker_ends[index][0],
+        hand=state.hand[1],
+        snapshot=state.snapshot,
+        baseline=state.of_holders(),
+    )

@@ -1,0 +1,406 @@
+"""The keeper: the main process. It starts the others, starts them again, and holds what must outlive them.
+
+It holds the ledger, the snapshot in force, the listening sockets and both ends of every channel; it forks, so a new
+worker or control has all of that, and everything imported, in a few milliseconds. It has no threads and no event loop, reads
+no file and parses nothing from outside.
+
+At a live upgrade it replaces its own program by execve(2) and stays the same process: its children, its descriptors and the
+signals that came meanwhile are still there (handover.py). Then the new code replaces control, and the holders one by one,
+each by a successor that it forks (succession.py).
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any, Final
+
+from relay import __version__, systemd
+from relay.config.snapshot import Snapshot
+from relay.dataplane import worker
+from relay.kernel import channel, process
+from relay.ledger.layout import Head, Word
+from relay.processes import handover, succession
+from relay.processes.handover import Handover
+from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
+from relay.processes.inherited import State, be_holder, be_successor
+from relay.processes.renewal import LOOK_S, Renewal
+
+_KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
+
+
+@dataclass(slots=True)
+class Child:
+    """One process that the keeper keeps running."""
+
+    name: str
+    main: Callable[[], None]
+    pid: int = 0
+    successor: int = 0  # the pid of what is about to take its place, at a live upgrade
+    started_s: float = 0.0
+    restart_at_s: float | None = None
+    crashes: int = 0
+    replaced: bool = False  # its end is wanted: it runs a program that was replaced
+
+
+class Phase(Enum):
+    """The life of the daemon."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Keeper:
+    """Runs one control process and the workers until told to stop. `run` returns the daemon's exit status."""
+
+    def __init__(self, state: State, control_main: Callable[[State], None], before: Handover | None = None) -> None:
+        """`before`: what the program that this one replaces left; None at a start from nothing."""
+        self._state = state
+        self._control = Child("control", partial(control_main, state))
+        self._workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
+        self._before = before
+        self._renewal = Renewal(state.ledger, state.log, self._succeed)
+        self._phase = Phase.STARTING
+        self._kill_at_s: float | None = None
+        self._watchdog_s = systemd.watchdog_s()
+        self._watchdog_at_s = time.monotonic()
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pid = os.getpid()
+
+    def run(self) -> int:
+        """Keep everything running until SIGTERM or SIGINT."""
+        process.name("relay")
+        process.adopt_orphans()
+        signals = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+        for sig in signals:
+            signal.signal(sig, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        process.unblock()
+        self._holds_by(self._state.snapshot)
+        if self._before is None:
+            self._log_start()
+            for child in [*self._workers, self._control]:
+                self._start(child)
+        else:
+            self._take_over(self._before)
+        poll = select.poll()
+        poll.register(self._wake_r, select.POLLIN)
+        poll.register(self._state.keeper_end, select.POLLIN)
+        while not self._stopped():
+            poll.poll(self._wait_ms())
+            self._on_signals()
+            self._on_messages()
+            self._reap()
+            self._on_time()
+            self._renewal.step(time.monotonic())
+        self._end_control()
+        return 0
+
+    def _log_start(self) -> None:
+        snapshot, log = self._state.snapshot, self._state.log
+        log.event("info", "starting", instance=snapshot.instance, service=snapshot.service, pid=self._pid)
+        for warning in self._state.warnings:
+            log.event("warning", "configuration", message=warning)
+        for row in snapshot.endpoints:
+            target = row.leads_to or (row.targets[0].text if row.targets else "")
+            log.event("info", "listening", endpoint=row.name, listen=row.listen, target=target)
+
+    # --- children -----------------------------------------------------------------------------------------------
+
+    def _start(self, child: Child) -> None:
+        child.started_s, child.restart_at_s = time.monotonic(), None
+        try:
+            child.pid = self._fork(child.name, child.main)
+        except OSError as error:
+            child.restart_at_s = child.started_s + NO_PROCESS_S
+            self._state.log.event("error", "not started", message=no_process(child.name, error))
+
+    def _fork(self, name: str, main: Callable[[], None]) -> int:
+        """The pid of a process of this name, which is `main`. Raises OSError where there can be none at the moment."""
+        if pid := os.fork():
+            return pid
+        status = EXIT_BUG
+        try:
+            self._become(name)
+            main()
+            status = 0
+        except BaseException:
+            self._state.log.event("error", "crash", message=name, traceback=traceback.format_exc())
+        finally:
+            os._exit(status)
+
+    def _become(self, name: str) -> None:
+        """In the new process: what was the keeper's and is not the child's."""
+        signal.set_wakeup_fd(-1)
+        for sig in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_DFL)
+        for sig in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):  # a terminal sends them to all; the keeper decides
+            signal.signal(sig, signal.SIG_IGN)
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+        process.name(f"relay-{name}")
+        # Without a keeper nobody starts anything again, so a worker lets its connections end and goes.
+        process.die_with_parent(self._pid, process.STOP)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in [*self._workers, self._control]:
+                if pid == child.pid:
+                    self._on_death(child, status)
+                elif pid == child.successor:
+                    child.successor = 0
+
+    def _on_death(self, child: Child, status: int) -> None:
+        child.pid = self._unguarded(child)
+        if not child.pid and child.successor:
+            child.pid, child.successor = child.successor, 0
+            succession.recall(self._state.hand)  # or, where it was not told yet, the successor would wait for nothing
+        if child.pid:
+            return
+        if self._phase is Phase.DRAINING and child is not self._control:
+            return
+        if child.replaced:
+            child.replaced = False
+            self._start(child)
+            return
+        child.crashes = crashes_now(child.crashes, status, time.monotonic() - child.started_s)
+        delay_s = BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
+        child.restart_at_s = time.monotonic() + delay_s
+        head = Head.CONTROL_RESTARTS if child is self._control else Head.HOLDER_RESTARTS
+        self._state.ledger.words[head] += 1
+        how = how_it_ended(status)
+        self._state.log.event("error", "died", message=child.name, how=how, restart_in_s=delay_s)
+
+    def _unguarded(self, child: Child) -> int:
+        """The pid of the worker whose holder has just died, if it lives: it works on, and is ours to wait for. Else 0."""
+        if child is self._control:
+            return 0
+        pid = self._state.ledger.worker(self._workers.index(child))[Word.PID]
+        try:
+            if pid in (0, child.pid) or os.waitpid(pid, os.WNOHANG)[0] != 0:
+                return 0
+        except ChildProcessError:
+            return 0
+        self._state.ledger.worker(self._workers.index(child))[Word.UNSHARED] = 1
+        self._state.log.event("error", "holder died", message=f"{child.name} works on, without a net", pid=pid)
+        return pid
+
+    # --- live upgrade -------------------------------------------------------------------------------------------
+
+    def _upgrade(self, prepared: int) -> None:
+        """Replace this program by the installed one, which has tried itself out and left `prepared`. See handover.py."""
+        state = self._state
+        pids = tuple(child.successor or child.pid for child in self._workers)
+        stands = state.handed_over(self._control.pid, pids, prepared)
+        stands.write()
+        process.block()
+        self._on_signals()  # those that came before that stand in a pipe, which the new program will not have
+        if self._phase is Phase.DRAINING:
+            process.unblock()
+            os.close(prepared)
+            return
+        try:
+            handover.execute(sys.orig_argv[1:], stands.of_keeper(), {handover.VARIABLE: str(state.memory)})
+        except OSError as error:
+            process.unblock()
+            os.close(prepared)
+            state.log.event("error", "upgrade failed", message=os.strerror(error.errno or 0))
+
+    def _take_over(self, before: Handover) -> None:
+        """In the new program: the children are still there, and run the old one."""
+        self._phase = Phase.READY
+        self._control.pid = before.control_pid
+        for child, pid in zip(self._workers, before.holder_pids, strict=True):
+            child.pid = pid
+        systemd.reloading()  # READY=1 follows from control, when every worker works by the new snapshot
+        self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
+        ledger = self._state.ledger
+        ledger.words[Head.PROGRAM] += 1
+        self._renewal = Renewal(ledger, self._state.log, self._succeed, range(ledger.workers))
+        for child in [*self._workers, self._control]:
+            child.started_s = time.monotonic()
+            if not child.pid:
+                self._start(child)
+        if before.control_pid:
+            self._control.replaced = True
+            os.kill(before.control_pid, signal.SIGTERM)
+
+    def _succeed(self, index: int) -> None:
+        """Start a holder of this program beside the one of the old program, and tell that one to give it everything."""
+        child = self._workers[index]
+        if not child.pid or child.successor:
+            return  # it is just being started in this program; the last successor has not given up yet
+        try:
+            ours, theirs = succession.pair()
+            with ours, theirs:
+                succession.call(self._state.hand, theirs)
+                child.successor = self._fork(child.name, partial(be_successor, self._state, index, ours, theirs))
+        except OSError as error:
+            self._state.log.event("error", "not started", message=no_process(child.name, error))
+        else:
+            os.kill(child.pid, signal.SIGUSR2)
+
+    # --- what comes in ------------------------------------------------------------------------------------------
+
+    def _on_signals(self) -> None:
+        try:
+            caught = os.read(self._wake_r, 64)
+        except BlockingIOError:
+            return
+        for number in caught:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._drain()
+            elif number == signal.SIGHUP:
+                self._tell_control({"op": "reload"})
+            elif number == signal.SIGUSR2:
+                self._tell_control({"op": "upgrade"})
+
+    def _on_messages(self) -> None:
+        while (received := channel.receive(self._state.keeper_end)) is not None:
+            message, fds = received
+            self._on_message(message, fds)
+
+    def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
+        state = self._state
+        match message.get("op"):
+            # What control says as long as it runs the replaced program may be in a form of that one's; and what stands is
+            # newer: the trial has read the files.
+            case "listeners" | "snapshot" | "upgrade" if self._control.replaced:
+                for fd in fds:
+                    os.close(fd)
+            case "listeners" | "upgrade" if self._phase is Phase.DRAINING:
+                for fd in fds:
+                    os.close(fd)
+            case "listeners":
+                for address, fd in zip(message["addresses"], fds, strict=True):
+                    state.listeners[address] = socket.socket(fileno=fd)
+            case "snapshot":
+                state.snapshot = Snapshot.from_json(worker.read_memfd(fds[0]))
+                os.close(fds[0])
+                state.log.level = state.snapshot.log_level
+                wanted = {address for row in state.snapshot.endpoints for address in row.listens}
+                for address in [address for address in state.listeners if address not in wanted]:
+                    state.listeners.pop(address).close()
+                self._holds_by(state.snapshot)
+                self._tell_control({"op": "holds"})
+            case "upgrade" if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
+                os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
+            case "upgrade":
+                self._upgrade(fds[0])
+            case "ready":
+                if self._phase is Phase.STARTING:
+                    self._phase = Phase.READY
+                if self._phase is Phase.READY:
+                    systemd.notify("READY=1", f"STATUS={message['status']}")
+            case "reloading":
+                systemd.reloading()
+            case "status":
+                systemd.notify(f"STATUS={message['status']}")
+
+    def _holds_by(self, snapshot: Snapshot) -> None:
+        self._state.ledger.words[Head.GENERATION] = snapshot.generation
+
+    def _tell_control(self, message: dict[str, Any]) -> None:
+        channel.send(self._state.keeper_end, message)
+
+    # --- time and the end ---------------------------------------------------------------------------------------
+
+    def _wait_ms(self) -> int:
+        now_s = time.monotonic()
+        at_s = [child.restart_at_s for child in [*self._workers, self._control] if child.restart_at_s is not None]
+        if self._kill_at_s is not None:
+            at_s.append(self._kill_at_s)
+        if self._watchdog_s is not None:
+            at_s.append(self._watchdog_at_s)
+        if not self._renewal.done:
+            at_s.append(now_s + LOOK_S)
+        return -1 if not at_s else max(0, int((min(at_s) - now_s) * 1000) + 1)
+
+    def _on_time(self) -> None:
+        now_s = time.monotonic()
+        for child in [*self._workers, self._control]:
+            if child.restart_at_s is not None and now_s >= child.restart_at_s:
+                if self._phase is Phase.DRAINING and child is not self._control:
+                    child.restart_at_s = None
+                else:
+                    self._start(child)
+        if self._kill_at_s is not None and now_s >= self._kill_at_s:
+            self._kill_at_s = now_s + _KILL_AFTER_S
+            self._kill_workers()
+        if self._watchdog_s is not None and now_s >= self._watchdog_at_s:
+            self._watchdog_at_s = now_s + self._watchdog_s / 2
+            if self._alive():
+                systemd.notify("WATCHDOG=1")
+
+    def _alive(self) -> bool:
+        """Whether every worker's loop has turned lately. When one has not, systemd is not told that all is well."""
+        assert self._watchdog_s is not None  # only asked with a watchdog
+        now_ns, ledger = time.monotonic_ns(), self._state.ledger
+        beats = (ledger.worker(n)[Word.HEARTBEAT_NS] for n in range(ledger.workers))
+        return self._phase is Phase.DRAINING or all(now_ns - beat < self._watchdog_s * 1e9 for beat in beats)
+
+    def _drain(self) -> None:
+        """The first time: accept no more, and let connections end. The second time: end them."""
+        now_s = time.monotonic()
+        if self._phase is Phase.DRAINING:
+            self._kill_at_s = now_s + _KILL_AFTER_S
+            self._state.ledger.words[Head.DRAIN_UNTIL_NS] = 1  # long ago
+        else:
+            self._phase = Phase.DRAINING
+            self._renewal = Renewal(self._state.ledger, self._state.log, self._succeed)  # nobody is renewed any more
+            self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
+            until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
+            self._state.ledger.words[Head.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
+            systemd.notify("STOPPING=1", "STATUS=draining")
+            self._state.log.event("info", "draining", deadline_s=self._state.snapshot.drain_s)
+            for listener in self._state.listeners.values():
+                listener.close()
+            self._state.listeners.clear()
+        self._signal_workers(signal.SIGTERM)
+
+    def _signal_workers(self, sig: signal.Signals) -> None:
+        for pid in self._holder_pids():
+            os.kill(pid, sig)
+
+    def _kill_workers(self) -> None:
+        """The holders first, or each would start its worker again."""
+        self._signal_workers(signal.SIGKILL)
+        ledger = self._state.ledger
+        for n in range(ledger.workers):
+            try:
+                os.kill(ledger.worker(n)[Word.PID], signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def _stopped(self) -> bool:
+        return self._phase is Phase.DRAINING and not self._holder_pids()
+
+    def _holder_pids(self) -> list[int]:
+        return [pid for child in self._workers for pid in (child.pid, child.successor) if pid]
+
+    def _end_control(self) -> None:
+        """Control goes last: it writes the log and answers `relay status` while the workers drain."""
+        self._state.log.event("info", "stopped")
+        if not self._control.pid:
+            return
+        os.kill(self._control.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + _KILL_AFTER_S
+        while os.waitpid(self._control.pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() >= deadline_s:
+                os.kill(self._control.pid, signal.SIGKILL)
+                deadline_s += _KILL_AFTER_S
+            select.select([], [], [], 0.01)

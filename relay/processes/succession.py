@@ -1,0 +1,173 @@
+"""A live upgrade's second half: a holder gives its whole descriptor table to its successor, under the same numbers.
+
+execve(2) would end the sharing of a table and cost the start of an interpreter, while connections stand still. So the new
+program's keeper, which has everything imported, forks a successor for each holder, and what the worker had open goes over
+by SCM_RIGHTS (unix(7)). It is the ledger that says what a number means, so each must have the same one over there.
+
+    holder (old program)                       successor (new program)
+                                               closes what is not a holder's; "ready"
+    kills its worker
+    the number of its own end of the channel   moves its own end there
+    descriptors, in ascending order            takes each part; "have"
+    "all"                                      puts them in their places; "mine"
+    ends                                       starts a worker, which adopts, as after any kill
+
+A received descriptor gets the lowest number that is free. Both sides begin with the same ones open, so by ascending order
+none ever lands above its place; and put there from the highest down, none lands on another.
+
+Until the successor has said "mine", the holder can take everything back; each side is killed, slow or full at its own
+cost alone. "mine" is the moment. A holder that has waited too long stops its ears first and then looks whether it was said;
+if not, it says "no" and goes on. A successor that is not heard asks: after a "no" it ends, and where the holder is dead it
+goes on. Never both of them, and one of them as long as one lives.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import struct
+from array import array
+from collections.abc import Callable, Collection
+from typing import Final
+
+from relay.kernel import channel
+from relay.kernel.sockets import open_descriptors
+
+_PATIENCE_S: Final = 5.0  # for each of the other's words; all of it takes a tenth of a second with 10,000 connections
+
+_READY: Final = b"ready"
+_HAVE: Final = b"have"
+_ALL: Final = b"all"
+_MINE: Final = b"mine"
+_NO: Final = b"no"
+
+_NUMBER: Final = struct.Struct("i")
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of the channel between a holder and its successor."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.settimeout(_PATIENCE_S)
+    return ends
+
+
+def call(hand: tuple[socket.socket, socket.socket], end: socket.socket) -> None:
+    """Leave its end of the channel to the holder that is about to be told, in place of one that nobody fetched."""
+    recall(hand)
+    channel.send(hand[0], {}, (end.fileno(),))
+
+
+def recall(hand: tuple[socket.socket, socket.socket]) -> None:
+    """Take back what `call` left and nobody fetched."""
+    if (end := fetched(hand[1])) is not None:
+        end.close()
+
+
+def fetched(hand: socket.socket) -> socket.socket | None:
+    """What `call` left."""
+    end = None
+    while (received := channel.receive(hand)) is not None:
+        for fd in received[1]:
+            if end is not None:
+                end.close()
+            end = socket.socket(fileno=fd)
+            end.settimeout(_PATIENCE_S)
+    return end
+
+
+def give(end: socket.socket, known: Collection[int], stop: Callable[[], None]) -> None:
+    """Give the successor every socket and pipe but the `known` ones. When this returns, it has them, and works by them.
+
+    `stop` ends whoever else uses this table. Raises OSError, and then all is here as before; `stop` may have been called.
+    """
+    _expect(end, _READY)
+    stop()
+    others = open_descriptors() - set(known) - {end.fileno()}
+    fds = array("i", sorted(fd for fd in others if _carries_bytes(fd)))
+    end.send(_NUMBER.pack(end.fileno()))
+    for first in range(0, len(fds), channel.FDS_MAX):
+        part = fds[first : first + channel.FDS_MAX]
+        end.sendmsg([part.tobytes()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
+        # The kernel counts what is on its way, against the limit of open files (unix(7), ETOOMANYREFS).
+        _expect(end, _HAVE)
+    end.send(_ALL)
+    try:
+        _expect(end, _MINE)
+    except OSError:
+        end.shutdown(socket.SHUT_RD)  # before the look: now it cannot be said any more
+        if end.recv(len(_MINE)) == _MINE:
+            return
+        with contextlib.suppress(OSError):  # it is dead
+            end.send(_NO)
+        raise
+
+
+def take(end: socket.socket, known: Collection[int]) -> None:
+    """Take what `give` gives, and have nothing else open but the `known` ones. They are the holder's too, by number.
+
+    `end` is closed. Raises OSError: the holder goes on, and this process has to end without having used anything.
+    """
+    for fd in open_descriptors() - set(known) - {end.fileno()}:
+        os.close(fd)
+    end.send(_READY)
+    end = _moved(end, _NUMBER.unpack(end.recv(_NUMBER.size))[0])
+    arrived: list[tuple[int, int]] = []  # (its number, its place)
+    while (part := _received(end)) is not None:
+        arrived += part
+        end.send(_HAVE)
+    if not set(known).isdisjoint(place for _, place in arrived):
+        raise OSError(errno.EEXIST, "the two programs do not have the same descriptors open at their start")
+    for fd, place in reversed(arrived):
+        if fd != place:
+            os.dup2(fd, place, inheritable=False)
+            os.close(fd)
+    with end:
+        try:
+            end.send(_MINE)
+        except OSError:
+            if end.recv(len(_NO)) == _NO:
+                raise
+
+
+def _received(end: socket.socket) -> list[tuple[int, int]] | None:
+    """A part of the table as (number, place), ascending; None: that was all."""
+    room = socket.CMSG_SPACE(channel.FDS_MAX * _NUMBER.size)
+    message, rights, _flags, _address = end.recvmsg(channel.FDS_MAX * _NUMBER.size, room, socket.MSG_CMSG_CLOEXEC)
+    if message == _ALL:
+        return None
+    places, fds = array("i"), array("i")
+    places.frombytes(message)
+    for _level, _kind, raw in rights:
+        fds.frombytes(raw)
+    if not places:
+        raise _gone()
+    if len(fds) != len(places):  # the kernel leaves out what has no room (recvmsg(2), MSG_CTRUNC)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return list(zip(fds, places, strict=True))
+
+
+def _moved(end: socket.socket, number: int) -> socket.socket:
+    """The same end under the number of the other's, which is free here and no descriptor's place."""
+    if end.fileno() != number:
+        os.dup2(end.fileno(), number, inheritable=False)
+        end.close()
+        end = socket.socket(fileno=number)
+        end.settimeout(_PATIENCE_S)
+    return end
+
+
+def _expect(end: socket.socket, word: bytes) -> None:
+    if end.recv(len(word)) != word:
+        raise _gone()
+
+
+def _gone() -> OSError:
+    return ConnectionAbortedError(errno.ECONNABORTED, "the other holder has ended")
+
+
+def _carries_bytes(fd: int) -> bool:
+    """Whether it is a socket or a pipe. All else was the worker's loop's, and io_uring's may not be sent at all."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)

@@ -1,0 +1,180 @@
+"""Status for people: what a person must see, and columns that line up."""
+
+from typing import Any
+
+import pytest
+
+from relay.cli.tables import connections_text, drain_text, instances_text, route_text, status_text, table
+
+
+def status(**keys: Any) -> dict[str, Any]:
+    endpoint = {
+        "name": "web/http-in", "type": "input", "protocol": "http", "listen": "10.0.0.4:8080",
+        "targets": ["127.0.0.1:3000", "[::1]:3000"], "target_up": True, "active": 3, "accepted": 70,
+        "denied": {"access": 4, "rate": 1}, "closed": {"client_fin": 67}, "received_bytes": 1536, "sent_bytes": 0,
+        "connect_failures": 0, "enforce": "strict", "would_deny": {}, "target_set": [],
+        "distribution": None, "leads_to": "",
+    }  # fmt: skip
+    return {
+        "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
+        "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "workers": [{"pid": 12}, {"pid": 13}],
+        "worker_restarts": 5, "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
+        "busy_for_s": 0.0, "registry": None,
+    } | keys  # fmt: skip
+
+
+def test_the_whole_of_it() -> None:
+    assert status_text(status()).splitlines() == [
+        "web_IN_0 of shop: running for 2.0h, relay 1.2.3",
+        "generation 4; last reload took",
+        "pids: keeper 10, control 11, workers 12, 13 (5 restarts)",
+        "",
+        "ENDPOINT     TYPE   PROTOCOL  LISTEN         TARGET                     "
+        "IS  ACTIVE  ACCEPTED  DENIED           RECEIVED  SENT",
+        "web/http-in  input  http      10.0.0.4:8080  127.0.0.1:3000 [::1]:3000  "
+        "up  3       70        access=4 rate=1  1.5KiB    0B",
+    ]
+
+
+def test_what_is_wrong_catches_the_eye() -> None:
+    [endpoint] = status()["endpoints"]
+    text = status_text(
+        status(
+            draining=True,
+            reload={"last_successful": False},
+            endpoints=[endpoint | {"target_up": False, "denied": {}}, endpoint | {"target_up": None}],
+        )
+    )
+    assert "draining" in text
+    assert "last reload FAILED: the former configuration is in force, see the log" in text
+    assert [line.split()[6:8] for line in text.splitlines()[5:]] == [["DOWN", "3"], ["-", "3"]]
+
+
+def test_an_envelope_that_is_not_enforced_catches_the_eye() -> None:
+    [endpoint] = status()["endpoints"]
+    audited = endpoint | {"name": "web/trial", "enforce": "audit", "denied": {}, "would_deny": {"access": 7}}
+    lines = status_text(status(endpoints=[endpoint, audited])).splitlines()
+    assert lines[3] == "AUDIT: the envelope of web/trial refuses nobody, it only counts (`enforce: audit`)"
+    assert "  0; AUDIT, would deny: access=7  " in lines[-1]
+    assert "AUDIT" not in lines[-2]
+
+
+def test_an_instance_that_edges_send_nobody_to_catches_the_eye() -> None:
+    assert status_text(status(busy_for_s=60.0)).startswith(
+        "web_IN_0 of shop: running for 2.0h, busy for 1.0m more (`relay drain off` ends it), relay "
+    )
+    assert status_text(status(busy_for_s=60.0, draining=True)).startswith("web_IN_0 of shop: draining for")
+
+
+def member(instance: int, **keys: Any) -> dict[str, Any]:
+    return {
+        "target": f"10.0.0.{instance}:8080", "instance": f"web_IN_{instance}", "health": "up", "active": 2,
+        "connected": 30, "failures": 0, "ejections": 0, "ejected_for_s": 0, "mean_connect_s": 0.001,
+    } | keys  # fmt: skip
+
+
+def test_the_targets_of_an_edge_are_a_table_of_their_own() -> None:
+    [plain] = status()["endpoints"]
+    sick = member(1, health="down", failures=7, ejections=2, ejected_for_s=90.0, active=0)
+    edge = plain | {"name": "web/edge", "targets": ["a", "b", "c"]}
+    edge["distribution"] = "five-tuple"
+    edge["target_set"] = [member(0), sick, member(10, health="unknown")]
+    other = plain | {"name": "web/edge@instance", "distribution": "instance", "target_set": [member(0)]}
+    lines = status_text(status(endpoints=[edge, plain, other])).splitlines()
+    assert [line.split()[4:6] for line in lines[5:8]] == [
+        ["3", "instances"],
+        ["127.0.0.1:3000", "[::1]:3000"],
+        ["2", "instances"],
+    ]
+    assert lines[8:] == [
+        "",
+        "ENDPOINT           INSTANCE   TARGET          IS                      ACTIVE  CONNECTED  FAILURES  EJECTIONS",
+        "web/edge           web_IN_0   10.0.0.0:8080   up                      2       30         0         0",
+        "                   web_IN_1   10.0.0.1:8080   DOWN, ejected for 1.5m  0       30         7         2",
+        "                   web_IN_10  10.0.0.10:8080  -                       2       30         0         0",
+        "web/edge@instance  web_IN_0   10.0.0.0:8080   up                      2       30         0         0",
+    ]
+
+
+def test_where_a_client_goes() -> None:
+    answer = {
+        "to": "web/in", "client": "203.0.113.9", "distribution": "source-ip", "target": "10.0.0.1:8080",
+        "instance": "web_IN_1", "order": [member(0, health="down"), member(1)],
+    }  # fmt: skip
+    assert route_text(answer).splitlines() == [
+        "203.0.113.9 goes to web_IN_1 (10.0.0.1:8080), by source-ip; in the order of its hash:",
+        "  web_IN_0 10.0.0.0:8080: down, 2 active",
+        "  web_IN_1 10.0.0.1:8080: up, 2 active",
+    ]
+    nowhere = route_text(answer | {"target": None, "instance": None}).splitlines()
+    assert nowhere[0] == "203.0.113.9 is refused: no target is up, by source-ip; in the order of its hash:"
+
+
+def test_out_of_rotation_and_back() -> None:
+    answer: dict[str, Any] = {"busy_for_s": 600.0, "behind_edge": ["web/in"], "active": 3, "told": False}
+    assert drain_text(answer) == "for 10.0m the edges' probes are refused; 3 connections go on"
+    assert drain_text(answer | {"behind_edge": [], "active": 1}) == (
+        "for 10.0m NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told; 1 connection goes on"
+    )
+    assert drain_text(answer | {"behind_edge": [], "told": True}) == (
+        "for 10.0m the registry is told, so other machines' doors out and names leave it out; 3 connections go on"
+    )
+    assert drain_text(answer | {"busy_for_s": 0}) == "this instance is in rotation again"
+
+
+def test_no_endpoints() -> None:
+    assert status_text(status(endpoints=[])).splitlines()[-1].startswith("ENDPOINT  TYPE")
+
+
+def test_connections() -> None:
+    one = {
+        "endpoint": "web/in", "peer": "[2001:db8::1]:5", "state": "splice", "age_s": 90.0, "received_bytes": 5,
+        "sent_bytes": 3 * 1024**3, "worker": 0,
+    }  # fmt: skip
+    assert connections_text([one]).splitlines() == [
+        "ENDPOINT  PEER             STATE   AGE   RECEIVED  SENT",
+        "web/in    [2001:db8::1]:5  splice  1.5m  5B        3.0GiB",
+    ]
+    assert connections_text([]) == "no open connections"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "size_bytes", "words"),
+    [
+        (0.0, 0, ("0.0s", "0B")),
+        (59.9, 1023, ("59.9s", "1023B")),
+        (60.0, 1024, ("1.0m", "1.0KiB")),
+        (3600.0, 1024**2, ("1.0h", "1.0MiB")),
+        (86400.0, 1024**4, ("1.0d", "1.0TiB")),
+        (864000.0, 5000 * 1024**4, ("10.0d", "5000.0TiB")),
+    ],
+)
+def test_ages_and_sizes(age_s: float, size_bytes: int, words: tuple[str, str]) -> None:
+    one = {
+        "endpoint": "e", "peer": "p", "state": "s", "age_s": age_s, "received_bytes": size_bytes, "sent_bytes": 0,
+    }  # fmt: skip
+    assert tuple(connections_text([one]).splitlines()[1].split()[3:5]) == words
+
+
+def test_a_table_lines_up_and_has_no_trailing_blanks() -> None:
+    text = table(("A", "LONG TITLE", "C"), [("wide cell", "x", "y"), ("", "", "")])
+    assert text == "A          LONG TITLE  C\nwide cell  x           y\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"healthy": True}, "healthy"),
+        ({"busy": True}, "busy"),
+        ({"busy": True, "down": ["pg", "redis"]}, "busy, DOWN: pg, DOWN: redis"),
+        ({}, "DOWN: does not answer this machine"),
+    ],
+)
+def test_how_an_instance_is(keys: dict[str, Any], told: str) -> None:
+    instance = {"id": "web_IN_0", "address": "10.0.0.4", "self": False, "metrics": None, "endpoints": []}
+    (_, line) = instances_text([{**instance, "healthy": False, "busy": False, "down": [], **keys}]).splitlines()
+    assert line == f"web_IN_0  10.0.0.4  {told}{' ' * max(0, 2 - len(told))}  -        -"
+
+
+def test_no_instances() -> None:
+    assert instances_text([]) == "no such instance is there"

@@ -1,0 +1,171 @@
+"""Names at work: they follow roster and health, on a socket and in a hosts file; and what was asked outlives control."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import dns.message
+import dns.rdatatype
+import pytest
+
+from relay.config.load import parse_service
+from relay.config.roster import Member, Roster
+from relay.config.settings import Names
+from relay.config.source import parse
+from relay.control import name_service as naming_module
+from relay.control.discovery import Fleet
+from relay.control.name_service import Naming
+from relay.ledger.layout import NAMES_RCODES, Head
+from relay.ledger.ledger import Ledger
+from relay.log import Log
+from relay.names.server import open_names_sockets
+from tests.harness import HANG_S
+from tests.ledger.test_ledger import new_ledger
+
+SERVICE = parse_service(
+    parse(
+        b"version: 1\nservice: shop\nroles:\n  web: {instances: 3}\n"
+        b"  store: {instances: [10.0.1.4], endpoints: {pg: {type: internal, port: 5432, target: 'unix:/x'}}}\n",
+        "service.yaml",
+    )
+).value
+
+
+def fleet_of(*members: Member, avoided: frozenset[str] = frozenset()) -> Fleet:
+    return Fleet(SERVICE, Roster.of_service(SERVICE, members), "store_IN_0", None, avoided)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes do not wait for one another."""
+    monkeypatch.setattr(naming_module, "_PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with new_ledger() as made:
+        yield made
+
+
+class Logged:
+    """A log, and what was written to it."""
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._read.setblocking(False)
+        self.log = Log(self._write, "control", "debug")
+
+    def close(self) -> None:
+        """End it."""
+        self._read.close()
+        self._write.close()
+
+    def lines(self) -> list[dict[str, str]]:
+        """All lines since the last call."""
+        found = []
+        while True:
+            try:
+                found.append(json.loads(self._read.recv(65536)))
+            except BlockingIOError:
+                return found
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    with contextlib.closing(Logged()) as made:
+        yield made
+
+
+async def asked(port: int, name: str, kind: str = "A") -> tuple[str, set[str]]:
+    """The response code and the addresses of an answer over UDP."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        client.connect(("127.0.0.1", port))
+        await loop.sock_sendall(client, dns.message.make_query(name, kind).to_wire())
+        answer = dns.message.from_wire(await asyncio.wait_for(loop.sock_recv(client, 4096), HANG_S))
+    code = answer.rcode().name if hasattr(answer.rcode(), "name") else str(answer.rcode())
+    return code, {str(record) for rrset in answer.answer for record in rrset}
+
+
+async def test_names_follow_roster_and_health(ledger: Ledger, logged: Logged) -> None:
+    naming = Naming(Names.model_validate({"listen": "127.0.0.1:5353"}), ledger, logged.log)
+    udp, tcp = open_names_sockets("127.0.0.1", 0)
+    port = udp.getsockname()[1]
+    one, other = Member("web", 0, "10.0.0.4"), Member("web", 2, "10.0.0.6")
+    naming.follow(fleet_of(one))
+    await naming.serve(udp, tcp)
+    try:
+        assert await asked(port, "web.shop.internal") == ("NOERROR", {"10.0.0.4"})
+        assert (await asked(port, "web-2.web.shop.internal"))[0] == "NXDOMAIN"
+        naming.follow(fleet_of(one, other))
+        assert await asked(port, "web.shop.internal") == ("NOERROR", {"10.0.0.4", "10.0.0.6"})
+        naming.follow(fleet_of(one, other, avoided=frozenset({"web_IN_0"})))
+        assert await asked(port, "web.shop.internal") == ("NOERROR", {"10.0.0.6"})
+        naming.follow(fleet_of(one, replace(other, busy=True)))
+        assert await asked(port, "web.shop.internal") == ("NOERROR", {"10.0.0.4"})
+        assert (await asked(port, "example.org"))[0] == "REFUSED"
+    finally:
+        await naming.end()
+    counted = {rcode: ledger.words[Head.NAMES_QUERIES + n] for n, rcode in enumerate(NAMES_RCODES)}
+    assert counted == dict.fromkeys(NAMES_RCODES, 0) | {"NOERROR": 4, "NXDOMAIN": 1, "REFUSED": 1}
+
+
+async def test_what_was_asked_is_counted_on_by_the_next_control(ledger: Ledger, logged: Logged) -> None:
+    for total in (1, 2):
+        naming = Naming(Names.model_validate({"listen": "127.0.0.1:5353"}), ledger, logged.log)
+        udp, tcp = open_names_sockets("127.0.0.1", 0)
+        naming.follow(fleet_of())
+        await naming.serve(udp, tcp)
+        await asked(udp.getsockname()[1], "store.shop.internal")
+        await naming.end()
+        assert ledger.words[Head.NAMES_QUERIES] == total
+
+
+async def test_the_hosts_file_follows(ledger: Ledger, logged: Logged, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    naming = Naming(Names.model_validate({"hosts": str(hosts)}), ledger, logged.log)
+    naming.follow(fleet_of(Member("web", 1, "10.0.0.5")))
+    await naming.end()
+    text = hosts.read_text()
+    assert text.startswith("127.0.0.1 localhost\n")
+    assert "10.0.0.5" in text
+    assert "web-1.web.shop.internal" in text
+    before = hosts.stat().st_ino
+    naming.follow(fleet_of(Member("web", 1, "10.0.0.5")))
+    await naming.end()
+    assert hosts.stat().st_ino == before, "nothing has changed"
+    naming.follow(fleet_of(Member("web", 1, "10.0.0.9")))
+    await naming.end()
+    assert "10.0.0.5" not in hosts.read_text()
+
+
+async def test_a_hosts_file_that_somebody_else_wrote_is_looked_at_again(
+    ledger: Ledger, logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(naming_module, "_LOOK_S", 0.0)
+    hosts = tmp_path / "hosts"
+    naming = Naming(Names.model_validate({"hosts": str(hosts)}), ledger, logged.log)
+    naming.follow(fleet_of())
+    await naming.end()
+    assert [line["event"] for line in logged.lines()] == ["names"], "there is none"
+    for text in ("127.0.0.1 localhost\n", "127.0.0.1 localhost here\n"):
+        hosts.write_text(text)
+        naming.follow(fleet_of())
+        await naming.end()
+        assert hosts.read_text().startswith(f"{text}# BEGIN relay shop\n")
+
+
+async def test_a_hosts_file_that_cannot_be_written_is_told_once(ledger: Ledger, logged: Logged, tmp_path: Path) -> None:
+    naming = Naming(Names.model_validate({"hosts": str(tmp_path / "none" / "hosts")}), ledger, logged.log)
+    for address in ("10.0.0.4", "10.0.0.5"):
+        naming.follow(fleet_of(Member("web", 0, address)))
+        await naming.end()
+    (line,) = logged.lines()
+    assert (line["level"], line["event"]) == ("error", "names")
+    assert str(tmp_path / "none" / "hosts") in line["message"]

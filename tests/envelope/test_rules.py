@@ -1,0 +1,106 @@
+"""The envelope against the platform's own words, written with the standard library and a loop."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.config.compile import compile_snapshot
+from relay.config.load import parse_service
+from relay.config.settings import Settings
+from relay.config.snapshot import RuleRow
+from relay.config.source import parse
+from relay.envelope.rules import Envelope, Verdict
+from tests.config.test_compile import compiled
+from tests.config.test_snapshot import endpoint_row
+from tests.harness import examples
+
+Rule = tuple[str, str]
+"""`permit` or `deny`, and a network as the file has it."""
+
+
+def as_the_platform_says(rules: list[Rule], source: str) -> Verdict:
+    """No rule: everyone may connect. Any permit: everyone else is denied. Only denies: everyone else may connect.
+
+    The first match decides. A v4-mapped address is the IPv4 address.
+    """
+    address = ip_address(source)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    for number, (action, network) in enumerate(rules):
+        if address in ip_network(network, strict=False):
+            return Verdict(action == "permit", number)
+    return Verdict(not any(action == "permit" for action, _ in rules), None)
+
+
+def envelope(rules: list[Rule]) -> Envelope:
+    """By the way that the daemon goes: file, model, snapshot, envelope."""
+    access = ", ".join(f"{{{action}: '{network}'}}" for action, network in rules)
+    text = (
+        "version: 1\nservice: s\nroles:\n  web:\n    instances: [10.0.0.4]\n    endpoints:\n"
+        f"      in: {{type: input, public_port: 80, target: '127.0.0.1:1', access: [{access}]}}\n"
+    )
+    service = parse_service(parse(text.encode(), "service.yaml")).value
+    [row] = compile_snapshot(service, Settings(), "web_IN_0", generation=1, file="service.yaml").endpoints
+    return Envelope.of(row)
+
+
+# Few distinct bytes, so that networks overlap and sources fall into them.
+BYTE = st.sampled_from([0, 1, 10, 128, 255])
+FOUR = st.lists(BYTE, min_size=4, max_size=4)
+V4 = FOUR.map(lambda some: str(IPv4Address(bytes(some))))
+V6 = FOUR.map(lambda some: str(IPv6Address(bytes((32, *some[:2], *bytes(11), *some[2:])))))
+NETWORK = st.one_of(
+    st.builds("{}/{}".format, V4, st.sampled_from([0, 1, 8, 9, 16, 24, 31, 32])),
+    st.builds("{}/{}".format, V6, st.sampled_from([0, 1, 8, 16, 24, 64, 113, 127, 128])),
+)
+RULES = st.lists(st.tuples(st.sampled_from(["permit", "deny"]), NETWORK), max_size=8)
+SOURCE = V4 | V6 | V4.map("::ffff:{}".format)
+
+
+@examples(60)
+@given(rules=RULES, sources=st.lists(SOURCE, min_size=1, max_size=20))
+def test_against_the_platforms_words(rules: list[Rule], sources: list[str]) -> None:
+    made = envelope(rules)
+    for source in sources:
+        assert made.decide(ip_address(source).packed) == as_the_platform_says(rules, source), (rules, source)
+
+
+@pytest.mark.parametrize(
+    ("rules", "source", "verdict"),
+    [
+        ([], "203.0.113.1", Verdict(True, None)),
+        ([("deny", "203.0.113.0/24")], "203.0.113.1", Verdict(False, 0)),
+        ([("deny", "203.0.113.0/24")], "203.0.114.1", Verdict(True, None)),
+        ([("permit", "203.0.113.0/24")], "203.0.113.1", Verdict(True, 0)),
+        ([("permit", "203.0.113.0/24")], "203.0.114.1", Verdict(False, None)),
+        ([("deny", "203.0.113.0/24"), ("permit", "203.0.0.0/8")], "203.0.113.1", Verdict(False, 0)),
+        ([("permit", "203.0.0.0/8"), ("deny", "203.0.113.0/24")], "203.0.113.1", Verdict(True, 0)),
+        ([("deny", "203.0.113.0/24"), ("permit", "203.0.0.0/8")], "::ffff:203.0.113.1", Verdict(False, 0)),
+        ([("deny", "0.0.0.0/0")], "2001:db8::1", Verdict(True, None)),
+        ([("deny", "::/0")], "192.0.2.1", Verdict(True, None)),
+        ([("deny", "::/0")], "::ffff:192.0.2.1", Verdict(True, None)),
+        ([("permit", "2001:db8::/32")], "2001:db8:1::1", Verdict(True, 0)),
+    ],
+)
+def test_examples(rules: list[Rule], source: str, verdict: Verdict) -> None:
+    assert as_the_platform_says(rules, source) == verdict
+    assert envelope(rules).decide(ip_address(source).packed) == verdict
+
+
+def test_an_internal_endpoint_admits_the_roster_alone() -> None:
+    postgres, own = (Envelope.of(row) for row in compiled("store_IN_0").endpoints)
+    store, web, other = (ip_address(text).packed for text in ("10.0.1.4", "2001:db8::5", "127.0.0.1"))
+    assert [postgres.decide(source) for source in (store, web, other)] == [
+        Verdict(False, None), Verdict(True, 1), Verdict(False, None),
+    ]  # fmt: skip
+    assert [own.decide(source).permit for source in (store, web, other)] == [True, True, False]
+
+
+def test_a_row_decides_where_no_rule_does() -> None:
+    rules = (RuleRow(True, "192.0.2.0/24", "f:1"),)
+    for permit in (True, False):
+        made = Envelope.of(endpoint_row(rules=rules, permit_unmatched=permit))
+        assert made.decide(bytes([192, 0, 2, 1])) == Verdict(True, 0)
+        assert made.decide(bytes([192, 0, 3, 1])) == Verdict(permit, None)

@@ -1,0 +1,95 @@
+"""Which machine, and which daemon on it."""
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.errors import IdentityError
+from relay.fleet.machine_id import Daemon, machine_hash
+
+HERE = Daemon.of(os.getpid(), "10.0.0.4")
+
+
+def test_the_machine_id_is_never_told(tmp_path: Path) -> None:
+    file = tmp_path / "machine-id"
+    file.write_text("3d1219c7c4c5404aaa1f6d2a48adfda4\n")
+    shop, other = machine_hash(str(file), "shop"), machine_hash(str(file), "other")
+    assert shop != other  # nor that two services have the same machine
+    assert len(shop) == 32
+    assert "3d1219c7" not in shop + other
+    file.write_text("3d1219c7c4c5404aaa1f6d2a48adfda4")
+    assert machine_hash(str(file), "shop") == shop
+    file.write_text("3d1219c7c4c5404aaa1f6d2a48adfda5\n")
+    assert machine_hash(str(file), "shop") != shop
+
+
+@pytest.mark.parametrize("content", ["", "\n", "uninitialized\n", None])
+def test_no_machine_id(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "machine-id"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(IdentityError) as caught:
+        machine_hash(str(file), "shop")
+    why = f"{file}: no such file" if content is None else f"{file} has no machine id"
+    assert str(caught.value) == (
+        f"cannot tell this machine from others: {why}; run `rm /etc/machine-id && systemd-machine-id-setup` as root, "
+        "or write `machine_id` with another file into instance.yaml"
+    )
+
+
+def test_a_daemon_stays_the_same() -> None:
+    assert Daemon.of(os.getpid(), "10.0.0.4") == HERE
+    assert Daemon.of(os.getppid(), "10.0.0.4") != HERE
+    assert not HERE.sees_dead(str(HERE))
+    with pytest.raises(OSError, match="No such file"):
+        Daemon.of(2**22 + 1, "10.0.0.4")  # above the largest pid there can be (proc_sys_kernel(5), pid_max)
+
+
+def test_a_daemon_that_is_dead() -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        try:
+            other = Daemon.of(child.pid, "10.0.0.4")
+            assert not HERE.sees_dead(str(other))
+            assert HERE.runs_here(str(other)) == child.pid
+        finally:
+            child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie is nobody
+        assert HERE.sees_dead(str(other))
+        assert not HERE.runs_here(str(other))
+        with pytest.raises(ProcessLookupError):
+            Daemon.of(child.pid, "10.0.0.4")
+    assert HERE.sees_dead(str(other))
+    assert HERE.sees_dead(str(replace(HERE, started_ticks=HERE.started_ticks + 1)))  # its pid is another's now
+
+
+def test_where_the_boot_cannot_be_told_an_address_tells_clones_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def hidden(path: Path, *arguments: Any) -> str:
+        if path.name == "boot_id":
+            raise FileNotFoundError(path)
+        return read_text(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    here, clone = Daemon.of(os.getpid(), "2001:db8::4"), Daemon.of(os.getpid(), "2001:db8::5")
+    assert str(here) == str(Daemon.of(os.getpid(), "2001:db8::4")) != str(clone)
+    assert not here.sees_dead(str(replace(here, pid=2**22 + 1))), "it may be a clone's"
+
+
+def test_what_cannot_be_seen_from_here_is_not_dead() -> None:
+    gone = replace(HERE, pid=2**22 + 1)
+    assert HERE.sees_dead(str(gone))
+    assert not HERE.sees_dead(str(replace(gone, boot="another")))
+    assert not HERE.runs_here(str(replace(HERE, boot="another")))
+    assert not HERE.sees_dead(str(replace(gone, pid_namespace=1)))
+
+
+@pytest.mark.parametrize(
+    "rest", ["", ":", ":::", ":1:2", ":x:y:z", ":-1:1:1", f":{HERE.pid_namespace}:0:1", ":1:2:3:4"]
+)
+def test_garbage_is_not_dead(rest: str) -> None:
+    assert not HERE.sees_dead(HERE.boot + rest)

@@ -1,0 +1,299 @@
+"""The poller: every ready descriptor gets its handler, whatever another handler does."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+import uvloop
+
+from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE, Handler, Poller
+from tests.harness import HANG_S
+
+
+def noting(seen: list[int], reads: socket.socket | None = None) -> Handler:
+    """A handler that notes its events, and takes what came."""
+
+    def handle(events: int) -> None:
+        seen.append(events)
+        if reads is not None:
+            reads.recv(9)
+
+    return handle
+
+
+class Bench:
+    """A poller, socket pairs, and what the poller was told about handlers that raised."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[Handler, Exception]] = []
+        self.buried = 0
+        self.poller = Poller(lambda handler, error: self.errors.append((handler, error)), self._on_closed)
+        self.socks: list[socket.socket] = []
+
+    def _on_closed(self) -> None:
+        self.buried += 1
+
+    def pair(self) -> tuple[socket.socket, socket.socket]:
+        pair = socket.socketpair()
+        for sock in pair:
+            sock.setblocking(False)
+            self.socks.append(sock)
+        return pair
+
+    def end(self) -> None:
+        self.poller.shut()
+        for sock in self.socks:
+            sock.close()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A poller and its surroundings."""
+    made = Bench()
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def test_only_what_is_ready_is_handled(bench: Bench) -> None:
+    on_quiet: list[int] = []
+    on_loud: list[int] = []
+    quiet, _ = bench.pair()
+    loud, peer = bench.pair()
+    bench.poller.watch(quiet.fileno(), READ, noting(on_quiet))
+    bench.poller.watch(loud.fileno(), READ, noting(on_loud, loud))
+    bench.poller.serve()
+    assert (on_quiet, on_loud) == ([], [])
+    peer.send(b"x")
+    bench.poller.serve()
+    assert (on_quiet, on_loud) == ([], [READ])
+
+
+def test_what_becomes_ready_meanwhile_is_handled_in_the_same_turn(bench: Bench) -> None:
+    """A chain of messages, each sent by the handler of the one before."""
+    links = [bench.pair() for _ in range(5)]
+    seen: list[int] = []
+
+    def handler(n: int) -> Handler:
+        def handle(_events: int) -> None:
+            links[n][0].recv(9)
+            seen.append(n)
+            if n + 1 < len(links):
+                links[n + 1][1].send(b"x")
+
+        return handle
+
+    for n, (mine, _) in enumerate(links):
+        bench.poller.watch(mine.fileno(), READ, handler(n))
+    links[0][1].send(b"x")
+    bench.poller.serve()
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_one_that_is_always_ready_does_not_keep_the_loop(bench: Bench) -> None:
+    mine, _ = bench.pair()
+    turns: list[int] = []
+    bench.poller.watch(mine.fileno(), WRITE, turns.append)
+    bench.poller.serve()
+    assert len(turns) >= 1
+
+
+def test_a_handler_that_raises_does_not_stop_the_batch(bench: Bench) -> None:
+    seen: list[int] = []
+
+    def raising(_events: int) -> None:
+        bad.recv(9)
+        raise ValueError("mine")
+
+    bad, bad_peer = bench.pair()
+    bench.poller.watch(bad.fileno(), READ, raising)
+    bad_peer.send(b"x")
+    for _ in range(20):
+        mine, peer = bench.pair()
+        bench.poller.watch(mine.fileno(), READ, noting(seen, mine))
+        peer.send(b"x")
+    bench.poller.serve()
+    assert seen == [READ] * 20
+    [(told, error)] = bench.errors
+    assert told is raising
+    assert str(error) == "mine"
+
+
+def test_interest_can_change(bench: Bench) -> None:
+    mine, peer = bench.pair()
+    seen: list[int] = []
+    interest: list[int | None] = [None]
+
+    def want(after: int | None) -> None:
+        bench.poller.want(mine.fileno(), interest[0], after, handle)
+        interest[0] = after
+
+    def handle(events: int) -> None:
+        seen.append(events)
+        want(None if events & BROKEN else 0)
+
+    want(READ)
+    peer.send(b"x")
+    bench.poller.serve()
+    bench.poller.serve()
+    assert seen == [READ]
+    want(READ | WRITE)
+    bench.poller.serve()
+    assert seen == [READ, READ | WRITE]
+    peer.close()
+    bench.poller.serve()
+    assert len(seen) == 3
+    assert seen[2] & BROKEN, "a socket's end is told whatever the interest is, and not at all without one"
+    want(READ)
+    bench.poller.serve()
+    assert len(seen) == 4
+    assert bench.errors == []
+
+
+def test_a_peers_fin_is_told_apart(bench: Bench) -> None:
+    mine, peer = bench.pair()
+    seen: list[int] = []
+
+    def handle(events: int) -> None:
+        seen.append(events)
+        bench.poller.forget(mine.fileno())
+
+    bench.poller.watch(mine.fileno(), PEER_FIN, handle)
+    peer.send(b"x")
+    bench.poller.serve()
+    assert seen == []
+    peer.shutdown(socket.SHUT_WR)
+    bench.poller.serve()
+    assert seen == [PEER_FIN]
+
+
+def test_what_was_forgotten_is_silent(bench: Bench) -> None:
+    mine, peer = bench.pair()
+    seen: list[int] = []
+    bench.poller.watch(mine.fileno(), READ, seen.append)
+    bench.poller.forget(mine.fileno())
+    bench.poller.forget(mine.fileno())
+    peer.send(b"x")
+    bench.poller.serve()
+    assert seen == []
+    bench.poller.watch(mine.fileno(), READ, noting(seen, mine))
+    bench.poller.serve()
+    assert seen == [READ]
+
+
+@pytest.mark.parametrize("ending", ["close", "forget"])
+def test_what_an_earlier_handler_ended_is_not_delivered(ending: str, bench: Bench) -> None:
+    """Two descriptors ready in one batch; whichever comes first ends the other."""
+    one, one_peer = bench.pair()
+    two, two_peer = bench.pair()
+    seen: list[str] = []
+
+    def handler(name: str, mine: socket.socket, other: socket.socket) -> Handler:
+        def handle(_events: int) -> None:
+            seen.append(name)
+            mine.recv(9)
+            if ending == "close":
+                bench.poller.close(other)
+            else:
+                bench.poller.forget(other.fileno())
+
+        return handle
+
+    bench.poller.watch(one.fileno(), READ, handler("one", one, two))
+    bench.poller.watch(two.fileno(), READ, handler("two", two, one))
+    one_peer.send(b"x")
+    two_peer.send(b"x")
+    bench.poller.serve()
+    assert len(seen) == 1
+    assert bench.errors == []
+
+
+def test_closing_waits_for_the_end_of_the_batch(bench: Bench) -> None:
+    """So a descriptor's number is not used again while the batch has events of its former holder."""
+    mine, peer = bench.pair()
+    number = mine.fileno()
+    inside: list[tuple[int, int]] = []
+
+    def handle(_events: int) -> None:
+        bench.poller.close(mine)
+        fresh, _ = bench.pair()
+        inside.append((mine.fileno(), fresh.fileno()))
+
+    bench.poller.watch(number, READ, handle)
+    peer.send(b"x")
+    bench.poller.serve()
+    [(open_inside, fresh)] = inside
+    assert open_inside == number != fresh
+    assert mine.fileno() == -1
+
+
+def test_closing_outside_of_a_batch(bench: Bench) -> None:
+    mine, _ = bench.pair()
+    bench.poller.watch(mine.fileno(), READ, lambda _events: None)
+    bench.poller.close(mine)
+    assert (mine.fileno() != -1, bench.buried) == (True, 0)
+    bench.poller.bury()
+    assert (mine.fileno(), bench.buried) == (-1, 1)
+    bench.poller.bury()
+    bench.poller.serve()
+    assert bench.buried == 1, "only closing is told"
+
+
+def test_a_number_that_is_used_again_has_its_new_handler_alone(bench: Bench) -> None:
+    before: list[int] = []
+    after: list[int] = []
+    mine, _ = bench.pair()
+    number = mine.fileno()
+    bench.poller.watch(number, READ, noting(before))
+    bench.poller.close(mine)
+    bench.poller.bury()
+    pair = bench.pair()
+    assert number in (pair[0].fileno(), pair[1].fileno()), "the kernel gives the lowest free number"
+    fresh, peer = pair if pair[0].fileno() == number else reversed(pair)
+    bench.poller.watch(number, READ, noting(after, fresh))
+    peer.send(b"x")
+    bench.poller.serve()
+    assert (before, after) == ([], [READ])
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def test_nested_in_an_event_loop(loop_factory: Callable[[], asyncio.AbstractEventLoop], bench: Bench) -> None:
+    """Messages between two sockets of the poller, while the loop's own timers run."""
+    mine, peer = bench.pair()
+    left = [200]
+    ticks: list[float] = []
+
+    async def work() -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def bounce(sock: socket.socket) -> Handler:
+            def handle(_events: int) -> None:
+                sock.send(sock.recv(9))
+                left[0] -= 1
+                if not left[0]:
+                    bench.poller.forget(sock.fileno())
+                    done.set()
+
+            return handle
+
+        def tick() -> None:
+            ticks.append(loop.time())
+            if not done.is_set():
+                loop.call_later(0.001, tick)
+
+        for sock in (mine, peer):
+            bench.poller.watch(sock.fileno(), READ, bounce(sock))
+        loop.add_reader(bench.poller.fileno(), bench.poller.serve)
+        loop.call_soon(tick)
+        mine.send(b"x")
+        async with asyncio.timeout(HANG_S):
+            await done.wait()
+        loop.remove_reader(bench.poller.fileno())
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work())
+    assert left[0] <= 0
+    assert ticks
+    assert bench.errors == []

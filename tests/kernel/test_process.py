@@ -1,0 +1,78 @@
+"""Processes that share a descriptor table, by either system call."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from relay.kernel import process
+from tests.harness import HANG_S
+
+NO_SUCH_CALL = 9999  # answers ENOSYS, as systemd's RestrictNamespaces= makes clone3 answer
+
+
+def in_a_child_of_its_own(script: str) -> str:
+    """What a Python program prints that forks without a test runner's threads about."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("clone3", [process._SYS_CLONE3, NO_SUCH_CALL])
+def test_what_the_child_opens_outlives_it(clone3: int) -> None:
+    said = in_a_child_of_its_own(f"""
+import os, signal
+from relay.dataplane import process
+process._SYS_CLONE3 = {clone3}
+r, w = os.pipe()
+pid = process.fork_sharing_descriptors()
+if pid == 0:
+    os.write(w, str(os.open("/dev/zero", os.O_RDONLY)).encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(pid, 0)
+print(os.readlink("/proc/self/fd/" + os.read(r, 10).decode()))
+""")
+    assert said == "/dev/zero"
+
+
+def test_a_refusal_is_an_error_in_the_parent() -> None:
+    said = in_a_child_of_its_own(f"""
+from relay.dataplane import process
+process._SYS_CLONE3, process._SYS_CLONE = {NO_SUCH_CALL}, {{}}
+try:
+    process.fork_sharing_descriptors()
+except OSError as error:
+    print(error.errno)
+""")
+    assert said == "38"
+
+
+def test_a_process_dies_with_its_parent() -> None:
+    said = in_a_child_of_its_own("""
+import os, signal, time
+from relay.dataplane import process
+process.adopt_orphans()
+middle = os.fork()
+if middle == 0:
+    me = os.getpid()
+    if os.fork() == 0:
+        process.die_with_parent(me, signal.SIGTERM)
+        signal.pause()
+    os._exit(0)
+os.waitpid(middle, 0)
+_, status = os.waitpid(-1, 0)
+print(os.WTERMSIG(status))
+""")
+    assert said == str(int(signal.SIGTERM))
+
+
+def test_a_name_is_what_ps_shows() -> None:
+    said = in_a_child_of_its_own("""
+from relay.dataplane import process
+process.name("relay-worker-0 and more")
+print(open("/proc/self/comm").read())
+""")
+    assert said == "relay-worker-0"
+    assert os.path.exists("/proc/self/comm")

@@ -1,0 +1,123 @@
+"""Single sockets: what the kernel does that one would not expect."""
+
+import errno
+import os
+import resource
+import socket
+import struct
+from dataclasses import replace
+
+import pytest
+
+from relay.config.snapshot import TargetRow
+from relay.kernel.sockets import (
+    Accepted,
+    attach_filter,
+    connect,
+    descriptors,
+    detach_filter,
+    dropped_packets,
+    is_gone,
+    listening_address,
+    other_descriptors,
+    readable_now,
+    target_socket,
+)
+from tests.harness import dial, unanswered
+
+
+def test_a_dead_target_is_not_found_alive_by_meeting_oneself() -> None:
+    """A dialling socket may be given the very port that it dials, and TCP then connects it to itself."""
+    row = TargetRow("dead", host="127.0.0.1", port=1)
+    target = target_socket(row)
+    target.bind(("127.0.0.1", 0))  # the kernel gives it a port as it does when dialling
+    port = target.getsockname()[1]
+    row = replace(row, port=port)
+    try:
+        assert target.connect_ex(("127.0.0.1", port)) in (0, errno.EINPROGRESS)
+        assert target.getpeername() == target.getsockname(), "the kernel does so"
+        assert connect(target, row) == errno.ECONNREFUSED
+    finally:
+        target.close()
+
+
+def test_a_listening_socket_says_where() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        host, port = listener.getsockname()
+        assert listening_address(listener.fileno()) == f"{host}:{port}"
+        assert listening_address(client.fileno()) is None
+        assert descriptors()[client.fileno()].startswith("socket:[")
+
+
+def test_other_descriptors_are_all_but_the_known_ones() -> None:
+    known = descriptors()
+    assert other_descriptors(known) == set()
+    far = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 5000) - 1
+    with socket.socket() as one, socket.socket() as two:
+        assert descriptors([one.fileno(), 10**6]).keys() == {one.fileno()}
+        os.dup2(one.fileno(), far)
+        try:
+            assert other_descriptors(known) == {one.fileno(), two.fileno(), far}
+            assert other_descriptors(descriptors()) == set()
+            # A number that was known, and is another's now.
+            assert other_descriptors({**descriptors(), far: known[0]}) == {far}
+        finally:
+            os.close(far)
+    assert other_descriptors(known) == set()
+
+
+def test_who_has_something_to_say() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    ours = [one.fileno() for one, _ in pairs]
+    pairs[1][1].send(b"bytes")
+    pairs[2][1].shutdown(socket.SHUT_WR)
+    assert readable_now(ours) == {ours[1], ours[2]}
+    assert readable_now([]) == set()
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
+@pytest.mark.parametrize("nofile", [100, 127, 128])
+def test_descriptors_are_found_whatever_the_limit_is_now(nofile: int) -> None:
+    """The table may be larger than the limit allows to ask for at once, and descriptors may stand above it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    known, far = descriptors(), min(soft, 700) - 1
+    with socket.socket() as one:
+        os.dup2(one.fileno(), far)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, hard))
+            assert other_descriptors(known) == {one.fileno(), far}
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            os.close(far)
+
+
+def test_an_accepted_socket_is_a_descriptor_and_more_when_asked() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        fd, _ = listener._accept()  # type: ignore[attr-defined]
+        accepted = Accepted(fd)
+        assert accepted.fileno() == fd
+        assert not is_gone(accepted)
+        client.sendall(b"hello")
+        assert accepted.recv(5) == b"hello"
+        accepted.close()
+        assert client.recv(1) == b""
+
+
+def test_a_filter_drops_counts_and_goes(filters: None) -> None:
+    deny_all = struct.pack("=HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0: keep nothing
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        before = dropped_packets(listener)
+        attach_filter(listener, deny_all)
+        assert unanswered(port, "127.0.0.2", for_s=0.3)
+        assert dropped_packets(listener) > before
+        detach_filter(listener.fileno())
+        dial(port, source="127.0.0.2").close()
+        detach_filter(listener.fileno())  # there is none: as well
+
+
+def test_a_filter_that_is_none_is_refused(filters: None) -> None:
+    with socket.socket() as sock, pytest.raises(OSError, match="Invalid argument"):
+        attach_filter(sock, struct.pack("=HBBI", 0x05, 0, 0, 7))  # a jump out of the program

@@ -1,0 +1,218 @@
+"""One process gives its descriptors to another: all of them, under the same numbers, or none of them is lost."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from relay.kernel import channel
+from relay.kernel.sockets import open_descriptors
+from relay.processes import succession
+from tests.harness import HANG_S
+
+# Two processes as a keeper would fork them, without a test runner's own descriptors in the way.
+TWO = """
+import os, random, resource, socket, sys
+from relay.dataplane import channel, succession
+from relay.kernel.sockets import descriptors, open_descriptors
+
+chance = random.Random(int(sys.argv[1]))
+hand = channel.pair()
+known = {0, 1, 2, *(sock.fileno() for sock in hand)}
+said_r, said_w = socket.socketpair()  # how the two tell the test what they have
+known |= {said_r.fileno(), said_w.fileno()}
+ours, theirs = succession.pair()
+
+def open_some():
+    "Sockets and pipes, some of which are closed again, and what belongs to a loop: they are at numbers of all kinds."
+    fds = []
+    for _ in range(chance.randrange(1, 900)):
+        kind = chance.randrange(4)
+        if kind == 0:
+            fds += os.pipe()
+        elif kind == 1:
+            fds += [end.detach() for end in socket.socketpair()]
+        elif kind == 2:
+            fds.append(os.eventfd(0))
+        else:
+            fds.append(os.dup(0))
+    top = max(fds)
+    for fd in chance.sample(fds, len(fds) // chance.randrange(2, 9)):
+        os.close(fd)
+    if chance.random() < 0.5:
+        r, w = os.pipe()
+        os.dup2(r, top + chance.randrange(1, 60))
+        os.close(w)
+
+def table():
+    return {fd: what for fd, what in descriptors().items() if what.startswith(("socket", "pipe")) and fd not in known}
+"""
+
+GIVES_ALL = """
+open_some()  # the keeper's own, which neither has to do with
+if os.fork() == 0:
+    theirs.close()
+    succession.take(ours, known)
+    ours.detach()
+    assert open_descriptors() <= known | set(table()), open_descriptors()
+    said_w.sendall(repr(table()).encode())
+    os._exit(0)
+ours.close()
+for fd in open_descriptors() - known - {theirs.fileno()}:
+    os.close(fd)
+succession.call(hand, theirs)
+theirs.detach()
+end = succession.fetched(hand[1])
+open_some()
+had = table()
+had.pop(end.fileno(), None)
+succession.give(end, known, lambda: None)
+end.close()
+os.wait()
+said_w.close()
+got = b""
+while part := said_r.recv(1 << 20):
+    got += part
+assert eval(got) == had, (eval(got), had)
+print(len(had))
+"""
+
+HAS_NO_ROOM = """
+pid = os.fork()
+if pid == 0:
+    theirs.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    try:
+        succession.take(ours, known)
+    except OSError as error:
+        os._exit(error.errno)
+ours.close()
+pipes = [os.pipe() for _ in range(100)]
+try:
+    succession.give(theirs, known, lambda: None)
+except OSError:
+    assert all(fd in open_descriptors() for pair in pipes for fd in pair)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def two(script: str, seed: int = 0) -> str:
+    """What the parent of the two processes prints."""
+    command = [sys.executable, "-W", "error::Warning", "-c", TWO + script, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_socket_and_pipe_has_its_number_there(seed: int) -> None:
+    assert int(two(GIVES_ALL, seed)) > 0
+
+
+def test_a_successor_without_room_takes_nothing_away() -> None:
+    assert two(HAS_NO_ROOM) == "24"  # EMFILE
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """(the holder's, the successor's)."""
+    successors, holders = succession.pair()
+    with holders, successors:
+        yield holders, successors
+
+
+Successor = Callable[[socket.socket], None]
+
+
+def is_gone(successor: socket.socket) -> None:
+    successor.close()
+
+
+def dies_when_ready(successor: socket.socket) -> None:
+    successor.send(b"ready")
+    successor.recv(64)
+    successor.close()
+
+
+def dies_with_all_of_it(successor: socket.socket) -> None:
+    successor.send(b"ready")
+    successor.recv(64)
+    while successor.recv(64 * 1024) != b"all":
+        successor.send(b"have")
+    successor.close()
+
+
+@pytest.mark.parametrize(("does", "stopped"), [(is_gone, False), (dies_when_ready, True), (dies_with_all_of_it, True)])
+def test_a_successor_that_dies_leaves_all_with_the_holder(
+    ends: tuple[socket.socket, socket.socket], does: Successor, stopped: bool
+) -> None:
+    holder, successor = ends
+    known = open_descriptors()
+    pipe = os.pipe()
+    stops: list[int] = []
+    thread = threading.Thread(target=does, args=(successor,))
+    thread.start()
+    with suppress(OSError):
+        succession.give(holder, known, lambda: stops.append(1))
+        pytest.fail("nobody has taken anything")
+    thread.join()
+    assert len(stops) == stopped, "a worker is stopped only for a successor that is ready"
+    for fd in pipe:
+        os.close(fd)
+
+
+def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]) -> None:
+    """The holder goes on, so the successor must be told that it may not."""
+    holder, successor = ends
+    holder.settimeout(0.05)
+    successor.send(b"ready")
+    with pytest.raises(TimeoutError):
+        succession.give(holder, open_descriptors(), lambda: None)
+    with pytest.raises(BrokenPipeError):
+        successor.send(b"mine")
+    said = [successor.recv(64) for _ in range(3)]
+    assert (said[1:], len(said[0])) == ([b"all", b"no"], 4)
+
+
+def test_what_was_said_at_the_last_moment_holds(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the holder's last look and its shutting of the channel: both must hold the same to be true."""
+    holder, successor = ends
+    usual = succession._expect
+
+    def misses_it(end: socket.socket, word: bytes) -> None:
+        if word == b"mine":
+            successor.send(b"mine")
+            raise TimeoutError
+        usual(end, word)
+
+    monkeypatch.setattr(succession, "_expect", misses_it)
+    successor.send(b"ready")
+    succession.give(holder, open_descriptors(), lambda: None)
+
+
+def test_what_nobody_fetched_is_taken_back() -> None:
+    hand = channel.pair()
+    before = open_descriptors()
+    with hand[0], hand[1]:
+        assert succession.fetched(hand[1]) is None
+        first, last = socket.socketpair(), socket.socketpair()
+        with first[0], last[0]:
+            for sock in (first[1], last[1]):
+                succession.call(hand, sock)
+                sock.close()
+            assert first[0].recv(1) == b"", "its other end is closed"
+            end = succession.fetched(hand[1])
+            assert end is not None
+            with end:
+                end.send(b"x")
+                assert last[0].recv(1) == b"x"
+            succession.call(hand, hand[0])
+            succession.recall(hand)
+        assert open_descriptors() == before
