@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 from relay.config.roster import Member
-from relay.dataplane.worker import loop_factory
 from relay.errors import RegistryError, RelayError
 from relay.fleet import etcd
 from relay.fleet.claim import Claimant, claim
@@ -27,6 +26,7 @@ from relay.fleet.identity import Vacancy
 from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence, backoff_s
 from relay.fleet.registry import Etcd, Seen
+from relay.kernel.loop import loop_factory
 
 HOLD_S = 3600.0
 REACH_S = 120.0  # a bound for hanging: `join.REACH_S` is 15 s, after which systemd starts relay again

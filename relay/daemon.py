@@ -13,7 +13,7 @@ from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import Prepared, Sources, prepare
 from relay.dataplane import worker
-from relay.kernel import channel
+from relay.kernel import channel, memory
 from relay.ledger.layout import Head
 from relay.ledger.ledger import Ledger
 from relay.log import Log
@@ -129,7 +129,7 @@ def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socke
         hand=channel.pair(),
         worker_ends=[channel.pair() for _ in range(count)],
         control_only=control_only,
-        memory=handover.create(),
+        memory=memory.create("relay-handover"),
         warnings=(*map(str, prepared.warnings), *prepared.notes),
     )
 

@@ -13,6 +13,7 @@ import pytest
 from relay import log as logging
 from relay.log import Level, Log
 from tests.harness import HANG_S
+from tests.logs import waiting
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -25,17 +26,6 @@ def ends() -> Iterator[Ends]:
     sink, source = logging.channel()
     with sink, source:
         yield sink, source
-
-
-def waiting(source: socket.socket) -> list[str]:
-    """Every line that waits in the channel."""
-    source.setblocking(False)
-    lines: list[str] = []
-    while True:
-        try:
-            lines += source.recv(1 << 20).decode().splitlines()
-        except BlockingIOError:
-            return lines
 
 
 def test_an_event_is_one_json_line(ends: Ends) -> None:

@@ -21,12 +21,12 @@ from typing import Any
 
 import yaml
 
+from relay.address import join_host_port
 from relay.cli import demo
 from relay.cli.tables import table
 from relay.config.load import Loaded, load_service
 from relay.config.model import Service
 from relay.config.roster import EDGE
-from relay.config.snapshot import join_host_port
 from relay.config.values import Ports
 from relay.control.probe import heard
 from relay.envelope import proxyproto

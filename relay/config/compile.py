@@ -9,21 +9,14 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Literal
 
+from relay.address import join_host_port
 from relay.config.model import Door, Endpoint, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import (
-    SLOTS_MAX,
-    EndpointRow,
-    ProbeRow,
-    RuleRow,
-    Snapshot,
-    TargetRow,
-    compile_rules,
-    join_host_port,
-)
+from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
 from relay.config.values import Target
 from relay.envelope import bpf
+from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError, Problem, RelayBug
 
 # The targets of a door out at the most; 32 random ones of any number of instances spread the load of a role well enough.

@@ -4,26 +4,16 @@ It is plain data, so that it travels to workers as JSON and a new worker can rea
 """
 
 import base64
-import ipaddress
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from relay.address import join_host_port
 from relay.config.roster import Roster
-from relay.envelope.cidr import Table
+from relay.envelope.rules import Envelope, RuleRow
 
 FORMAT = 4  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
-
-
-@dataclass(frozen=True, slots=True)
-class RuleRow:
-    """One rule of an endpoint's envelope, in the order of writing. `source` says where it came from."""
-
-    permit: bool
-    network: str
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +103,11 @@ class EndpointRow:
         return self.targets[min(attempt, len(self.targets) - 1)]
 
     @property
+    def envelope(self) -> Envelope:
+        """Who may connect, by its rules."""
+        return Envelope.of(self.table, self.rules, permit_unmatched=self.permit_unmatched)
+
+    @property
     def role(self) -> str:
         """The role's name."""
         return self.name.split("/", 1)[0]
@@ -167,17 +162,6 @@ class Snapshot:
             raise ValueError("a snapshot of another version of relay")
         rows = tuple(_endpoint_from(row) for row in raw.pop("endpoints"))
         return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), **raw)
-
-
-def join_host_port(host: str, port: int) -> str:
-    """`host:port`, with the brackets that an IPv6 address needs."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def compile_rules(rules: Iterable[RuleRow]) -> Table:
-    """The table of an endpoint's rules: an address leads to twice the index of the rule that decides, plus 1 for a permit."""
-    networks = ((ipaddress.ip_network(rule.network), 2 * n + rule.permit) for n, rule in enumerate(rules))
-    return Table.build((network.network_address.packed, network.prefixlen, value) for network, value in networks)
 
 
 def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:

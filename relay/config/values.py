@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal
 
+from relay.address import join_host_port
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
@@ -74,7 +76,7 @@ class HostPort:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_host_port(self.host, self.port)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ class Target:
     def __str__(self) -> str:
         if self.kind == "unix":
             return f"unix:{self.path}"
-        text = str(HostPort(self.host, self.port))
+        text = join_host_port(self.host, self.port)
         return text if self.port_count == 1 else f"{text}-{self.port + self.port_count - 1}"
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from relay import __version__
 from relay import log as logging
+from relay.address import Address
 from relay.config.roster import Member, difference
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
@@ -26,10 +27,10 @@ from relay.control.registry_follower import Follower
 from relay.control.reload import Prepared, Sources, follow, prepare, service_of
 from relay.control.routes import Discovery
 from relay.control.status import busy, connections, status
-from relay.dataplane.listener import close_all
-from relay.dataplane.worker import loop_factory
 from relay.errors import ConfigError, OperatorError, os_reason
-from relay.kernel import channel
+from relay.kernel import channel, memory
+from relay.kernel.listening import close_all
+from relay.kernel.loop import loop_factory
 from relay.ledger.layout import Head, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Log
@@ -225,7 +226,7 @@ class Control:
             if any(ledger.worker(n)[Word.UNSHARED] for n in range(ledger.workers)):
                 what = "a worker has no shared descriptor table (see the log), so its connections would be cut"
                 raise OperatorError(f"{what}; restart relay instead: it lets open connections end first")
-            result = os.memfd_create("relay-trial", os.MFD_CLOEXEC)
+            result = memory.create("relay-trial")
             try:
                 told = upgrade.facts(
                     self._inherited.sources, self._snapshot, self._inherited.settings, ledger.fd, result
@@ -250,7 +251,7 @@ class Control:
     def _would(self) -> dict[str, Any]:
         prepared = self._prepare(dry_run=True)
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
-        flows = ((name, peer.rpartition(":")[0].strip("[]")) for name, peer in open_now)
+        flows = ((name, Address.parse(peer).host) for name, peer in open_now)
         return {
             "generation": self._snapshot.generation,
             "changes": [str(change) for change in prepared.plan.changes],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
-from relay.dataplane.listener import close_all
-from relay.kernel import channel
+from relay.kernel import channel, memory
+from relay.kernel.listening import close_all
 from relay.ledger.layout import Head, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Log
@@ -18,6 +18,7 @@ from relay.log import Log
 _APPLY_S: Final = 2.0
 _ROOM_S: Final = 0.02  # from one try to the next where a channel is full
 _TRIES: Final = 100
+_NAME: Final = "relay-snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Delivery:
             # In a thread: a large roster takes its time, and the loop has leases to renew.
             whole = await loop.run_in_executor(None, snapshot.to_json)
             short = await loop.run_in_executor(None, snapshot.for_workers().to_json)
-            fds += [_memfd(whole)]
-            fds += [_memfd(short)]
+            fds += [memory.create(_NAME, whole)]
+            fds += [memory.create(_NAME, short)]
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -81,7 +82,7 @@ class Delivery:
         self._answer.set()
         # A worker that died between taking a snapshot out of the channel and working by it has lost it.
         if message.get("op") == "ready" and message["generation"] < snapshot.generation:
-            fd = _memfd(snapshot.for_workers().to_json())
+            fd = memory.create(_NAME, snapshot.for_workers().to_json())
             try:
                 channel.send(sock, {"op": "snapshot", "generation": snapshot.generation}, (fd,))
             finally:
@@ -119,10 +120,3 @@ class Delivery:
             except TimeoutError:
                 return late
         return []
-
-
-def _memfd(text: bytes) -> int:
-    fd = os.memfd_create("relay-snapshot", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(text)
-    return fd

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
+from relay.address import join_host_port
 from relay.config import values
 from relay.config.model import Endpoint, Role, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Metrics
-from relay.config.snapshot import join_host_port
 from relay.config.values import HostPort, Ports, nearest
 from relay.errors import UnknownError
 

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 
+from relay.address import join_host_port
 from relay.config.model import Service
 from relay.config.roster import EDGE, Member
-from relay.config.snapshot import EndpointRow, Snapshot, join_host_port
+from relay.config.snapshot import EndpointRow, Snapshot
 from relay.errors import ClashError
 
 

@@ -14,9 +14,9 @@ from relay.config.load import load_service
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, RuleRow, Snapshot
+from relay.config.snapshot import EndpointRow, Snapshot
 from relay.control.status import target_status
-from relay.envelope.rules import Envelope
+from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
@@ -82,7 +82,7 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
 
 def explain(row: EndpointRow, source: str) -> dict[str, Any]:
     """The envelope's verdict on a connection from the address `source`, and the rules that were looked at, in order."""
-    verdict = Envelope.of(row).decide(ipaddress.ip_address(source).packed)
+    verdict = row.envelope.decide(ipaddress.ip_address(source).packed)
     last = verdict.rule if verdict.rule is not None else len(row.rules) - 1
     return {
         "from": source,
@@ -163,7 +163,7 @@ def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | 
     """
     rows = {row.name: row for row in new.endpoints}
     came_directly = {row.name for row in old.endpoints if not row.edges} if old is not None else set()
-    envelopes = {name: Envelope.of(row) for name, row in rows.items()}
+    envelopes = {name: row.envelope for name, row in rows.items()}
     cut: Counter[tuple[str, str, str]] = Counter()
     for name, source in flows:
         address = ipaddress.ip_address(source.partition("%")[0])
@@ -197,7 +197,7 @@ def matrix(service: Service) -> list[dict[str, Any]]:
         for row in snapshot.endpoints:
             if row.type == "door":
                 continue
-            envelope = Envelope.of(row)
+            envelope = row.envelope
             by_role = {
                 name: _share([envelope.decide(_packed(member)).permit for member in roster.of(name)])
                 if row.type == "internal" or not each.counted

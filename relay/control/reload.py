@@ -16,10 +16,10 @@ from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.config.source import parse
-from relay.dataplane.listener import close_all, filter_refusal, open_listener, try_listener
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
 from relay.fleet.join import Joined, abandon, join, known_at_start
+from relay.kernel.listening import close_all, filter_refusal, open_listener, try_listener
 
 # What a running daemon does not change: a reload says so instead of pretending.
 FIXED = ("id", "role", "address", "workers", "metrics", "admin", "registry", "names", "machine_id")

@@ -18,8 +18,9 @@ from relay.config.roster import Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control.reload import FIXED, Sources, Who, compile_files
-from relay.dataplane import worker
 from relay.errors import ConfigError, OperatorError, Problem
+from relay.kernel import memory
+from relay.kernel.loop import loop_factory
 from relay.ledger import layout
 from relay.processes import handover
 
@@ -112,7 +113,7 @@ def trial(text: str) -> None:
             f"relay {__version__} keeps its ledger in layout {layout.VERSION}, the running one in {running}, so it could not "
             f"take the connections over; {advice}"
         )
-    worker.loop_factory()
+    loop_factory()
     sources = Sources(told.service, told.settings, told.settings_required, told.instance)
     prepared = _compiled(sources, told)
     with os.fdopen(os.dup(told.result_fd), "wb") as file:
@@ -144,6 +145,6 @@ def _fixed(settings: Settings) -> dict[str, Any]:
 
 def take(fd: int) -> Prepared:
     """What the trial left in the memory file."""
-    prepared = pickle.loads(worker.read_memfd(fd))
+    prepared = pickle.loads(memory.read(fd))
     assert isinstance(prepared, Prepared)
     return prepared

@@ -22,9 +22,9 @@ from relay.csdef.definition import (
     Role,
     Span,
 )
-from relay.csdef.substitutes import endpoint_names, placeholders, role_names, service_name
 from relay.csdef.ports import Door, cannot, doors
 from relay.csdef.read import Note, Place
+from relay.csdef.substitutes import endpoint_names, placeholders, role_names, service_name
 from relay.csdef.traffic import sources_of
 from relay.csdef.yamltext import Block, Comment, Key
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from relay.address import Address, join_host_port
 from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
@@ -123,11 +124,12 @@ class Adoption:
             self.left.discard(record.target_fd)
         up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
         via = connected_addresses(record.client_fd) if gate.declared.edges else None
-        edge = via[1][0] if via is not None else ""
+        edge = via[1].host if via is not None else ""
+        peer = Address.parse(record.peer)
         # Before the edge's header was taken the connection was the edge's own, for the limits.
-        source = edge if edge and record.state is State.HEADER else record.peer.rpartition(":")[0].strip("[]")
+        source = edge if edge and record.state is State.HEADER else peer.host
         gate.readmit(source)
-        session = Session(self.plane, gate, client, source, record.peer, record.started_ns, record.index)
+        session = Session(self.plane, gate, client, source, peer, record.started_ns, record.index)
         session.via = edge
         try:
             session.resume(record, target, up, down)
@@ -187,12 +189,9 @@ class Adoption:
                 self.left.discard(fd)
                 listener.take(fd, found[1], now_ns)
 
-    def _listener_at(self, address: str) -> Listener | None:
-        port = address.rpartition(":")[2]
-        return next(
-            (self.listeners[each] for each in (address, f"0.0.0.0:{port}", f"[::]:{port}") if each in self.listeners),
-            None,
-        )
+    def _listener_at(self, address: Address) -> Listener | None:
+        there = (str(address), join_host_port("0.0.0.0", address.port), join_host_port("::", address.port))
+        return next((self.listeners[each] for each in there if each in self.listeners), None)
 
 
 def _cause(record: FlowRecord) -> str:

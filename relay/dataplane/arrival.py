@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 
-from relay.config.snapshot import join_host_port
+from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
@@ -24,7 +24,7 @@ class Arrival(ABC):
     _probe: bool
     _record: int
     gate: Gate
-    peer: str
+    peer: Address
     source: str
 
     @abstractmethod
@@ -53,20 +53,20 @@ class Arrival(ABC):
             return self._reject(header)
         if isinstance(header, Incomplete):
             return self._unless_gone(events)
-        peer = self.peer if header.src is None else join_host_port(address_text(header.src), header.src_port)
+        peer = self.peer if header.src is None else Address(address_text(header.src), header.src_port)
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
-        self._plane.ledger.identify(self._record, peer, Flag.PROBE if header.src is None else 0)
+        self._plane.ledger.identify(self._record, str(peer), Flag.PROBE if header.src is None else 0)
         self._probe = header.src is None
         first_bytes.take(self._client, header.length)
         return self._identified(peer)
 
-    def _identified(self, peer: str) -> None:
+    def _identified(self, peer: Address) -> None:
         """The edge has said who the client is; itself, for a probe."""
         now_ns = time.time_ns()
         if self._probe and self._plane.ledger.words[Head.BUSY_UNTIL_NS] > now_ns:
             return self.cut("drain")  # this is how the edge learns to send nobody
         if not self._probe:
-            edge, source = self.source, peer.rpartition(":")[0].strip("[]")
+            edge, source = self.source, peer.host
             self.peer = peer
             if self.gate.audits:
                 self._plane.audit(self.gate, source, peer)

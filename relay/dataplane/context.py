@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
@@ -53,7 +54,7 @@ class Plane:
     starved: set[Flow] = field(default_factory=set)  # no pipe was to be had
     ended: list[int] = field(default_factory=list)  # records of sessions whose sockets are still to be closed
 
-    def audit(self, gate: Gate, source: str, peer: str) -> None:
+    def audit(self, gate: Gate, source: str, peer: Address) -> None:
         """Count and say whom the envelope would refuse, if it were enforced."""
         if not gate.permits(source):
             gate.would_deny()
@@ -73,7 +74,7 @@ class Plane:
         self.ended.clear()
 
     def log_end(
-        self, endpoint: str, peer: str, target: TargetRow | None, lanes: tuple[Lane | None, Lane | None],
+        self, endpoint: str, peer: Address, target: TargetRow | None, lanes: tuple[Lane | None, Lane | None],
         times_s: tuple[float, float], cause: str,
     ) -> None:  # fmt: skip
         """The one line of a connection. `lanes` are (to the target, to the client), `times_s` (open, to connect).

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Final, Literal
 
+from relay.address import Address
 from relay.log import Log
 
 Event = Literal["denied", "would deny", "dial"]
@@ -32,19 +33,19 @@ class Denials:
     def note(
         self,
         endpoint: str,
-        source: str,
+        peer: Address,
         reason: str,
         detail: str = "",
         event: Event = "denied",
     ) -> None:
-        """One refusal. `source` is `address:port`; `detail` stands only in a full line, for it may be anything."""
+        """One refusal. `detail` stands only in a full line, for it may be anything."""
         if self._written[event] < _FULL_LINES[event]:
             self._written[event] += 1
             self._log.event(
                 _LEVELS[event],
                 event,
                 endpoint=endpoint,
-                peer=source,
+                peer=str(peer),
                 reason=reason,
                 **({"detail": detail} if detail else {}),
             )

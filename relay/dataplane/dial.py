@@ -3,9 +3,11 @@
 import errno
 from abc import abstractmethod
 
+from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.arrival import Arrival
 from relay.dataplane.route import Route
+from relay.envelope import proxyproto
 from relay.errors import os_reason
 from relay.kernel.poller import WRITE
 from relay.kernel.sockets import CAPACITY, NOT_TRANSPARENT, AnySocket, connect, target_socket
@@ -101,3 +103,18 @@ class Dial(Arrival):
             self._dial()
         else:
             self.cut(cause)
+
+
+def introduce(target: AnySocket, client: AnySocket, version: str, peer: Address) -> bool:
+    """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`.
+
+    False: the target did not take it. It fits any new socket's buffer, so it goes whole or not at all.
+    """
+    build = proxyproto.build_v1 if version == "v1" else proxyproto.build_v2
+    try:
+        # `peer` is known already: getpeername(2) fails for a client that has left.
+        local = Address(*client.getsockname()[:2])
+        header = build(peer.packed, peer.port, local.packed, local.port)
+        return target.send(header) == len(header)
+    except OSError:
+        return False

@@ -5,12 +5,10 @@ limit is held against the sum over all workers: first count oneself in, then loo
 that let the last one in at the same moment may both refuse it, and can never both admit it.
 """
 
-import socket
 from typing import Final
 
+from relay.address import packed_host
 from relay.config.snapshot import EndpointRow
-from relay.envelope.cidr import unmap
-from relay.envelope.rules import Envelope
 from relay.ledger.by_source import Sources
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
 from relay.ledger.ledger import WorkerLedger
@@ -52,7 +50,7 @@ class Gate:
         self.declared = declared
         self._edges = frozenset(declared.edges)
         self.audits = declared.enforce == "audit"
-        self._envelope = Envelope.of(declared)
+        self._envelope = declared.envelope
         self._verdicts: dict[str, bool] = {}
         shared = self._sources is not None and declared.per_source is not None
         if shared != self._shared:
@@ -67,7 +65,7 @@ class Gate:
         if permit is None:
             if len(self._verdicts) >= _REMEMBERED_MAX:
                 self._verdicts.clear()
-            permit = self._verdicts[source] = self._envelope.decide(packed(source)).permit
+            permit = self._verdicts[source] = self._envelope.decide(packed_host(source)).permit
         return permit
 
     def keeps(self, source: str, via: str) -> bool:
@@ -165,14 +163,14 @@ class Gate:
 
     def _share(self, source: str, change: int) -> None:
         assert self._sources is not None
-        self._sources.add(self._sources.name(self.declared.slot, packed(source)), change)
+        self._sources.add(self._sources.name(self.declared.slot, packed_host(source)), change)
 
     def _from(self, source: str) -> int:
         """Connections that this source has open."""
         own = self._per_source[source]
         if not self._shared or self._sources is None:
             return own
-        return max(own, self._sources.total(self._sources.name(self.declared.slot, packed(source))))
+        return max(own, self._sources.total(self._sources.name(self.declared.slot, packed_host(source))))
 
     def _total(self, count: int) -> int:
         words = self._words
@@ -193,10 +191,3 @@ class Gate:
             words[self.row + _WINDOW] -= 1
             return True
         return False
-
-
-def packed(source: str) -> bytes:
-    """An address as accept(2) gives it, as 4 or 16 bytes: an IPv4-mapped one is IPv4, and a link-local one has no zone."""
-    if ":" in source:
-        return unmap(socket.inet_pton(socket.AF_INET6, source.partition("%")[0]))
-    return socket.inet_pton(socket.AF_INET, source)

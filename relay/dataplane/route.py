@@ -3,8 +3,9 @@
 import time
 from typing import Final
 
+from relay.address import Address
 from relay.config.snapshot import TargetRow
-from relay.dataplane.gate import Gate, packed
+from relay.dataplane.gate import Gate
 from relay.kernel.sockets import AnySocket
 
 _ATTEMPTS_MAX: Final = 2  # without a pool: the first target and one other; a client waits for no more
@@ -34,7 +35,7 @@ class Route:
         """The pool's target in the ledger; -1: none."""
         return -1 if self._pool is None or self._place is None else self._pool.targets[self._place].slot
 
-    def begin(self, client: AnySocket, peer: str) -> TargetRow | None:
+    def begin(self, client: AnySocket, peer: Address) -> TargetRow | None:
         """The target to dial now, for the client at `peer`; None: there is none, or none any more."""
         self.dialled_ns = time.monotonic_ns()
         if not self._until_s:
@@ -52,13 +53,11 @@ class Route:
             row if row.port_count == 1 else None
         )  # its ports were changed meanwhile, and the client's is none of them
 
-    def _of_pool(self, client: AnySocket, peer: str) -> TargetRow | None:
+    def _of_pool(self, client: AnySocket, peer: Address) -> TargetRow | None:
         assert self._pool is not None  # it was asked before
         declared = self._gate.declared
-        source, _, source_port = peer.rpartition(":")
         port = declared.listen_port if declared.port_count == 1 else client.getsockname()[1]
-        address = packed(source.strip("[]"))
-        self._place = self._pool.choose(address, int(source_port), port, self._tried, self.dialled_ns)
+        self._place = self._pool.choose(peer.packed, peer.port, port, self._tried, self.dialled_ns)
         return None if self._place is None else self._pool.targets[self._place]
 
     def patience_s(self) -> float:

@@ -14,9 +14,10 @@ import socket
 import time
 from typing import Final
 
+from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.context import Plane
-from relay.dataplane.dial import Dial
+from relay.dataplane.dial import Dial, introduce
 from relay.dataplane.gate import Gate
 from relay.dataplane.pipes import Pipe
 from relay.dataplane.route import Route
@@ -25,7 +26,6 @@ from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE
 from relay.kernel.sockets import (
     AnySocket,
     finish_on_close,
-    introduce,
     is_gone,
     readable_bytes,
     reset_on_close,
@@ -52,7 +52,7 @@ class Session(Dial):
     )  # fmt: skip
 
     def __init__(
-        self, plane: Plane, gate: Gate, client: AnySocket, source: str, peer: str, started_ns: int, record: int
+        self, plane: Plane, gate: Gate, client: AnySocket, source: str, peer: Address, started_ns: int, record: int
     ) -> None:
         self._plane = plane
         self._mover_turn = plane.mover.turn
@@ -109,7 +109,7 @@ class Session(Dial):
         self._recorded = True
         slot, client_fd = self.gate.declared.slot, self._client.fileno()
         target_slot = self._route.slot if state is _SPLICE else -1
-        ledger.begin(self._record, state, slot, client_fd, target_fd, self._started_ns, self.peer, target_slot)
+        ledger.begin(self._record, state, slot, client_fd, target_fd, self._started_ns, str(self.peer), target_slot)
         self.gate.accepted()
         return None
 
@@ -125,7 +125,7 @@ class Session(Dial):
             first_bytes.forget(self._client)
             # Its FIN may count as one; a header has more, and is taken at once.
             if record.state is State.HEADER and first_bytes.taken_bytes(self._client) > 1:
-                self._identified(record.peer)
+                self._identified(Address.parse(record.peer))
             elif record.state in (State.HEADER, State.LOOK):
                 self._await_first_bytes(record.state)
             else:

@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -26,19 +25,14 @@ from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
-from relay.kernel import channel
+from relay.kernel import channel, memory
+from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import listening_address, other_descriptors
 from relay.ledger.by_source import Sources
 from relay.ledger.layout import Count, Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Log
-
-_uvloop: Callable[[], asyncio.AbstractEventLoop] | None = None
-with contextlib.suppress(ImportError):
-    import uvloop  # here and not where it is used, or each new worker would spend a third of its start on that
-
-    _uvloop = uvloop.new_event_loop
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of LOOK and DIAL, and pauses; runs only while there are any
@@ -253,8 +247,8 @@ class Worker:
         """Every listening socket among what a predecessor or the keeper left: it says itself where it listens."""
         found = {}
         for fd in self._left - held_by(self._records):
-            if (address := listening_address(fd)) is not None and address not in found:
-                found[address] = socket.socket(fileno=fd)
+            if (address := listening_address(fd)) is not None and str(address) not in found:
+                found[str(address)] = socket.socket(fileno=fd)
                 self._left.discard(fd)
         return found
 
@@ -317,7 +311,7 @@ class Worker:
 
     def _take_snapshot(self, fds: list[int]) -> None:
         try:
-            snapshot = Snapshot.from_json(read_memfd(fds[0]))
+            snapshot = Snapshot.from_json(memory.read(fds[0]))
         except ValueError:  # of a control process that was replaced meanwhile; the next one sends its own
             os.close(fds[0])
             return
@@ -399,14 +393,9 @@ class Worker:
                 owner.cut("error")
 
 
-def read_memfd(fd: int) -> bytes:
-    """The whole of a memory file. Read by position: the offset is shared with every process that has the file."""
-    return os.pread(fd, os.fstat(fd).st_size, 0)
-
-
 def _snapshot_in_force(inherited: Inherited) -> Snapshot:
     fd = inherited.ledger[Word.SNAPSHOT_FD]
-    return Snapshot.from_json(read_memfd(fd)) if fd else inherited.snapshot
+    return Snapshot.from_json(memory.read(fd)) if fd else inherited.snapshot
 
 
 def flows_max(nofile: int) -> int:
@@ -434,13 +423,3 @@ def main(inherited: Inherited, flows: int) -> None:
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(work())
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's loop; the stock one where uvloop is not installed, or RELAY_LOOP=asyncio asks for it."""
-    if os.environ.get("RELAY_LOOP") == "asyncio":
-        return asyncio.new_event_loop
-    if _uvloop is None:
-        print("relay: uvloop is not installed; using asyncio's own loop", file=sys.stderr)  # noqa: T201
-        return asyncio.new_event_loop
-    return _uvloop

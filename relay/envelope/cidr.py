@@ -12,17 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from relay.address import unmap
+
 # RFC 4291 section 2.5.5.2. A dual-stack socket reports an IPv4 peer as ::ffff:a.b.c.d.
-_MAPPED: Final = bytes(10) + b"\xff\xff"
 _MAPPED_BITS: Final = 96
 _NONE: Final = -1  # in place of a value: no network holds the interval
 _COUNTS: Final = struct.Struct("=II")
 _HALVES: Final = struct.Struct("!QQ")
-
-
-def unmap(packed: bytes) -> bytes:
-    """The IPv4 address (4 bytes) inside an IPv4-mapped IPv6 address; any other address as it is."""
-    return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from relay.envelope.cidr import unmap
+from relay.address import unmap
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 
 V1_LIMIT_BYTES = 107

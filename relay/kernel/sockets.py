@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from socket import SO_LINGER, SOL_SOCKET, SocketType
 from typing import Any, Final
 
-from relay.config.snapshot import TargetRow, join_host_port
-from relay.dataplane.gate import packed
-from relay.envelope import proxyproto
+from relay.address import Address
+from relay.config.snapshot import TargetRow
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # socket(7) SO_LINGER on, 0 s: close(2) sends RST
 _FIN_ON_CLOSE: Final = struct.pack("ii", 0, 0)
@@ -139,21 +138,6 @@ def _met_itself(target: SocketType) -> bool:
     return bool(target.getsockname() == target.getpeername())
 
 
-def introduce(target: AnySocket, client: AnySocket, version: str, peer: str) -> bool:
-    """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`, as `host:port`.
-
-    False: the target did not take it. It fits any new socket's buffer, so it goes whole or not at all.
-    """
-    build = proxyproto.build_v1 if version == "v1" else proxyproto.build_v2
-    host, _, port = peer.rpartition(":")  # getpeername fails for a client that has left already
-    try:
-        local_host, local_port = client.getsockname()[:2]
-        header = build(packed(host.strip("[]")), int(port), packed(local_host), local_port)
-        return target.send(header) == len(header)
-    except OSError:
-        return False
-
-
 def address_text(packed_address: bytes) -> str:
     """An address of 4 or 16 bytes as accept(2) would give it."""
     return socket.inet_ntop(socket.AF_INET if len(packed_address) == 4 else socket.AF_INET6, packed_address)
@@ -176,25 +160,25 @@ def is_gone(sock: AnySocket) -> bool:
     return not failed and _state[0] == _TCP_CLOSE  # it fails for a Unix socket
 
 
-def listening_address(fd: int) -> str | None:
-    """The address that a socket listens on, as `host:port`; None for anything else."""
+def listening_address(fd: int) -> Address | None:
+    """The address that a socket listens on; None for anything else."""
     with contextlib.suppress(OSError):
         sock = SocketType(fileno=fd)
         try:
             if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockopt(SOL_SOCKET, socket.SO_ACCEPTCONN):
-                return join_host_port(*sock.getsockname()[:2])
+                return Address(*sock.getsockname()[:2])
         finally:
             sock.detach()
     return None
 
 
-def connected_addresses(fd: int) -> tuple[str, tuple[str, int]] | None:
-    """A TCP connection's own address as `host:port`, and its peer's (host, port); None for anything else."""
+def connected_addresses(fd: int) -> tuple[Address, Address] | None:
+    """A TCP connection's own address, and its peer's; None for anything else."""
     with contextlib.suppress(OSError):
         sock = SocketType(fileno=fd)
         try:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
-                return join_host_port(*sock.getsockname()[:2]), sock.getpeername()[:2]
+                return Address(*sock.getsockname()[:2]), Address(*sock.getpeername()[:2])
         finally:
             sock.detach()
     return None

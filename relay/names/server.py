@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from relay.config.snapshot import join_host_port
+from relay.address import join_host_port
 from relay.errors import ListenError, os_reason
 from relay.names.wire import HEADER_BYTES, QUERY_MAX_BYTES, rcode_of
 

@@ -57,11 +57,6 @@ class Handover:
         os.pwrite(self.memory, text, 0)
 
 
-def create() -> int:
-    """The memory file, empty."""
-    return os.memfd_create("relay-handover", os.MFD_CLOEXEC)
-
-
 def read(memory: int) -> Handover:
     """What was written. Raises ValueError where that was in another format."""
     raw: dict[str, Any] = json.loads(os.pread(memory, os.fstat(memory).st_size, 0))

@@ -24,8 +24,7 @@ from typing import Any, Final
 
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
-from relay.dataplane import worker
-from relay.kernel import channel, process
+from relay.kernel import channel, memory, process
 from relay.ledger.layout import Head, Word
 from relay.processes import handover, succession
 from relay.processes.handover import Handover
@@ -289,7 +288,7 @@ class Keeper:
                 for address, fd in zip(message["addresses"], fds, strict=True):
                     state.listeners[address] = socket.socket(fileno=fd)
             case "snapshot":
-                state.snapshot = Snapshot.from_json(worker.read_memfd(fds[0]))
+                state.snapshot = Snapshot.from_json(memory.read(fds[0]))
                 os.close(fds[0])
                 state.log.level = state.snapshot.log_level
                 wanted = {address for row in state.snapshot.endpoints for address in row.listens}

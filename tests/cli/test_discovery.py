@@ -9,7 +9,7 @@ from relay.cli.client import Client
 from relay.cli.discovery import addresses_of, show_addresses, show_environment, show_identity, show_instances
 from relay.control import discovery
 from relay.errors import OperatorError, UnknownError
-from tests.control.test_discovery import WEB_0, WEB_2, fleet
+from tests.control.rig import WEB_0, WEB_2, fleet
 
 FLEET = fleet(WEB_0, WEB_2, avoided=frozenset({"web_IN_2", "store_IN_0"}))
 

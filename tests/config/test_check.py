@@ -1,25 +1,13 @@
 """The checks across keys: what clashes, what dangles, what loops, what leads elsewhere, and what only looks as if it did."""
 
-import textwrap
-
 from relay.config.check import check_service
-from relay.config.model import Service
-from relay.config.source import Source, parse
 from relay.errors import Problem
-
-
-def read(roles: str, lists: str = "") -> tuple[Service, Source]:
-    """A service with these roles, whose YAML starts on line 4, and these access lists after them."""
-    text = "version: 1\nservice: shop\nroles:\n" + textwrap.indent(textwrap.dedent(roles).lstrip("\n"), "  ")
-    if lists:
-        text += "\naccess_lists:\n" + textwrap.indent(textwrap.dedent(lists).lstrip("\n"), "  ")
-    source = parse(text.encode(), "service.yaml")
-    return Service.model_validate(source.data), source
+from tests.config.rig import service_of_roles
 
 
 def check(roles: str, lists: str = "") -> list[Problem]:
     """The problems of a service as `read` takes it."""
-    return check_service(*read(roles, lists))
+    return check_service(*service_of_roles(roles, lists))
 
 
 def test_nothing_to_say() -> None:

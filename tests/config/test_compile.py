@@ -2,68 +2,22 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config.compile import compile_snapshot, drop_filter
-from relay.config.load import parse_service, parse_settings
+from relay.config.compile import drop_filter
+from relay.config.load import parse_settings
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
-from relay.config.settings import Settings
-from relay.config.snapshot import (
-    SLOTS_MAX,
-    EndpointRow,
-    ProbeRow,
-    RuleRow,
-    Snapshot,
-    TargetRow,
-    compile_rules,
-)
+from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
 from relay.config.source import parse
-from relay.envelope.rules import Envelope
+from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError
+from tests.config.rig import EDGE, SERVICE, compiled, service
 from tests.envelope.interpreter import keeps
 from tests.harness import examples
-
-SERVICE = """\
-version: 1
-service: shop
-roles:
-  web:
-    instances: [10.0.0.4, "2001:db8::5"]
-    endpoints:
-      http-in:
-        type: input
-        protocol: http
-        public_port: 80
-        port: 8080
-        target: localhost:3000
-        access:
-          - deny: 203.0.113.9/24
-          - permit: 203.0.0.0/8
-        limits: {connections: 10, per_source: 2, rate: 30/m}
-        timeouts: {connect: 1s, first_byte: 2s, idle: 3s}
-        send_proxy: v2
-      open: {type: input, public_port: 81, target: "[::1]:1"}
-      closed-to-one: {type: input, public_port: 82, target: "127.0.0.1:1", access: [{deny: 192.0.2.7}]}
-  store:
-    instances: [10.0.1.4]
-    endpoints:
-      postgres: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {idle: off}}
-      own: {type: internal, port: 5433, target: "127.0.0.1:9"}
-"""
-
-
-def service(text: str = SERVICE) -> Service:
-    return parse_service(parse(text.encode(), "service.yaml")).value
-
-
-def compiled(instance: str, **keys: Any) -> Snapshot:
-    given: dict[str, Any] = {"generation": 1, "file": "service.yaml", **keys}
-    return compile_snapshot(given.pop("service", service()), given.pop("settings", Settings()), instance, **given)
 
 
 def test_an_input_endpoint() -> None:
@@ -264,20 +218,6 @@ def test_what_the_settings_say() -> None:
 
 def slots(snapshot: Snapshot) -> dict[str, int]:
     return {row.name: row.slot for row in snapshot.endpoints}
-
-
-EDGE = (
-    SERVICE.replace('"2001:db8::5"', "10.0.0.5")  # an edge and its instances are of one IP version
-    .replace("service: shop\n", "service: shop\nedge: {instances: [198.51.100.10, 198.51.100.11]}\n")
-    .replace(
-        "        send_proxy: v2\n",
-        "        send_proxy: v1\n        transparent: true\n        instance_ports: 8000-8004\n",
-    )
-    .replace(
-        "      open: {",
-        "      open: {probe: {protocol: http, path: ok, interval: 1s, timeout: 2s}, distribution: source-ip, ",
-    )
-)
 
 
 def test_an_edge_listens_on_the_public_ports_of_input_endpoints() -> None:
@@ -504,10 +444,10 @@ def test_a_door_out() -> None:
     assert [(each.text, each.instance) for each in row.targets] == [
         (f"10.0.1.{n}:5432", f"store_IN_{n}") for n in range(3)
     ]
-    envelope = Envelope.of(row)
+    envelope = row.envelope
     for address, permit in {"127.0.0.1": True, "127.9.9.9": True, "10.0.0.5": True, "10.0.0.4": False}.items():
         assert envelope.decide(ip_address(address).packed).permit is permit
-    assert Envelope.of(rows["web/db6"]).decide(ip_address("::1").packed).permit
+    assert rows["web/db6"].envelope.decide(ip_address("::1").packed).permit
 
 
 def test_a_door_leads_to_those_who_serve() -> None:

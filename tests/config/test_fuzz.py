@@ -16,7 +16,7 @@ from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.source import parse
 from relay.errors import ConfigError, Problem
-from tests.config.test_source import YAML_LINES, YAML_TEXT
+from tests.config.rig import YAML_LINES, YAML_TEXT
 from tests.envelope.promises import edited
 from tests.harness import examples, heap_set_aside
 

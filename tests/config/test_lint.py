@@ -11,13 +11,13 @@ from relay.config.lint import lint_service
 from relay.config.model import Service
 from relay.config.source import Source
 from relay.errors import Problem
-from tests.config.test_check import read
+from tests.config.rig import service_of_roles
 from tests.harness import heap_set_aside
 
 
 def lint(roles: str, lists: str = "") -> list[Problem]:
     """The warnings about a service as `read` takes it."""
-    found = lint_service(*read(roles, lists))
+    found = lint_service(*service_of_roles(roles, lists))
     assert {problem.severity for problem in found} <= {"warning"}
     return found
 

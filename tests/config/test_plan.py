@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.plan import Change, plan
-from relay.config.snapshot import EndpointRow, RuleRow, Snapshot
-from tests.config.test_compile import compiled, service
-from tests.config.test_snapshot import endpoint_row, snapshot_of
+from relay.config.snapshot import EndpointRow, Snapshot
+from relay.envelope.rules import RuleRow
+from tests.config.rig import compiled, endpoint_row, service, snapshot_of
 from tests.harness import examples
 
 

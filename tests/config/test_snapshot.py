@@ -2,65 +2,17 @@
 
 import json
 from dataclasses import FrozenInstanceError, replace
-from ipaddress import ip_network
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config.compile import drop_filter
-from relay.config.snapshot import (
-    SLOTS_MAX,
-    EndpointRow,
-    ProbeRow,
-    RuleRow,
-    Snapshot,
-    TargetRow,
-    join_host_port,
-)
+from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
+from relay.envelope.rules import RuleRow
 from relay.ledger.layout import SLOTS
-from tests.config.test_compile import EDGE, SERVICE, compiled, service
+from tests.config.rig import EDGE, SERVICE, compiled, endpoint_row, service, snapshot_of
 from tests.harness import examples
-
-
-def endpoint_row(name: str = "web/in", **keys: Any) -> EndpointRow:
-    """A row that admits everybody without a limit on 127.0.0.1; `keys` differ."""
-    row = EndpointRow(
-        name=name,
-        slot=0,
-        type="input",
-        protocol="tcp",
-        listen_host="127.0.0.1",
-        listen_port=0,
-        port_count=1,
-        targets=(TargetRow("127.0.0.1:1", host="127.0.0.1", port=1),),
-        rules=(),
-        permit_unmatched=True,
-        denied_reason="access",
-        enforce="strict",
-        deny="reset",
-        drop_filter="",
-        connections=None,
-        per_source=None,
-        rate_per_s=None,
-        connect_s=5.0,
-        first_byte_s=10.0,
-        idle_s=None,
-        send_proxy=None,
-    )
-    return replace(row, **keys)
-
-
-def dropping(*denied: str, version: Literal[4, 6] = 4) -> dict[str, Any]:
-    """The keys of a row that has the kernel drop these sources."""
-    rules = tuple(RuleRow(False, str(ip_network(source)), "f:1") for source in denied)
-    return {"rules": rules, "deny": "drop", "drop_filter": drop_filter(rules, True, version, 1).hex()}
-
-
-def snapshot_of(*rows: EndpointRow, **keys: Any) -> Snapshot:
-    """A snapshot of these endpoints; `keys` differ."""
-    return replace(Snapshot(1, "test", "web_IN_0", rows, drain_s=30.0, log_level="info"), **keys)
 
 
 def test_what_workers_get_has_no_rules_and_decides_alike() -> None:
@@ -124,10 +76,6 @@ def test_another_format_is_refused(change: dict[str, Any]) -> None:
     raw = json.loads(compiled("web_IN_0").to_json()) | change
     with pytest.raises(ValueError, match="another version"):
         Snapshot.from_json(json.dumps(raw).encode())
-
-
-def test_host_and_port() -> None:
-    assert (join_host_port("10.0.0.1", 80), join_host_port("::1", 80)) == ("10.0.0.1:80", "[::1]:80")
 
 
 def test_one_port_is_an_address_as_ever() -> None:

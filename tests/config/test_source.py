@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from relay.config import source
 from relay.config.source import SIZE_MAX_BYTES, Source, dotted, parse, read
 from relay.errors import ConfigError, Problem
+from tests.config.rig import YAML_LINES, YAML_TEXT
 from tests.harness import examples
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -196,34 +197,6 @@ def test_dotted() -> None:
     assert dotted(("roles", "web", "access", 0, "deny")) == "roles.web.access[0].deny"
     assert dotted(()) == ""
     assert dotted(("a\nb", "x" * 100)) == "a\\nb." + "x" * 60 + "…"
-
-
-YAML_TEXT = st.text(alphabet="ab:-?[]{},&*!|>'\"%@`#<~.01 \t\n\r\\u\x85\u2028é\ufeff", max_size=60)
-YAML_LINES = st.lists(
-    st.sampled_from(
-        [
-            "a: 1",
-            "  b: [",
-            "- x",
-            "]",
-            "? k",
-            ": v",
-            "---",
-            "...",
-            "%YAML 1.1",
-            "<<: *a",
-            "&a x",
-            "*a",
-            "'",
-            '"\\U',
-            "|",
-            "\t",
-            "{",
-            "}",
-        ]
-    ),
-    max_size=12,
-).map("\n".join)
 
 
 @pytest.mark.parametrize("parser", LOADERS)

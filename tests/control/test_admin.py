@@ -15,10 +15,10 @@ from relay.config.values import HostPort
 from relay.control.admin import open_admin_socket, open_tcp_socket, serve_admin, serve_metrics
 from relay.control.metrics import LedgerCollector
 from relay.errors import ConfigError, ListenError, OperatorError, Problem
-from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.control.test_routes import discovery_of
-from tests.dataplane.test_pipes import no_descriptors
-from tests.ledger.test_ledger import new_ledger
+from tests.config.rig import endpoint_row, snapshot_of
+from tests.control.rig import discovery_of
+from tests.dataplane.rig import no_descriptors
+from tests.ledger.rig import new_ledger
 
 
 @pytest.fixture

@@ -1,45 +1,15 @@
 """What the discovery API tells, from a service file and a roster."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from relay.config.model import Service
-from relay.config.roster import Member, Roster
+from relay.config.roster import Member
 from relay.config.values import HostPort
 from relay.control import discovery
 from relay.control.discovery import Fleet, changes, metrics_of
 from relay.errors import UnknownError
-from tests.config.test_compile import service
-
-TEXT = """\
-version: 1
-service: shop
-edge: {instances: [198.51.100.10, "2001:db8::10"]}
-roles:
-  web:
-    instances: 3
-    endpoints:
-      http-in: {type: input, protocol: http, public_port: 80, port: 8080, target: "127.0.0.1:3000"}
-      each: {type: input, instance_ports: 9001-9003, port: 9000, target: "127.0.0.1:3001"}
-      metrics: {type: internal, port: 9464, target: "127.0.0.1:9464"}
-    uses:
-      db: {endpoint: store/postgres, listen: "127.0.0.1:5432"}
-  store:
-    instances: [10.0.1.4]
-    endpoints:
-      postgres: {type: internal, port: 5432, target: "127.0.0.1:5432", from: [web]}
-      range: {type: internal, port: 7000-7002, target: "127.0.0.1:7000-7002"}
-"""
-SHOP: Service = service(TEXT)
-WEB_0, WEB_2 = Member("web", 0, "10.0.0.4"), Member("web", 2, "10.0.0.6")
-
-
-def fleet(*registered: Member, text: str = TEXT, me: str = "store_IN_0", **keys: Any) -> Fleet:
-    """What `me` knows when these are registered."""
-    shop = SHOP if text is TEXT else service(text)
-    return Fleet(shop, Roster.of_service(shop, registered or (WEB_0, WEB_2)), me, **keys)
+from tests.control.rig import SHOP, TEXT, WEB_0, WEB_2, fleet
 
 
 def test_who_this_machine_is() -> None:

@@ -16,7 +16,7 @@ from relay.config.settings import Settings
 from relay.config.source import parse
 from relay.control.environment import shell_text, systemd_text, variables
 from relay.errors import ClashError
-from tests.config.test_compile import service
+from tests.config.rig import service
 from tests.harness import examples
 
 TEXT = """\

@@ -14,14 +14,16 @@ from relay.config.compile import compile_snapshot
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, RuleRow, Snapshot, TargetRow
+from relay.config.snapshot import Snapshot
 from relay.config.source import parse
 from relay.control.explain import explain, explain_file, find_endpoint, find_source, matrix, route, who_is_cut
+from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.targets.pool import Pool
-from tests.config.test_snapshot import endpoint_row
-from tests.ledger.test_ledger import new_ledger
+from tests.config.rig import endpoint_row
+from tests.control.rig import spread
+from tests.ledger.rig import new_ledger
 
 SERVICE = """\
 version: 1
@@ -168,11 +170,6 @@ def test_the_last_rule_that_was_looked_at_decides_or_none_does(rules: list[tuple
     else:
         assert answer["looked_at"][-1] == answer["rule"]
         assert answer["verdict"] == answer["rule"]["action"]
-
-
-def spread(distribution: str = "five-tuple") -> EndpointRow:
-    targets = tuple(TargetRow(f"10.0.0.{n}:80", slot=n, instance=f"web_IN_{n}") for n in range(4))
-    return endpoint_row("web/in", listen_port=80, distribution=distribution, targets=targets)
 
 
 @pytest.mark.parametrize("distribution", ["five-tuple", "source-ip", "least-connections"])

@@ -24,8 +24,8 @@ from relay.ledger.layout import (
     health_at,
 )
 from relay.ledger.ledger import Ledger
-from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.ledger.test_ledger import add, new_ledger
+from tests.config.rig import endpoint_row, snapshot_of
+from tests.ledger.rig import add, new_ledger
 
 Labels = dict[str, str]
 Samples = dict[str, list[tuple[Labels, float]]]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,10 +20,10 @@ from relay.control.discovery import Fleet
 from relay.control.name_service import Naming
 from relay.ledger.layout import NAMES_RCODES, Head
 from relay.ledger.ledger import Ledger
-from relay.log import Log
 from relay.names.server import open_names_sockets
+from tests.control.rig import Logged
 from tests.harness import HANG_S
-from tests.ledger.test_ledger import new_ledger
+from tests.ledger.rig import new_ledger
 
 SERVICE = parse_service(
     parse(
@@ -49,29 +48,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def ledger() -> Iterator[Ledger]:
     with new_ledger() as made:
         yield made
-
-
-class Logged:
-    """A log, and what was written to it."""
-
-    def __init__(self) -> None:
-        self._read, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._read.setblocking(False)
-        self.log = Log(self._write, "control", "debug")
-
-    def close(self) -> None:
-        """End it."""
-        self._read.close()
-        self._write.close()
-
-    def lines(self) -> list[dict[str, str]]:
-        """All lines since the last call."""
-        found = []
-        while True:
-            try:
-                found.append(json.loads(self._read.recv(65536)))
-            except BlockingIOError:
-                return found
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from relay.control.admin import open_admin_socket, open_tcp_socket, serve_admin,
 from relay.control.explain import route
 from relay.control.openapi import document
 from relay.ledger.layout import Health, health_at
-from tests.control.test_explain import spread
-from tests.control.test_routes import discovery_of
-from tests.ledger.test_ledger import new_ledger
+from tests.control.rig import check_answer, discovery_of, spread
+from tests.ledger.rig import new_ledger
 
 
 def served(app: web.Application) -> set[tuple[str, str]]:
@@ -26,14 +25,6 @@ def served(app: web.Application) -> set[tuple[str, str]]:
         if each.method != "HEAD":
             found.add((each.method.lower(), each.resource.canonical))
     return found
-
-
-def check_answer(method: str, path: str, status: int, value: Any) -> None:
-    """Hold an answer of the admin socket against the document. Raises jsonschema's error."""
-    told = document(admin=True)
-    (content,) = told["paths"][path][method]["responses"][str(status)]["content"].values()
-    schema = {**content["schema"], "components": told["components"]}
-    jsonschema.Draft202012Validator(schema).validate(value)
 
 
 def described(told: dict[str, Any]) -> set[tuple[str, str]]:

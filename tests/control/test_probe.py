@@ -18,7 +18,7 @@ from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.control.probe import Answer, Judge, ask, heard
 from relay.envelope import proxyproto
 from relay.ledger.layout import Health
-from tests.config.test_snapshot import endpoint_row
+from tests.config.rig import endpoint_row
 from tests.ports import free_port
 
 PROBE: Final = ProbeRow("", 15.0, 31.0)

@@ -14,10 +14,10 @@ from relay.control.registry_follower import Follower
 from relay.fleet.registry import Registry, Seen
 from relay.ledger.layout import Count, Head
 from relay.ledger.ledger import Ledger
-from tests.config.test_snapshot import endpoint_row, snapshot_of
-from tests.control.test_name_service import Logged
+from tests.config.rig import endpoint_row, snapshot_of
+from tests.control.rig import Logged
 from tests.harness import HANG_S
-from tests.ledger.test_ledger import new_ledger
+from tests.ledger.rig import new_ledger
 
 ONE, OTHER = Member("web", 0, "10.0.0.4"), Member("web", 1, "10.0.0.5")
 SNAPSHOT = snapshot_of(endpoint_row("web/api", slot=3), roster=Roster((ONE,)))

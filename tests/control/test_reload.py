@@ -11,9 +11,9 @@ import yaml
 
 from relay.control import reload
 from relay.control.reload import Prepared, Sources, prepare
-from relay.dataplane.listener import close_all
 from relay.errors import ConfigError, IdentityError, ListenError, OperatorError
-from tests.dataplane.test_pipes import no_descriptors
+from relay.kernel.listening import close_all
+from tests.dataplane.rig import no_descriptors
 from tests.ports import free_port, free_ports
 
 

@@ -3,46 +3,22 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from relay.config.compile import compile_snapshot
 from relay.config.roster import Roster
-from relay.config.settings import Settings
 from relay.config.values import HostPort
 from relay.control import routes
 from relay.control.admin import open_tcp_socket, serve_discovery
 from relay.control.routes import Discovery, is_loopback_host
 from relay.control.watch import EVENTS_MAX, WATCHERS_MAX
 from relay.ledger.layout import Head
-from relay.ledger.ledger import Ledger
-from tests.control.test_discovery import SHOP, WEB_0, WEB_2
+from tests.control.rig import SHOP, WEB_0, WEB_2, Truth, discovery_of
 from tests.harness import HANG_S
-from tests.ledger.test_ledger import new_ledger
-
-
-class Truth:
-    """What is in force: a snapshot of `store_IN_0`, by a roster that tests change."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self.snapshot = self.with_roster(Roster.of_service(SHOP, [WEB_0]))
-
-    def with_roster(self, roster: Roster) -> Any:
-        return compile_snapshot(SHOP, Settings(), "store_IN_0", generation=1, file="service.yaml", roster=roster)
-
-
-@contextmanager
-def discovery_of() -> Iterator[tuple[Discovery, Truth]]:
-    """The discovery API of one that serves nothing yet, and what it tells of."""
-    with new_ledger() as ledger:
-        truth = Truth(ledger)
-        yield Discovery(ledger, Settings(), lambda: (SHOP, truth.snapshot)), truth
 
 
 class Api:

@@ -9,7 +9,7 @@ from relay.config.snapshot import EndpointRow, TargetRow
 from relay.control.services import Services
 from relay.ledger.layout import Count
 from relay.ledger.ledger import Ledger
-from tests.config.test_snapshot import endpoint_row, snapshot_of
+from tests.config.rig import endpoint_row, snapshot_of
 from tests.harness import Echo
 from tests.ports import free_port
 

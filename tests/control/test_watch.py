@@ -13,7 +13,7 @@ from relay.config.roster import Member
 from relay.control import watch
 from relay.control.discovery import Fleet, instances
 from relay.control.watch import EVENTS_MAX, HEARTBEAT, Feed
-from tests.control.test_discovery import WEB_0, WEB_2, fleet
+from tests.control.rig import WEB_0, WEB_2, fleet
 from tests.harness import HANG_S
 
 

@@ -2,57 +2,13 @@
 
 import fcntl
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from relay.dataplane.pipes import DEFAULT_BYTES, LARGE_BYTES, LARGE_PIPES, SPARE_MAX, Pipe, PipePool
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
-from tests.ledger.test_ledger import new_ledger
-
-
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Whoever asks for a descriptor in here gets EMFILE: the limit is below every number that is free."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def pool_of(ledger: Ledger) -> Iterator[PipePool]:
-    """A pool of worker 0 of this ledger; what it keeps is closed at the end."""
-    pool = PipePool(ledger.worker(0))
-    try:
-        yield pool
-    finally:
-        for pipe in pool._spare:
-            close(pipe)
-
-
-def close(pipe: Pipe) -> None:
-    os.close(pipe.r)
-    os.close(pipe.w)
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    """A ledger of one worker."""
-    with new_ledger() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(ledger: Ledger) -> Iterator[PipePool]:
-    """A pool of that worker."""
-    with pool_of(ledger) as made:
-        yield made
+from tests.dataplane.rig import close, no_descriptors
 
 
 def take(pool: PipePool, count: int = 1) -> list[Pipe]:

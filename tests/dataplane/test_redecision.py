@@ -12,13 +12,14 @@ from typing import Final
 
 import pytest
 
-from relay.config.snapshot import RuleRow, TargetRow, compile_rules
+from relay.config.snapshot import TargetRow
 from relay.dataplane.context import Plane
 from relay.dataplane.gate import Gate
-from relay.dataplane.listener import open_listener
+from relay.envelope.rules import RuleRow, compile_rules
+from relay.kernel.listening import open_listener
 from relay.ledger.layout import Count
-from tests.config.test_snapshot import endpoint_row
-from tests.dataplane.test_worker import Running
+from tests.config.rig import endpoint_row
+from tests.dataplane.running import Running
 from tests.harness import heap_set_aside
 from tests.ports import free_port
 

@@ -13,15 +13,13 @@ import pytest
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from relay.config.snapshot import RuleRow, TargetRow
+from relay.config.snapshot import TargetRow
 from relay.dataplane.session import Session
+from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, REASONS, Count, State, Word
-from tests.config.test_snapshot import endpoint_row
+from tests.config.rig import endpoint_row
 from tests.conformance.peers import full_backlog
-from tests.dataplane.test_listener import Rig, Target, rig_to, tcp_target, unix_target
-from tests.dataplane.test_listener import stack as stack
-from tests.dataplane.test_pipes import no_descriptors
-from tests.dataplane.test_splice import reset
+from tests.dataplane.rig import Rig, Target, no_descriptors, reset, rig_to, tcp_target, unix_target
 from tests.harness import HANG_S
 from tests.ports import free_port, free_ports
 

@@ -18,9 +18,9 @@ from relay.dataplane.pipes import PipePool
 from relay.dataplane.splice import Mover, Turn, lanes
 from relay.ledger.layout import Count, State, Word
 from relay.ledger.ledger import NO_PIPE, Ledger, owner_of
-from tests.dataplane.test_pipes import close, no_descriptors, pool_of
+from tests.dataplane.rig import close, no_descriptors, pool_of, reset
 from tests.harness import HANG_S, examples
-from tests.ledger.test_ledger import new_ledger
+from tests.ledger.rig import new_ledger
 
 Kind = Literal["tcp", "unix"]
 DELAYED_ACK_S: Final = 0.2  # the longest that a kernel puts one off (tcp.h, TCP_DELACK_MAX)
@@ -115,11 +115,6 @@ def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, s
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
     return pair
-
-
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
 
 
 @contextlib.contextmanager

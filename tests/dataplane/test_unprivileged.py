@@ -12,26 +12,13 @@ from tests.conformance.paths import assert_accounts
 from tests.conformance.peers import Site, Target, connect, fin, together, want_descriptors
 from tests.conformance.streams import KIB, receive_exactly, stream
 from tests.conftest import Daemons
+from tests.dataplane.unprivileged import NOBODY, as_nobody
 from tests.harness import Daemon, eventually, one_endpoint
 from tests.ports import free_port
 
 FLOWS: Final = 1_500
 # A Unix socket that nobody reads takes 208 KiB (net.core.wmem_default); what is beyond that stands in a pipe.
 SIZE_BYTES: Final = 288 * KIB
-NOBODY: Final = 65534
-
-
-def as_nobody() -> tuple[str, ...]:
-    """The command that runs another one as nobody. Empty where the tests do not run as root: then they are ordinary already.
-
-    The interpreter and the sources may stand where only root can go, such as below /root. So one capability stays:
-    reading files. The kernel's pipe limits are lifted by two others only (CAP_SYS_RESOURCE, CAP_SYS_ADMIN).
-    """
-    if os.getuid() != 0:
-        return ()
-    keep = "-all,+dac_read_search"
-    identity = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    return ("setpriv", *identity, f"--inh-caps={keep}", f"--ambient-caps={keep}", f"--bounding-set={keep}")
 
 
 @pytest.mark.alone

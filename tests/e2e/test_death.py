@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import Daemons
-from tests.dataplane.test_unprivileged import NOBODY, as_nobody
+from tests.dataplane.unprivileged import NOBODY, as_nobody
 from tests.e2e.peers import control_pid, control_restarted, counted, endpoint, more, next_worker, records, shut
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, patched, service
 from tests.ports import free_port

@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 
 from relay.cli.main import main
 from relay.control.openapi import document
-from tests.control.test_openapi import check_answer
+from tests.control.rig import check_answer
 from tests.e2e.fleets import is_applied
 from tests.e2e.programs import program, run, serving
 from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, stop_all, web_and_store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Daemons
-from tests.dataplane.test_unprivileged import NOBODY, as_nobody
+from tests.dataplane.unprivileged import NOBODY, as_nobody
 from tests.harness import Daemon, Echo, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 

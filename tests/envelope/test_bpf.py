@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.config.snapshot import RuleRow, compile_rules
 from relay.envelope.bpf import PROGRAM_MAX_BYTES, compile_filter
-from relay.envelope.rules import Envelope
+from relay.envelope.rules import Envelope, RuleRow, compile_rules
 from tests.envelope.interpreter import header, instructions, keeps, run
 from tests.envelope.promises import PATIENT
-from tests.envelope.test_rules import NETWORK, SOURCE
+from tests.envelope.rig import NETWORK, SOURCE
 
 Rules = list[tuple[bool, str]]
 

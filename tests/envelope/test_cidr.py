@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.envelope.cidr import Table, unmap
+from relay.address import unmap
+from relay.envelope.cidr import Table
 from tests.envelope.promises import PATIENT
 from tests.harness import heap_set_aside
 

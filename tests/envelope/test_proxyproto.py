@@ -19,7 +19,7 @@ from proxyprotocol.tlv import ProxyProtocolTLV
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from relay.envelope.cidr import unmap
+from relay.address import unmap
 from relay.envelope.proxyproto import V1_LIMIT_BYTES, V2_LIMIT_BYTES, Header, build_v1, build_v2, parse
 from relay.envelope.verdict import INCOMPLETE, Reject
 from tests.envelope.promises import PATIENT, check_final, check_rejected, check_valid, edited

@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.address import packed_host
 from relay.config.compile import compile_snapshot
 from relay.config.load import parse_service
 from relay.config.model import Service
@@ -16,8 +17,6 @@ from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.config.source import parse
 from relay.control.explain import explain, find_source, matrix, who_is_cut
-from relay.dataplane.gate import packed
-from relay.envelope.rules import Envelope
 from tests.envelope import reference
 from tests.envelope.reference import Decision, Place, decide, lets_in
 from tests.harness import examples
@@ -153,12 +152,12 @@ def test_every_endpoint_of_every_instance(service: dict[str, Any], flow: bool) -
         kept = Snapshot.from_json(snapshot.to_json())
         assert [row.name for row in snapshot.endpoints] == reference.endpoints(service, instance.partition("_IN_")[0])
         for row, of_worker, of_control in zip(snapshot.endpoints, sent.endpoints, kept.endpoints, strict=True):
-            envelopes = [Envelope.of(each) for each in (row, of_worker, of_control)]
+            envelopes = [each.envelope for each in (row, of_worker, of_control)]
             for source in sources:
                 expected = decide(service, row.name, source)
                 number = len(expected.looked_at) - 1 if expected.decided else None
                 for envelope in envelopes:
-                    verdict = envelope.decide(packed(source))
+                    verdict = envelope.decide(packed_host(source))
                     assert (verdict.permit, verdict.rule) == (expected.permit, number), (row.name, source, text)
                 answer = explain(of_control, source)
                 shall = explained(service, nodes, expected, reference.find(service, row.name))

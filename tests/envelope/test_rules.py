@@ -1,6 +1,6 @@
 """The envelope against the platform's own words, written with the standard library and a loop."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from relay.config.compile import compile_snapshot
 from relay.config.load import parse_service
 from relay.config.settings import Settings
-from relay.config.snapshot import RuleRow
 from relay.config.source import parse
-from relay.envelope.rules import Envelope, Verdict
-from tests.config.test_compile import compiled
-from tests.config.test_snapshot import endpoint_row
+from relay.envelope.rules import Envelope, RuleRow, Verdict
+from tests.config.rig import compiled, endpoint_row
+from tests.envelope.rig import NETWORK, SOURCE
 from tests.harness import examples
 
 Rule = tuple[str, str]
@@ -43,20 +42,10 @@ def envelope(rules: list[Rule]) -> Envelope:
     )
     service = parse_service(parse(text.encode(), "service.yaml")).value
     [row] = compile_snapshot(service, Settings(), "web_IN_0", generation=1, file="service.yaml").endpoints
-    return Envelope.of(row)
+    return row.envelope
 
 
-# Few distinct bytes, so that networks overlap and sources fall into them.
-BYTE = st.sampled_from([0, 1, 10, 128, 255])
-FOUR = st.lists(BYTE, min_size=4, max_size=4)
-V4 = FOUR.map(lambda some: str(IPv4Address(bytes(some))))
-V6 = FOUR.map(lambda some: str(IPv6Address(bytes((32, *some[:2], *bytes(11), *some[2:])))))
-NETWORK = st.one_of(
-    st.builds("{}/{}".format, V4, st.sampled_from([0, 1, 8, 9, 16, 24, 31, 32])),
-    st.builds("{}/{}".format, V6, st.sampled_from([0, 1, 8, 16, 24, 64, 113, 127, 128])),
-)
 RULES = st.lists(st.tuples(st.sampled_from(["permit", "deny"]), NETWORK), max_size=8)
-SOURCE = V4 | V6 | V4.map("::ffff:{}".format)
 
 
 @examples(60)
@@ -90,7 +79,7 @@ def test_examples(rules: list[Rule], source: str, verdict: Verdict) -> None:
 
 
 def test_an_internal_endpoint_admits_the_roster_alone() -> None:
-    postgres, own = (Envelope.of(row) for row in compiled("store_IN_0").endpoints)
+    postgres, own = (row.envelope for row in compiled("store_IN_0").endpoints)
     store, web, other = (ip_address(text).packed for text in ("10.0.1.4", "2001:db8::5", "127.0.0.1"))
     assert [postgres.decide(source) for source in (store, web, other)] == [
         Verdict(False, None), Verdict(True, 1), Verdict(False, None),
@@ -101,6 +90,6 @@ def test_an_internal_endpoint_admits_the_roster_alone() -> None:
 def test_a_row_decides_where_no_rule_does() -> None:
     rules = (RuleRow(True, "192.0.2.0/24", "f:1"),)
     for permit in (True, False):
-        made = Envelope.of(endpoint_row(rules=rules, permit_unmatched=permit))
+        made = endpoint_row(rules=rules, permit_unmatched=permit).envelope
         assert made.decide(bytes([192, 0, 2, 1])) == Verdict(True, 0)
         assert made.decide(bytes([192, 0, 3, 1])) == Verdict(permit, None)

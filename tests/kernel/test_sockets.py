@@ -44,7 +44,7 @@ def test_a_dead_target_is_not_found_alive_by_meeting_oneself() -> None:
 def test_a_listening_socket_says_where() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         host, port = listener.getsockname()
-        assert listening_address(listener.fileno()) == f"{host}:{port}"
+        assert listening_address(listener.fileno()) == (host, port)
         assert listening_address(client.fileno()) is None
         assert descriptors()[client.fileno()].startswith("socket:[")
 

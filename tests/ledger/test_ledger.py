@@ -4,8 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -31,27 +30,7 @@ from relay.ledger.layout import (
 )
 from relay.ledger.ledger import NO_PIPE, FlowRecord, Ledger, WorkerLedger, owner_of
 from tests.harness import HANG_S, examples
-
-
-@contextmanager
-def new_ledger(workers: int = 1, flows: int = 16) -> Iterator[Ledger]:
-    """A ledger of a test's own."""
-    ledger = Ledger.create(workers, flows, now_ns=7)
-    try:
-        yield ledger
-    finally:
-        os.close(ledger.fd)
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    """Three workers, sixteen flows each."""
-    with new_ledger(workers=3) as made:
-        yield made
-
-
-def add(part: WorkerLedger, slot: int, count: int, value: int = 1) -> None:
-    part.words[part.row(slot) + count] += value
+from tests.ledger.rig import add, new_ledger
 
 
 def begin(part: WorkerLedger, index: int, peer: str = "192.0.2.1:5") -> None:

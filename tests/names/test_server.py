@@ -23,7 +23,8 @@ from relay.errors import ListenError
 from relay.names import server as dns_server
 from relay.names.server import NamesServer, open_names_sockets, serve_names
 from relay.names.zone import Zone
-from tests.harness import HANG_S, eventually, examples
+from tests.harness import HANG_S, examples
+from tests.names.rig import open_pair
 
 LARGE = Zone(
     "shop",
@@ -91,17 +92,6 @@ async def serving(
         yield served
     finally:
         await served.close()
-
-
-def open_pair(host: str = "127.0.0.1") -> tuple[socket.socket, socket.socket]:
-    """Both sockets on a free port: a port that is free for TCP may be taken for UDP."""
-    return eventually(lambda: suppressed(host), "a port that is free for both")  # type: ignore[no-any-return]
-
-
-def suppressed(host: str) -> tuple[socket.socket, socket.socket] | None:
-    with contextlib.suppress(ListenError):
-        return open_names_sockets(host, 0)
-    return None
 
 
 async def message(reader: asyncio.StreamReader) -> dns.message.Message:

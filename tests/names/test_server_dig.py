@@ -12,7 +12,7 @@ from relay.config.roster import Member, Roster
 from relay.names.server import serve_names
 from relay.names.zone import Zone
 from tests.e2e.programs import RUN_S, program
-from tests.names.test_server import open_pair
+from tests.names.rig import open_pair
 
 pytestmark = pytest.mark.real("dig")
 

@@ -11,7 +11,7 @@ import pytest
 from relay.processes.keeper import Keeper
 from tests.e2e.peers import gone
 from tests.harness import eventually
-from tests.ledger.test_ledger import new_ledger
+from tests.ledger.rig import new_ledger
 
 
 def test_a_holder_that_dies_before_it_has_a_worker_takes_no_other_childs_end_along() -> None:

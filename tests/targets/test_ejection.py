@@ -5,8 +5,8 @@ from typing import Final
 from relay.config.snapshot import TargetRow
 from relay.ledger.layout import TargetCount
 from relay.targets.pool import EJECT_S, Pool
-from tests.config.test_snapshot import endpoint_row
-from tests.ledger.test_ledger import new_ledger
+from tests.config.rig import endpoint_row
+from tests.ledger.rig import new_ledger
 
 NOW_NS: Final = 10**12
 SOURCE: Final = bytes([203, 0, 113, 9])

@@ -12,8 +12,8 @@ from relay.config.snapshot import EndpointRow, TargetRow
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets.pool import EJECT_S, Pool
-from tests.config.test_snapshot import endpoint_row
-from tests.ledger.test_ledger import new_ledger
+from tests.config.rig import endpoint_row
+from tests.ledger.rig import new_ledger
 
 SOURCE: Final = ip_address("203.0.113.9").packed
 NOW_NS: Final = 1_000_000_000_000

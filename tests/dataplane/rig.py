@@ -1,0 +1,270 @@
+"""The data plane of one endpoint without processes, driven by hand."""
+
+import contextlib
+import json
+import os
+import resource
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import log as logging
+from relay.config.snapshot import EndpointRow, TargetRow
+from relay.dataplane.context import Plane
+from relay.dataplane.denials import Denials
+from relay.dataplane.gate import Gate
+from relay.dataplane.listener import Listener
+from relay.dataplane.pipes import Pipe, PipePool
+from relay.dataplane.session import Session
+from relay.dataplane.splice import Mover
+from relay.kernel.listening import open_listener
+from relay.kernel.poller import Handler, Poller
+from relay.ledger.by_source import Sources
+from relay.ledger.layout import CAUSES, Count, Word
+from relay.ledger.ledger import Ledger
+from relay.log import Log
+from tests.config.rig import endpoint_row
+from tests.harness import HANG_S
+from tests.ledger.rig import new_ledger
+from tests.logs import waiting
+
+
+class Rig:
+    """A worker's data plane with one endpoint, driven by hand. Clients and targets are a test's own sockets."""
+
+    def __init__(
+        self, row: EndpointRow, stack: contextlib.ExitStack, *, flows: int = 32, port: int | None = None
+    ) -> None:
+        self._stack = stack
+        self.ledger = stack.enter_context(new_ledger(flows=flows))
+        self.part = self.ledger.worker(0)
+        self.pool = stack.enter_context(pool_of(self.ledger))
+        self.exhausted: list[str] = []
+        self.bugs: list[Exception] = []
+        self.poller = Poller(self._on_error, lambda: self.plane.closed())
+        sink, self._log_source = (stack.enter_context(sock) for sock in logging.channel())
+        self.log = Log(sink, "worker-0", "info")
+        self.plane = Plane(
+            poller=self.poller,
+            mover=Mover(self.pool, self.part),
+            ledger=self.part,
+            log=self.log,
+            denials=Denials(self.log),
+            free_records=list(range(flows - 1, -1, -1)),
+            exhausted=self._on_exhausted,
+        )
+        self.gate = Gate(row, self.part, Sources(self.part))
+        self.listener = Listener(self.plane, self.gate, open_listener(row, port))
+        self.address = self.listener.sock.getsockname()
+        self.listener.resume()
+        stack.callback(self._end)
+
+    def _on_error(self, _handler: Handler, error: Exception) -> None:
+        self.bugs.append(error)
+
+    def _on_exhausted(self, why: str) -> None:
+        self.exhausted.append(why)
+        self.listener.pause()
+
+    def _end(self) -> None:
+        for session in list(self.plane.sessions):
+            session.cut("drain")
+        self.listener.pause()
+        self.listener.sock.close()
+        self.poller.shut()
+        if self.plane.mover._scratch is not None:
+            close(self.plane.mover._scratch)
+
+    def connect(self) -> socket.socket:
+        """A client, connected and not yet accepted."""
+        client = self._stack.enter_context(socket.create_connection(self.address[:2]))
+        client.setblocking(False)
+        return client
+
+    def keep(self, sock: socket.socket) -> socket.socket:
+        """A socket that is closed when the test ends."""
+        sock.setblocking(False)
+        return self._stack.enter_context(sock)
+
+    def until(self, done: Callable[[], Any], what: str) -> Any:
+        """Serve until `done` says so: its value."""
+        deadline_s = time.monotonic() + HANG_S
+        late = False
+        while not (value := done()):
+            assert not late, f"not in time: {what}"
+            late = time.monotonic() > deadline_s  # before the next look: a machine that stands still costs none
+            select.select([self.poller.fileno()], [], [], 0.002)
+            self.poller.serve()
+            self.poller.bury()
+            assert self.bugs == []
+        return value
+
+    def session(self) -> Session:
+        """The one session there is, as soon as it was let in."""
+        self.until(lambda: self.plane.sessions, "a session begins")
+        [session] = self.plane.sessions
+        assert isinstance(session, Session)
+        return session
+
+    def tick(self, now_s: float) -> None:
+        """What a worker does for sessions that wait."""
+        for session in list(self.plane.waiting):
+            session.tick(now_s)
+        self.poller.bury()
+
+    def receive(self, sock: socket.socket, count: int) -> bytes:
+        """Exactly so many bytes."""
+        data = bytearray()
+
+        def more() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                part = sock.recv(count - len(data))
+                assert part, f"the stream ended after {bytes(data)!r}"
+                data.extend(part)
+            return len(data) == count
+
+        self.until(more, f"{count} bytes come")
+        return bytes(data)
+
+    def ending(self, sock: socket.socket) -> str:
+        """How a stream ends, after nothing more: `fin` or `reset`."""
+
+        def ended() -> str:
+            try:
+                data = sock.recv(1)
+            except BlockingIOError:
+                return ""
+            except ConnectionResetError:
+                return "reset"
+            assert not data, "more came than should"
+            return "fin"
+
+        return str(self.until(ended, "the stream ends"))
+
+    def ended(self) -> dict[str, Any]:
+        """The log's record of the one connection that ended, after checking that nothing of it is left."""
+
+        def over() -> bool:
+            self.tick(time.monotonic())
+            return not self.plane.sessions
+
+        self.until(over, "the session ends")
+        self.poller.bury()
+        self.log.flush()
+        [record] = [line for line in self.records() if line["event"] == "connection"]
+        closed = [self.ledger.total(0, Count.CLOSED + n) for n in range(len(CAUSES))]
+        assert [CAUSES[n] for n, count in enumerate(closed) if count] == [record["cause"]]
+        assert sum(closed) == self.ledger.total(0, Count.ACCEPTED) == 1
+        assert list(self.ledger.flows()) == []
+        assert (self.plane.waiting, self.plane.starved, self.bugs) == (set(), set(), [])
+        assert len(set(self.plane.free_records)) == len(self.plane.free_records) == 32
+        assert self.ledger.total(0, Count.RECEIVED) == record["received"]
+        assert self.ledger.total(0, Count.SENT) == record["sent"]
+        assert sum(self.ledger.total(0, Count.DURATION_BUCKETS + n) for n in range(14)) == 1
+        assert self.part[Word.PIPES] == len(self.pool._spare) + (self.plane.mover._scratch is not None)
+        return record
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every line logged since the last time."""
+        return [json.loads(line) for line in waiting(self._log_source)]
+
+
+class Target:
+    """A listening service of a test's own."""
+
+    def __init__(self, sock: socket.socket, row: TargetRow) -> None:
+        self.sock = sock
+        self.row = row
+
+    def accept(self, rig: Rig) -> socket.socket:
+        """The next connection that relay made."""
+
+        def accepted() -> socket.socket | None:
+            with contextlib.suppress(BlockingIOError):
+                return self.sock.accept()[0]
+            return None
+
+        sock: socket.socket = rig.until(accepted, "the target is dialled")
+        return rig.keep(sock)
+
+    def was_dialled(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            self.sock.accept()[0].close()
+            return True
+        return False
+
+
+def tcp_target(stack: contextlib.ExitStack, backlog: int = 16, port: int = 0) -> Target:
+    sock = stack.enter_context(socket.socket())
+    sock.bind(("127.0.0.1", port))
+    sock.listen(backlog)
+    sock.setblocking(False)
+    port = sock.getsockname()[1]
+    return Target(sock, TargetRow(f"127.0.0.1:{port}", host="127.0.0.1", port=port))
+
+
+def unix_target(stack: contextlib.ExitStack, path: Path, backlog: int = 16) -> Target:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.bind(str(path))
+    sock.listen(backlog)
+    sock.setblocking(False)
+    return Target(sock, TargetRow(f"unix:{path}", path=str(path)))
+
+
+def rig_to(stack: contextlib.ExitStack, *targets: Target | TargetRow, **keys: Any) -> Rig:
+    """A rig whose endpoint leads to these targets; `keys` are the rest of its row."""
+    rows = tuple(each.row if isinstance(each, Target) else each for each in targets)
+    return Rig(endpoint_row(targets=rows, **keys), stack)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Whoever asks for a descriptor in here gets EMFILE: the limit is below every number that is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def pool_of(ledger: Ledger) -> Iterator[PipePool]:
+    """A pool of worker 0 of this ledger; what it keeps is closed at the end."""
+    pool = PipePool(ledger.worker(0))
+    try:
+        yield pool
+    finally:
+        for pipe in pool._spare:
+            close(pipe)
+
+
+def close(pipe: Pipe) -> None:
+    os.close(pipe.r)
+    os.close(pipe.w)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """A ledger of one worker."""
+    with new_ledger() as made:
+        yield made
+
+
+@pytest.fixture
+def pool(ledger: Ledger) -> Iterator[PipePool]:
+    """A pool of that worker."""
+    with pool_of(ledger) as made:
+        yield made
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

@@ -1,0 +1,30 @@
+"""Ledgers for tests."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from relay.ledger.ledger import Ledger, WorkerLedger
+
+
+@contextmanager
+def new_ledger(workers: int = 1, flows: int = 16) -> Iterator[Ledger]:
+    """A ledger of a test's own."""
+    ledger = Ledger.create(workers, flows, now_ns=7)
+    try:
+        yield ledger
+    finally:
+        os.close(ledger.fd)
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Three workers, sixteen flows each."""
+    with new_ledger(workers=3) as made:
+        yield made
+
+
+def add(part: WorkerLedger, slot: int, count: int, value: int = 1) -> None:
+    part.words[part.row(slot) + count] += value
