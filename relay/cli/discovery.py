@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from relay.cli.client import Client
 from relay.cli.tables import identity_text, instances_text
-from relay.config.values import nearest
+from relay.config.wording import nearest
 from relay.control.environment import shell_text, systemd_text
 from relay.errors import OperatorError, UnknownError, os_reason
 from relay.names import hosts

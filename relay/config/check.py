@@ -9,7 +9,8 @@ from relay.config.model import Door, Endpoint, Service
 from relay.config.roster import EDGE, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.source import KeyPath, Source, dotted
-from relay.config.values import HostPort, IPAddress, Ports, nearest, shown
+from relay.config.values import HostPort, IPAddress, Ports
+from relay.config.wording import nearest, shown
 from relay.errors import Problem
 
 __all__ = ["check_pair", "check_service", "endpoints"]

@@ -9,6 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from relay.config import values
 from relay.config.values import IPAddress, IPNetwork, Ports
+from relay.config.wording import shown
 
 # The pydantic error type of a problem that only follows from another one, which is reported; load.py leaves it out.
 FOLLOWS = "follows"
@@ -41,12 +42,12 @@ def _protocol(value: object) -> str:
     word = value.lower() if isinstance(value, str) else ""
     if word == "udp":
         raise ValueError(
-            f"relay does not forward UDP ({values.shown(value)}): a datagram has no connection that could be decided on "
+            f"relay does not forward UDP ({shown(value)}): a datagram has no connection that could be decided on "
             "and cut; write `tcp`, or serve it without relay"
         )
     if word == "any":
         raise ValueError(
-            f"relay forwards TCP on declared ports, not {values.shown(value)}; write `protocol: tcp` and the ports as a "
+            f"relay forwards TCP on declared ports, not {shown(value)}; write `protocol: tcp` and the ports as a "
             "range, such as `port: 8995-8999`"
         )
     return values.choice("tcp", "http", "https")(value)
@@ -135,7 +136,7 @@ class _RulesOrName:
         try:
             return values.endpoint_name(written)
         except ValueError:
-            what = f"{values.shown(written)} is neither a list of rules nor the name of one"
+            what = f"{shown(written)} is neither a list of rules nor the name of one"
             raise ValueError(f"{what}; write `[{{deny: 203.0.113.0/24}}]`, or a name from `access_lists`") from None
 
 
@@ -157,6 +158,6 @@ class AddressesOrCount:
         if isinstance(written, int) and not isinstance(written, bool):
             return values.whole_number(values.INSTANCES_MAX)(written)
         if not isinstance(written, list | tuple):
-            what = f"{values.shown(written)} is neither a list of addresses nor a number of instances"
+            what = f"{shown(written)} is neither a list of addresses nor a number of instances"
             raise ValueError(f"{what}; write `[10.0.0.4]`, or with a registry a number such as `3`")
         return validate(written)

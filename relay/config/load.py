@@ -17,7 +17,7 @@ from relay.config.model import Service
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 from relay.config.source import KeyPath, Source, dotted, read
-from relay.config.values import nearest, shown
+from relay.config.wording import nearest, shown
 from relay.errors import ConfigError, Problem, RelayBug
 
 __all__ = [

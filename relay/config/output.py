@@ -5,7 +5,7 @@ import errno
 import os
 import tempfile
 
-from relay.config.values import printable
+from relay.config.wording import printable
 from relay.errors import ConfigError, Problem, os_reason
 
 __all__ = ["write_file"]

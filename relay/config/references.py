@@ -7,7 +7,8 @@ write".
 import re
 from ipaddress import ip_address
 
-from relay.config.values import ENDPOINT_NAME_PATTERN, ROLE_NAME_PATTERN, HostPort, duration, host_port, shown
+from relay.config.values import ENDPOINT_NAME_PATTERN, ROLE_NAME_PATTERN, HostPort, duration, host_port
+from relay.config.wording import shown
 
 URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f.:]+\])(:[1-9][0-9]{0,4})?/?$"
 FILE_PATTERN = r"^/[\s\S]+$"

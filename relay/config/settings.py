@@ -8,6 +8,7 @@ from pydantic_core.core_schema import ValidationInfo
 from relay.config import references, values
 from relay.config.fields import Duration, Flag, Keys, RoleName, absent, text, words
 from relay.config.values import HostPort, IPAddress
+from relay.config.wording import shown
 
 
 class Metrics(Keys):
@@ -129,7 +130,7 @@ def _metrics_or_false(written: object) -> object:
         return None
     if isinstance(written, dict):
         return written
-    raise ValueError(f"{values.shown(written)} is no place for metrics; write `{{listen: 127.0.0.1:9464}}`, or `false`")
+    raise ValueError(f"{shown(written)} is no place for metrics; write `{{listen: 127.0.0.1:9464}}`, or `false`")
 
 
 def _false_for_null(schema: dict[str, Any]) -> None:

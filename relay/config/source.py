@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from relay.config.values import brief, printable, shown
+from relay.config.wording import brief, printable, shown
 from relay.errors import ConfigError, Problem, os_reason
 
 __all__ = ["KeyPath", "Source", "dotted", "parse", "place_after", "read", "read_content"]

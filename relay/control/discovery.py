@@ -10,7 +10,8 @@ from relay.config import values
 from relay.config.model import Endpoint, Role, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Metrics
-from relay.config.values import HostPort, Ports, nearest
+from relay.config.values import HostPort, Ports
+from relay.config.wording import nearest
 from relay.errors import UnknownError
 
 _NAMED_MAX: Final = 20  # names in a message; more of them nobody reads

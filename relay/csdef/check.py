@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
-from relay.config.values import PORTS_MAX, nearest, shown
+from relay.config.values import PORTS_MAX
+from relay.config.wording import nearest, shown
 from relay.csdef.configuration import INSTANCES_MAX, Configuration
 from relay.csdef.definition import Definition, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Role, Span
 from relay.csdef.read import Place, plural

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from relay.config import values
-from relay.config.values import IPNetwork, brief
+from relay.config.values import IPNetwork
+from relay.config.wording import brief
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem

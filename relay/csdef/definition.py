@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from relay.config.values import PROBE_PATH_PATTERN, brief, shown
+from relay.config.values import PROBE_PATH_PATTERN
+from relay.config.wording import brief, shown
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import chain, islice
 from typing import Literal
 
-from relay.config.values import PORTS_MAX, brief
+from relay.config.values import PORTS_MAX
+from relay.config.wording import brief
 from relay.csdef.configuration import AccessControl, Configuration
 from relay.csdef.definition import (
     Definition,

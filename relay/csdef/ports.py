@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from relay.config.values import PORTS_MAX, shown
+from relay.config.values import PORTS_MAX
+from relay.config.wording import shown
 from relay.csdef.definition import Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Role, Span
 from relay.errors import ConfigError, Problem
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from relay.config.values import brief, nearest, printable, shown
+from relay.config.wording import brief, nearest, printable, shown
 from relay.csdef.tree import Element
 from relay.errors import Problem
 

@@ -9,7 +9,7 @@ from xml.parsers import expat
 from xml.parsers.expat import errors
 
 from relay.config.source import SIZE_MAX_BYTES, place_after, read_content
-from relay.config.values import brief, printable, shown
+from relay.config.wording import brief, printable, shown
 from relay.errors import ConfigError, Problem
 
 __all__ = ["Element", "parse_xml", "read_xml"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from relay.config.values import printable
+from relay.config.wording import printable
 
 __all__ = ["Block", "Comment", "Key", "Value", "render", "scalar"]
 

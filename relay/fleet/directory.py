@@ -10,7 +10,7 @@ from typing import Any, Final
 from relay.config import values
 from relay.config.roster import Member, split_instance
 from relay.config.source import KeyPath, Source, read
-from relay.config.values import printable
+from relay.config.wording import nearest, printable
 from relay.errors import ConfigError, Problem, os_reason
 from relay.fleet.registry import Registry, Seen
 
@@ -122,7 +122,7 @@ def _member(name: str, source: Source) -> Member:
     misspelt = set()
     for key in source.data:
         if key not in ("address", "metrics"):
-            near = values.nearest(key, ("address", "metrics"))
+            near = nearest(key, ("address", "metrics"))
             misspelt.add(near)
             fix = f"did you mean `{near}`?" if near else "write `address` and `metrics`"
             complain((key,), f"is not known here; {fix}", key=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from relay.config.settings import Registry
-from relay.config.values import brief, printable
+from relay.config.wording import brief, printable
 from relay.errors import OperatorError, RegistryError, os_reason
 from relay.fleet.gateway import (
     NOT_FOUND,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from relay.config.values import printable
+from relay.config.wording import printable
 from relay.errors import RegistryError
 from relay.fleet.entries import KeyValue
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from relay.config.model import Service
 from relay.config.roster import Member, split_instance
 from relay.config.settings import Registry, Settings
-from relay.config.values import shown
+from relay.config.wording import shown
 from relay.errors import IdentityError, OperatorError, RegistryError
 from relay.fleet.claim import Claimant, claim, may_replace
 from relay.fleet.directory import Directory

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from relay.config import values
 from relay.config.roster import Member, Roster, split_instance
-from relay.config.values import printable
+from relay.config.wording import printable
 from relay.errors import os_reason
 
 _FORMAT: Final = 1

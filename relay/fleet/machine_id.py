@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from relay.config.values import printable
+from relay.config.wording import printable
 from relay.errors import IdentityError, os_reason
 
 NEW_MACHINE_ID: Final = "rm /etc/machine-id && systemd-machine-id-setup"

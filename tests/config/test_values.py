@@ -290,22 +290,6 @@ def test_choice_says_what_was_meant() -> None:
         parse(3)
 
 
-def test_shown_is_short_and_on_one_line() -> None:
-    assert values.shown("a\nb\x1b") == r"`a\nb\x1b`"
-    assert len(values.shown("x" * 10_000)) == values.SHOWN_CHARS + 3
-    assert values.shown(10**5000) == "a number of very many digits"
-    kinds: list[object] = [None, True, 1, 1.5, [], {}]
-    said = ["nothing", "`true`", "`1`", "`1.5`", "a list", "a mapping"]
-    assert [values.shown(each) for each in kinds] == said
-
-
-def test_nearest() -> None:
-    assert values.nearest("bnid", ["bind", "port"]) == "bind"
-    assert values.nearest("PORT", ["bind", "port"]) == "port"
-    assert values.nearest("zebra", ["bind", "port"]) is None
-    assert values.nearest("x" * 1_000_000, ["bind"]) is None
-
-
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=30), st.just([]), st.just({})
 )

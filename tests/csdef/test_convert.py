@@ -16,6 +16,7 @@ from relay.config import model, values
 from relay.config.check import endpoints
 from relay.config.load import check_files, load_service
 from relay.config.schema import service_schema
+from relay.config.wording import brief
 from relay.csdef.convert import Imported, import_files
 from relay.errors import ConfigError, Problem
 from tests.csdef import PATIENT
@@ -216,7 +217,7 @@ class Comparison:
         assert mine.probe.interval_s == int(probe.get("intervalInSeconds", 15))
         assert mine.probe.timeout_s == int(probe.get("timeoutInSeconds", 31))
         if theirs.probe is not None:
-            asked = f": relay asks {values.brief(theirs.name)} itself, through the instance's relay to the application"
+            asked = f": relay asks {brief(theirs.name)} itself, through the instance's relay to the application"
             told = [text for text in self.left_out if text.startswith("the port ") and asked in text]
             port = int(probe.get("port", mine.target.port))
             if port != mine.target.port:
