@@ -22,7 +22,7 @@ from relay.errors import ConfigError, Problem
 from tests.csdef import PATIENT
 from tests.csdef.services import Endpoint, Service, Xml, services
 
-CORPUS = Path(__file__).parents[2] / "corpus" / "csdef"
+CORPUS = Path(__file__).parents[1] / "corpus" / "csdef"
 RIGHT = sorted(file.with_suffix("") for file in CORPUS.glob("*.yaml"))
 WRONG = sorted(file.with_suffix("") for file in CORPUS.glob("*.expected"))
 EXAMPLES = int(os.environ.get("RELAY_FUZZ_EXAMPLES", "100"))  # a long run sets more

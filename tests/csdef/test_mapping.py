@@ -10,7 +10,7 @@ from relay.config.values import PROBE_PATH_PATTERN
 from relay.csdef.convert import Imported, import_files
 from relay.errors import ConfigError
 
-PROBES = Path(__file__).parents[2] / "corpus" / "csdef" / "probes.csdef"
+PROBES = Path(__file__).parents[1] / "corpus" / "csdef" / "probes.csdef"
 PATH_MAX_CHARS = 256  # with the slash
 
 

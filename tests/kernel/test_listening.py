@@ -90,9 +90,6 @@ def test_closing_all() -> None:
     assert [sock.fileno() for sock in socks.values()] == [-1] * 3
 
 
-# --- deny: drop ----
-
-
 @pytest.mark.parametrize(
     ("code", "words"), [(errno.EPERM, "CAP_NET_ADMIN"), (errno.ENOMEM, "optmem_max"), (errno.EINVAL, "log")]
 )
@@ -100,7 +97,7 @@ def test_why_a_filter_is_refused(code: int, words: str, monkeypatch: pytest.Monk
     def refuse(_sock: socket.socket, _program: bytes) -> None:
         raise OSError(code, "x")
 
-    monkeypatch.setattr("relay.dataplane.listener.attach_filter", refuse)
+    monkeypatch.setattr("relay.kernel.listening.attach_filter", refuse)
     said = filter_refusal(endpoint_row(**dropping("127.0.0.2")))
     assert words in said
     assert said.endswith("or write `deny: reset`")

@@ -24,7 +24,7 @@ def in_a_child_of_its_own(script: str) -> str:
 def test_what_the_child_opens_outlives_it(clone3: int) -> None:
     said = in_a_child_of_its_own(f"""
 import os, signal
-from relay.dataplane import process
+from relay.kernel import process
 process._SYS_CLONE3 = {clone3}
 r, w = os.pipe()
 pid = process.fork_sharing_descriptors()
@@ -39,7 +39,7 @@ print(os.readlink("/proc/self/fd/" + os.read(r, 10).decode()))
 
 def test_a_refusal_is_an_error_in_the_parent() -> None:
     said = in_a_child_of_its_own(f"""
-from relay.dataplane import process
+from relay.kernel import process
 process._SYS_CLONE3, process._SYS_CLONE = {NO_SUCH_CALL}, {{}}
 try:
     process.fork_sharing_descriptors()
@@ -52,7 +52,7 @@ except OSError as error:
 def test_a_process_dies_with_its_parent() -> None:
     said = in_a_child_of_its_own("""
 import os, signal, time
-from relay.dataplane import process
+from relay.kernel import process
 process.adopt_orphans()
 middle = os.fork()
 if middle == 0:
@@ -70,7 +70,7 @@ print(os.WTERMSIG(status))
 
 def test_a_name_is_what_ps_shows() -> None:
     said = in_a_child_of_its_own("""
-from relay.dataplane import process
+from relay.kernel import process
 process.name("relay-worker-0 and more")
 print(open("/proc/self/comm").read())
 """)

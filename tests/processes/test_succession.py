@@ -18,7 +18,8 @@ from tests.harness import HANG_S
 # Two processes as a keeper would fork them, without a test runner's own descriptors in the way.
 TWO = """
 import os, random, resource, socket, sys
-from relay.dataplane import channel, succession
+from relay.kernel import channel
+from relay.processes import succession
 from relay.kernel.sockets import descriptors, open_descriptors
 
 chance = random.Random(int(sys.argv[1]))
