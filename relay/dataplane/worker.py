@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,14 +21,15 @@ from relay.dataplane.adopt import Adoption, free_records, held_by
 from relay.dataplane.context import Flow, Plane
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
-from relay.dataplane.listener import Listener
+from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
+from relay.dataplane.redecide import Redecision
 from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
 from relay.kernel import channel, memory
 from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
-from relay.kernel.sockets import listening_address, other_descriptors
+from relay.kernel.sockets import other_descriptors
 from relay.ledger.by_source import Sources
 from relay.ledger.layout import Count, Word
 from relay.ledger.ledger import WorkerLedger
@@ -38,7 +39,6 @@ TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of LOOK and DIAL, and pauses; runs only while there are any
 SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
 SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
-_DECIDE_SLICE_S: Final = 0.005  # of a reload's work on established connections; then bytes move
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
 PAUSE_S: Final = 0.1  # how long accepting rests when the machine has no more to give (trio waits as long)
 NOFILE_RESERVED: Final = 64  # descriptors for everything that is not a flow
@@ -90,16 +90,15 @@ class Worker:
         self._sources = Sources(inherited.ledger)
         self._sources.clear()
         self._left = left
-        self._sockets = self._find_listeners()
+        self._ports = OpenPorts(self._plane, self._on_error)
+        self._left -= self._ports.find(self._left - held_by(self._records))
         self._gates: dict[str, Gate] = {}
-        self._listeners: dict[str, Listener] = {}
         self._resume_at_s = 0.0
         self._fast_timer: asyncio.TimerHandle | None = None
         self._pause_said_s = -PAUSE_SAID_S
         self._drain_deadline_s: float | None = None
         self._answer = "ready"  # the first time
-        self._undecided: list[Flow] = []  # established before the snapshot in force, and not asked about since
-        self._deciding: asyncio.Handle | None = None
+        self._redecision = Redecision(self._revoke, self._after, self._decided)
         self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -120,7 +119,7 @@ class Worker:
         if self._drain_deadline_s is not None:
             self._drain(self._drain_deadline_s)
         # Not at once: the snapshot that wants them may still be on its way to us.
-        loop.call_later(SETTLE_S, self._close_unwanted)
+        loop.call_later(SETTLE_S, self._ports.close_unwanted)
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
         loop.add_reader(self._poller.fileno(), self._serve)
         loop.add_reader(self._control.fileno(), self._on_control)
@@ -152,8 +151,8 @@ class Worker:
         if self._fast_timer is None and (plane.waiting or plane.starved or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._drain_deadline_s is not None:
-            if self._listeners and not self._inbound():
-                self._stop_listening(self._listeners)
+            if self._ports.listeners and not self._inbound():
+                self._ports.close(self._ports.listeners)
             if not plane.sessions:
                 self._stopped.set()
 
@@ -167,7 +166,7 @@ class Worker:
             self._guard(session, session.read_on)
         if self._resume_at_s and now_s >= self._resume_at_s:
             self._resume_at_s = 0.0
-            self._accept_on()
+            self._ports.resume()
         self._after()
 
     def _tick(self) -> None:
@@ -176,7 +175,7 @@ class Worker:
         dropped, self._log.dropped = self._log.dropped, 0
         self._ledger[Word.LOG_DROPPED] += dropped
         if self._index == 0:
-            for listener in self._listeners.values():
+            for listener in self._ports.listeners.values():
                 listener.count_dropped()
         self._plane.denials.tick()
         for session in list(self._plane.sessions):
@@ -197,44 +196,30 @@ class Worker:
                 self._pause_said_s = now_s
                 self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._plane.sessions))
         self._resume_at_s = now_s + PAUSE_S
-        for listener in self._listeners.values():
-            listener.pause()
-
-    def _accept_on(self) -> None:
-        for listener in self._listeners.values():
-            listener.resume()
+        self._ports.pause()
 
     # --- change -------------------------------------------------------------------------------------------------
 
     def _apply(self) -> None:
-        """Work by `self._snapshot` and `self._sockets` from now on."""
+        """Work by `self._snapshot` from now on, and ask about established connections again."""
         self._log.level = self._snapshot.log_level
         self._make_gates()
         self._rewire()
-        self._undecided = list(self._plane.sessions)
-        if self._deciding is None:
-            self._decide_again()
+        self._redecision.begin(self._plane.sessions, self._declared())
 
-    def _decide_again(self) -> None:
-        """Ask the envelope in force about established connections: cut those that it no longer lets in, touch no other.
+    def _declared(self) -> set[str]:
+        return {row.name for row in self._snapshot.endpoints}
 
-        A slice of them at a time, so that no byte waits longer than that. New ones are decided by it already.
-        """
-        self._deciding = None
-        declared = {row.name for row in self._snapshot.endpoints}
-        until_s = time.monotonic() + _DECIDE_SLICE_S
-        while self._undecided:
-            session = self._undecided.pop()
-            if session.gate.declared.name not in declared or not session.gate.keeps(session.source, session.via):
-                self._guard(session, lambda session=session: session.cut("revoked"))  # type: ignore[misc]
-            if time.monotonic() >= until_s:
-                self._deciding = self._loop.call_soon(self._decide_again)
-                return self._after()
+    def _revoke(self, session: Flow) -> None:
+        self._guard(session, lambda: session.cut("revoked"))
+
+    def _decided(self) -> None:
+        """Every connection is one that the snapshot in force lets in."""
+        declared = self._declared()
         for name in [name for name in self._gates if name not in declared]:
             self._ledger.clear(self._gates.pop(name).declared.slot)
         self._ledger[Word.GENERATION] = self._snapshot.generation
         self._say_applied()
-        return self._after()
 
     def _make_gates(self) -> None:
         for row in self._snapshot.endpoints:
@@ -243,23 +228,10 @@ class Worker:
             else:
                 self._gates[row.name] = Gate(row, self._ledger, self._sources)
 
-    def _find_listeners(self) -> dict[str, socket.socket]:
-        """Every listening socket among what a predecessor or the keeper left: it says itself where it listens."""
-        found = {}
-        for fd in self._left - held_by(self._records):
-            if (address := listening_address(fd)) is not None and str(address) not in found:
-                found[str(address)] = socket.socket(fileno=fd)
-                self._left.discard(fd)
-        return found
-
     def _adopt(self) -> dict[str, Any]:
         """Take over what a predecessor left, at the first start nothing; what the log says of it."""
-        listeners = {
-            address: Listener(self._plane, self._gates[row.name], self._sockets[address])
-            for row in self._snapshot.endpoints
-            for address in row.listens
-            if address in self._sockets
-        }
+        everywhere = {address: self._gates[row.name] for row in self._snapshot.endpoints for address in row.listens}
+        listeners = self._ports.unserved(everywhere)
         began_s = time.monotonic()
         gates = {gate.declared.slot: gate for gate in self._gates.values()}
 
@@ -276,38 +248,21 @@ class Worker:
         draining = self._drain_deadline_s is not None
         rows = [row for row in self._snapshot.endpoints if row.leads_to or not draining]
         wanted = {address: self._gates[row.name] for row in rows for address in row.listens}
-        for address in [address for address in self._listeners if address not in wanted]:
-            self._listeners.pop(address).pause()
-        for address, gate in wanted.items():
-            if address not in self._listeners and (sock := self._sockets.get(address)) is not None:
-                self._listeners[address] = Listener(self._plane, gate, sock)
-            if (listener := self._listeners.get(address)) is not None:
-                listener.serve(gate)
-            elif not draining:
-                self._log.event("error", "bug", message=f"no socket for {address}, where {gate.declared.name} listens")
+        for address in self._ports.serve(wanted):
+            if not draining:
+                name = wanted[address].declared.name
+                self._log.event("error", "bug", message=f"no socket for {address}, where {name} listens")
         if not self._resume_at_s:
-            self._accept_on()
-
-    def _close_unwanted(self) -> None:
-        """Close every listening socket that the snapshot has no use for."""
-        for address in [address for address in self._sockets if address not in self._listeners]:
-            self._sockets.pop(address).close()
+            self._ports.resume()
 
     def _on_control(self) -> None:
         while (received := channel.receive(self._control)) is not None:
             message, fds = received
             if message.get("op") == "listeners":
-                self._take_listeners(message["addresses"], fds)
+                self._ports.add(message["addresses"], fds)
             elif message.get("op") == "snapshot":
                 self._take_snapshot(fds)
         self._after()
-
-    def _take_listeners(self, addresses: list[str], fds: list[int]) -> None:
-        for address, fd in zip(addresses, fds, strict=True):
-            if address in self._sockets:  # inherited already: this worker is younger than the message
-                os.close(fd)
-            else:
-                self._sockets[address] = socket.socket(fileno=fd)
 
     def _take_snapshot(self, fds: list[int]) -> None:
         try:
@@ -325,7 +280,7 @@ class Worker:
         else:
             os.close(fds[0])
             self._say_applied()
-        self._close_unwanted()
+        self._ports.close_unwanted()
 
     def _say_applied(self) -> None:
         self._say({"op": self._answer, "generation": self._snapshot.generation})
@@ -351,7 +306,8 @@ class Worker:
         """
         self._drain_deadline_s = until_s
         stay = bool(self._drain_until())
-        self._stop_listening([at for at, each in self._listeners.items() if not (stay and each.gate.declared.leads_to)])
+        open_now = self._ports.listeners.items()
+        self._ports.close([at for at, each in open_now if not (stay and each.gate.declared.leads_to)])
         self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
         self._after()
 
@@ -359,16 +315,6 @@ class Worker:
         """How many connections are open that did not come by a door out."""
         gates = (gate for gate in self._gates.values() if not gate.declared.leads_to)
         return sum(self._ledger.words[gate.row + Count.ACTIVE] for gate in gates)
-
-    def _stop_listening(self, addresses: Iterable[str]) -> None:
-        """Take those who wait there, and close."""
-        for address in list(addresses):
-            listener = self._listeners.pop(address)
-            try:
-                listener.finish()
-            except Exception as error:  # of one connection, as in the poller
-                self._on_error(listener.finish, error)
-        self._close_unwanted()
 
     def _cut_all(self, cause: str) -> None:
         for session in list(self._plane.sessions):

@@ -389,7 +389,7 @@ async def test_sockets_of_an_older_snapshot_do_not_stay_open(running: Running) -
         with pytest.raises(ConnectionRefusedError):
             await running.connect(old.listen_port)
     finally:
-        if left := running.working._sockets.pop(old.listen, None):
+        if left := running.working._ports._sockets.pop(old.listen, None):
             left.close()
 
 
@@ -421,7 +421,7 @@ async def test_draining(running: Running) -> None:
     client = await running.connect()
     await running.echo(client)
     signal.raise_signal(signal.SIGTERM)
-    await running.until(lambda: not running.working._listeners, "it drains")
+    await running.until(lambda: not running.working._ports.listeners, "it drains")
     with pytest.raises(ConnectionRefusedError):
         await running.connect()
     await running.echo(client)
@@ -455,7 +455,7 @@ async def test_a_snapshot_that_comes_while_it_drains(running: Running) -> None:
     client = await running.connect()
     await running.echo(client)
     signal.raise_signal(signal.SIGTERM)
-    await running.until(lambda: not running.working._listeners, "it drains")
+    await running.until(lambda: not running.working._ports.listeners, "it drains")
     failures: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(repr(context["exception"])))
     denied = replace(running.row, rules=(RuleRow(False, "127.0.0.1/32", "f:1"),))

@@ -1,0 +1,43 @@
+"""A changed envelope and connections that are established: those that it no longer lets in are cut, and no other."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from relay.dataplane.context import Flow
+
+_SLICE_S: Final = 0.005  # of a reload's work on established connections; then bytes move
+
+
+class Redecision:
+    """Asks about every connection that was there before the snapshot in force. New ones are decided by it already."""
+
+    def __init__(self, cut: Callable[[Flow], None], paused: Callable[[], None], done: Callable[[], None]) -> None:
+        """`cut` ends a connection; `paused` is called after each slice, and `done` after the last one before it."""
+        self._cut = cut
+        self._paused = paused
+        self._done = done
+        self._undecided: list[Flow] = []  # established before the snapshot in force, and not asked about since
+        self._declared: Collection[str] = ()
+        self._next: asyncio.Handle | None = None
+
+    def begin(self, flows: Iterable[Flow], declared: Collection[str]) -> None:
+        """Ask about these; the names of the endpoints that there are. What is still under way is begun anew."""
+        self._undecided, self._declared = list(flows), declared
+        if self._next is None:
+            self._slice()
+
+    def _slice(self) -> None:
+        """Some of them at a time, so that no byte waits longer than that."""
+        self._next = None
+        until_s = time.monotonic() + _SLICE_S
+        while self._undecided:
+            flow = self._undecided.pop()
+            if flow.gate.declared.name not in self._declared or not flow.gate.keeps(flow.source, flow.via):
+                self._cut(flow)
+            if time.monotonic() >= until_s:
+                self._next = asyncio.get_running_loop().call_soon(self._slice)
+                return self._paused()
+        self._done()
+        return self._paused()
