@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.dataplane.context import Plane
@@ -249,20 +247,6 @@ def pool_of(ledger: Ledger) -> Iterator[PipePool]:
 def close(pipe: Pipe) -> None:
     os.close(pipe.r)
     os.close(pipe.w)
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    """A ledger of one worker."""
-    with new_ledger() as made:
-        yield made
-
-
-@pytest.fixture
-def pool(ledger: Ledger) -> Iterator[PipePool]:
-    """A pool of that worker."""
-    with pool_of(ledger) as made:
-        yield made
 
 
 def reset(sock: socket.socket) -> None:

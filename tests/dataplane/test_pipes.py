@@ -2,13 +2,29 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
 
 import pytest
 
 from relay.dataplane.pipes import DEFAULT_BYTES, LARGE_BYTES, LARGE_PIPES, SPARE_MAX, Pipe, PipePool
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
-from tests.dataplane.rig import close, no_descriptors
+from tests.dataplane.rig import close, no_descriptors, pool_of
+from tests.ledger.rig import new_ledger
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """A ledger of one worker."""
+    with new_ledger() as made:
+        yield made
+
+
+@pytest.fixture
+def pool(ledger: Ledger) -> Iterator[PipePool]:
+    """A pool of that worker."""
+    with pool_of(ledger) as made:
+        yield made
 
 
 def take(pool: PipePool, count: int = 1) -> list[Pipe]:

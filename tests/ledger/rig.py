@@ -4,8 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
 from relay.ledger.ledger import Ledger, WorkerLedger
 
 
@@ -17,13 +15,6 @@ def new_ledger(workers: int = 1, flows: int = 16) -> Iterator[Ledger]:
         yield ledger
     finally:
         os.close(ledger.fd)
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    """Three workers, sixteen flows each."""
-    with new_ledger(workers=3) as made:
-        yield made
 
 
 def add(part: WorkerLedger, slot: int, count: int, value: int = 1) -> None:

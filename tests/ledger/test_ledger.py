@@ -4,7 +4,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,6 +31,13 @@ from relay.ledger.layout import (
 from relay.ledger.ledger import NO_PIPE, FlowRecord, Ledger, WorkerLedger, owner_of
 from tests.harness import HANG_S, examples
 from tests.ledger.rig import add, new_ledger
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """Three workers, sixteen flows each."""
+    with new_ledger(workers=3) as made:
+        yield made
 
 
 def begin(part: WorkerLedger, index: int, peer: str = "192.0.2.1:5") -> None:
