@@ -28,7 +28,7 @@ from relay.control.reload import Prepared, Sources, follow, prepare, service_of
 from relay.control.routes import Discovery
 from relay.control.status import busy, connections, status
 from relay.errors import ConfigError, OperatorError, os_reason
-from relay.kernel import channel, memory
+from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
 from relay.ledger.layout import Head, Word
@@ -143,7 +143,7 @@ class Control:
         """Put the files in force. Raises OperatorError, and then nothing has changed."""
         async with self._reloading:
             self._refuse_while_busy("reloaded")
-            self._tell_keeper({"op": "reloading"})
+            self._tell_keeper(messages.plain(messages.RELOADING))
             try:
                 prepared = await self._loop.run_in_executor(None, self._prepare)
                 if self._draining():  # meanwhile
@@ -234,7 +234,7 @@ class Control:
                 version = await upgrade.try_out(told)
                 # From here on the keeper may be of the new program, which does not read what this one writes.
                 self._upgrading_until_s = self._loop.time() + _UPGRADE_S
-                channel.send(self._inherited.keeper, {"op": "upgrade"}, (result,))
+                channel.send(self._inherited.keeper, messages.plain(messages.UPGRADE), (result,))
             except OperatorError as error:
                 self._log.event("error", "upgrade failed", message=str(error))
                 raise
@@ -304,11 +304,12 @@ class Control:
     def _on_keeper(self) -> None:
         while (received := channel.receive(self._inherited.keeper)) is not None:
             message, _ = received
-            if message["op"] == "holds":
+            kind = messages.kind_of(message)
+            if kind == messages.HOLDS:
                 self._delivery.keeper_holds()
-            doing = {"reload": self._reload, "upgrade": self._upgrade}.get(message["op"])
+            doing = {messages.RELOAD: self._reload, messages.UPGRADE: self._upgrade}.get(kind)
             if doing is not None:
-                task = self._loop.create_task(self._by_signal(doing), name=f"{message['op']} by signal")
+                task = self._loop.create_task(self._by_signal(doing), name=f"{kind} by signal")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -331,7 +332,7 @@ class Control:
         if not self._ledger.words[Head.RELOAD_OK]:
             text += "; the last reload failed, the former configuration stands"
         if text != self._said:
-            self._tell_keeper({"op": "ready", "status": text})
+            self._tell_keeper(messages.ready(text))
 
     def _in_force(self) -> Snapshot:
         return self._snapshot

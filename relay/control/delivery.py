@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
-from relay.kernel import channel, memory
+from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
 from relay.ledger.layout import Head, Word
 from relay.ledger.ledger import Ledger
@@ -81,10 +81,10 @@ class Delivery:
         """A worker has said something; the snapshot is the one in force."""
         self._answer.set()
         # A worker that died between taking a snapshot out of the channel and working by it has lost it.
-        if message.get("op") == "ready" and message["generation"] < snapshot.generation:
+        if messages.kind_of(message) == messages.READY and message["generation"] < snapshot.generation:
             fd = memory.create(_NAME, snapshot.for_workers().to_json())
             try:
-                channel.send(sock, {"op": "snapshot", "generation": snapshot.generation}, (fd,))
+                channel.send(sock, messages.snapshot(snapshot.generation), (fd,))
             finally:
                 os.close(fd)
 
@@ -98,8 +98,8 @@ class Delivery:
         for start in range(0, len(addresses), channel.FDS_MAX):
             part = addresses[start : start + channel.FDS_MAX]
             fds = tuple(parcel.opened[address].fileno() for address in part)
-            await self._send(sock, {"op": "listeners", "addresses": part}, fds)
-        await self._send(sock, {"op": "snapshot", "generation": parcel.generation}, (snapshot_fd,))
+            await self._send(sock, messages.listeners(part), fds)
+        await self._send(sock, messages.snapshot(parcel.generation), (snapshot_fd,))
 
     async def _send(self, sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...]) -> None:
         """Send, waiting for room. A process that takes nothing for long is gone: its successor reads the queue."""

@@ -26,7 +26,7 @@ from relay.dataplane.pipes import PipePool
 from relay.dataplane.redecide import Redecision
 from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
-from relay.kernel import channel, memory
+from relay.kernel import channel, memory, messages
 from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import other_descriptors
@@ -97,7 +97,7 @@ class Worker:
         self._fast_timer: asyncio.TimerHandle | None = None
         self._pause_said_s = -PAUSE_SAID_S
         self._drain_deadline_s: float | None = None
-        self._answer = "ready"  # the first time
+        self._answer = messages.READY  # the first time
         self._redecision = Redecision(self._revoke, self._after, self._decided)
         self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -258,9 +258,9 @@ class Worker:
     def _on_control(self) -> None:
         while (received := channel.receive(self._control)) is not None:
             message, fds = received
-            if message.get("op") == "listeners":
+            if (kind := messages.kind_of(message)) == messages.LISTENERS:
                 self._ports.add(message["addresses"], fds)
-            elif message.get("op") == "snapshot":
+            elif kind == messages.SNAPSHOT:
                 self._take_snapshot(fds)
         self._after()
 
@@ -283,11 +283,8 @@ class Worker:
         self._ports.close_unwanted()
 
     def _say_applied(self) -> None:
-        self._say({"op": self._answer, "generation": self._snapshot.generation})
-        self._answer = "applied"
-
-    def _say(self, message: dict[str, Any]) -> None:
-        channel.send(self._control, {"worker": self._index, **message})
+        channel.send(self._control, messages.works(self._index, self._answer, self._snapshot.generation))
+        self._answer = messages.APPLIED
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -17,44 +17,21 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from typing import Any, Final
 
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
-from relay.kernel import channel, memory, process
+from relay.kernel import channel, memory, messages, process
 from relay.ledger.layout import Head, Word
 from relay.processes import handover, succession
+from relay.processes.child import Child, Phase
 from relay.processes.handover import Handover
 from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
 from relay.processes.inherited import State, be_holder, be_successor
 from relay.processes.renewal import LOOK_S, Renewal
 
 _KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
-
-
-@dataclass(slots=True)
-class Child:
-    """One process that the keeper keeps running."""
-
-    name: str
-    main: Callable[[], None]
-    pid: int = 0
-    successor: int = 0  # the pid of what is about to take its place, at a live upgrade
-    started_s: float = 0.0
-    restart_at_s: float | None = None
-    crashes: int = 0
-    replaced: bool = False  # its end is wanted: it runs a program that was replaced
-
-
-class Phase(Enum):
-    """The life of the daemon."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
 
 
 class Keeper:
@@ -264,9 +241,9 @@ class Keeper:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._drain()
             elif number == signal.SIGHUP:
-                self._tell_control({"op": "reload"})
+                self._tell_control(messages.plain(messages.RELOAD))
             elif number == signal.SIGUSR2:
-                self._tell_control({"op": "upgrade"})
+                self._tell_control(messages.plain(messages.UPGRADE))
 
     def _on_messages(self) -> None:
         while (received := channel.receive(self._state.keeper_end)) is not None:
@@ -275,19 +252,19 @@ class Keeper:
 
     def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
         state = self._state
-        match message.get("op"):
+        match messages.kind_of(message):
             # What control says as long as it runs the replaced program may be in a form of that one's; and what stands is
             # newer: the trial has read the files.
-            case "listeners" | "snapshot" | "upgrade" if self._control.replaced:
+            case messages.LISTENERS | messages.SNAPSHOT | messages.UPGRADE if self._control.replaced:
                 for fd in fds:
                     os.close(fd)
-            case "listeners" | "upgrade" if self._phase is Phase.DRAINING:
+            case messages.LISTENERS | messages.UPGRADE if self._phase is Phase.DRAINING:
                 for fd in fds:
                     os.close(fd)
-            case "listeners":
+            case messages.LISTENERS:
                 for address, fd in zip(message["addresses"], fds, strict=True):
                     state.listeners[address] = socket.socket(fileno=fd)
-            case "snapshot":
+            case messages.SNAPSHOT:
                 state.snapshot = Snapshot.from_json(memory.read(fds[0]))
                 os.close(fds[0])
                 state.log.level = state.snapshot.log_level
@@ -295,20 +272,18 @@ class Keeper:
                 for address in [address for address in state.listeners if address not in wanted]:
                     state.listeners.pop(address).close()
                 self._holds_by(state.snapshot)
-                self._tell_control({"op": "holds"})
-            case "upgrade" if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
+                self._tell_control(messages.plain(messages.HOLDS))
+            case messages.UPGRADE if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
                 os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
-            case "upgrade":
+            case messages.UPGRADE:
                 self._upgrade(fds[0])
-            case "ready":
+            case messages.READY:
                 if self._phase is Phase.STARTING:
                     self._phase = Phase.READY
                 if self._phase is Phase.READY:
                     systemd.notify("READY=1", f"STATUS={message['status']}")
-            case "reloading":
+            case messages.RELOADING:
                 systemd.reloading()
-            case "status":
-                systemd.notify(f"STATUS={message['status']}")
 
     def _holds_by(self, snapshot: Snapshot) -> None:
         self._state.ledger.words[Head.GENERATION] = snapshot.generation
