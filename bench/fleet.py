@@ -34,8 +34,8 @@ from process import BenchError, Process, read_stat
 from run import BENCH, LOAD, build_load, free_ports, machine_facts, run_to_the_end
 
 from relay.config.roster import Member
-from relay.fleet.entries import Keys, read_entry
-from relay.fleet.etcd import Client
+from relay.fleet.entries import EntryKeys, read_entry
+from relay.fleet.etcd import EtcdClient
 
 LOOK_S = 0.5  # from one look at all views to the next
 LEAVING = 0.1  # of the instances
@@ -125,8 +125,8 @@ class EtcdServer:
 
     async def members(self, service: str) -> tuple[Member, ...]:
         """Who is there, by what it has."""
-        keys = Keys(service)
-        async with Client([self.url], timeout_s=30) as client:
+        keys = EntryKeys(service)
+        async with EtcdClient([self.url], timeout_s=30) as client:
             (found,) = (await client.range(keys.all_members)).found
         places = [(keys.place_of(each.key), each.value or b"") for each in found]
         entries = [read_entry(place, value) for place, value in places if place is not None]

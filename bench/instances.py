@@ -20,7 +20,7 @@ from relay.config.roster import Member
 from relay.errors import RegistryError, RelayError
 from relay.fleet import etcd
 from relay.fleet.claim import Claimant, claim
-from relay.fleet.etcd import Client
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Batch, read_batch
 from relay.fleet.identity import Vacancy
 from relay.fleet.machine_id import Daemon
@@ -152,8 +152,8 @@ class Instance:
             async for seen in watching:
                 self._take(seen)
 
-    def _client(self) -> Client:
-        return Client([self.plan.url], timeout_s=min(etcd.REQUEST_S, self.plan.ttl_s / 3))  # as `Client.of`
+    def _client(self) -> EtcdClient:
+        return EtcdClient([self.plan.url], timeout_s=min(etcd.REQUEST_S, self.plan.ttl_s / 3))  # as `EtcdClient.of`
 
     def _take(self, seen: Seen) -> None:
         self.seen, self.since_s = seen, time.monotonic()

@@ -11,23 +11,23 @@ from relay.config.load import SERVICE_FILE, SETTINGS_FILE
 from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
-from relay.control.reload import Prepared, Sources, prepare
+from relay.control.reload import ConfigFiles, Prepared, prepare
 from relay.dataplane import worker
 from relay.kernel import channel, memory
-from relay.ledger.layout import Head
+from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from relay.names.server import open_names_sockets
 from relay.processes import handover
 from relay.processes.handover import Handover
-from relay.processes.inherited import State
+from relay.processes.inherited import Inherited
 from relay.processes.keeper import Keeper
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
 
 
-def run(sources: Sources) -> int:
+def run(sources: ConfigFiles) -> int:
     """Run the daemon until it is told to stop; its exit status. Raises OperatorError when it cannot start.
 
     Or go on running it, where this program has replaced another one (processes/handover.py).
@@ -43,11 +43,11 @@ def run(sources: Sources) -> int:
         state = _state(prepared, settings, _control_listeners(settings))
     workers = tuple(control_end for _, control_end in state.worker_ends)
 
-    def control_main(state: State) -> None:
+    def control_main(state: Inherited) -> None:
         for listener in state.listeners.values():
             listener.close()  # or its address would stay open as long as control lives
         control.main(
-            control.Inherited(
+            control.ControlInherits(
                 sources=sources,
                 settings=settings,
                 snapshot=state.snapshot,
@@ -78,7 +78,7 @@ def _control_listeners(settings: Settings) -> dict[str, socket.socket]:
     return found
 
 
-def _taken_over(before: Handover) -> tuple[State, Settings]:
+def _taken_over(before: Handover) -> tuple[Inherited, Settings]:
     """What the replaced program left. Nothing is read or opened: it is all there, and was tried."""
     for fd in before.of_keeper():
         os.set_inheritable(fd, False)
@@ -86,11 +86,11 @@ def _taken_over(before: Handover) -> tuple[State, Settings]:
     os.close(before.prepared)
     ledger = Ledger.attach(before.ledger)
     log_sink = _socket(before.log_sink)
-    state = State(
+    state = Inherited(
         snapshot=prepared.snapshot,
         listeners={address: _socket(fd) for address, fd in before.listeners.items()},
         ledger=ledger,
-        log=Log(log_sink, "keeper", prepared.snapshot.log_level),
+        log=Logger(log_sink, "keeper", prepared.snapshot.log_level),
         log_sink=log_sink,
         log_source=_socket(before.log_source),
         keeper_end=_socket(before.keeper_end),
@@ -108,20 +108,20 @@ def _socket(fd: int) -> socket.socket:
     return socket.socket(fileno=fd)
 
 
-def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socket.socket]) -> State:
+def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socket.socket]) -> Inherited:
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     flows = min(_FLOWS_MAX, worker.flows_max(_raise_nofile()))
     ledger = Ledger.create(count, flows, time.time_ns())
-    ledger.words[Head.ROSTER_AT_NS] = prepared.roster_at_ns
-    ledger.words[Head.RELOAD_OK] = 1
-    ledger.words[Head.RELOAD_OK_AT_NS] = time.time_ns()
+    ledger.words[DaemonWord.ROSTER_AT_NS] = prepared.roster_at_ns
+    ledger.words[DaemonWord.RELOAD_OK] = 1
+    ledger.words[DaemonWord.RELOAD_OK_AT_NS] = time.time_ns()
     log_sink, log_source = logging.channel()
     keeper_end, control_end = channel.pair()
-    return State(
+    return Inherited(
         snapshot=prepared.snapshot,
         listeners=prepared.opened,
         ledger=ledger,
-        log=Log(log_sink, "keeper", prepared.snapshot.log_level),
+        log=Logger(log_sink, "keeper", prepared.snapshot.log_level),
         log_sink=log_sink,
         log_source=log_source,
         keeper_end=keeper_end,
@@ -148,10 +148,10 @@ def _raise_nofile() -> int:
     return hard
 
 
-def environment_sources(service: str | None, settings: str | None, instance: str | None) -> Sources:
+def environment_sources(service: str | None, settings: str | None, instance: str | None) -> ConfigFiles:
     """Where the configuration is: the command line first, then RELAY_SERVICE and RELAY_SETTINGS, then /etc/relay."""
     named = settings or os.environ.get("RELAY_SETTINGS")
-    return Sources(
+    return ConfigFiles(
         service=service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE,
         settings=named or SETTINGS_FILE,
         settings_required=named is not None,

@@ -23,7 +23,7 @@ _TEXT_MAX: Final = 32 * 1024  # of one fact, and of all facts of a list: the res
 _END: Final = b"\0"  # a message that is no line: the writer has written all before it, and stops
 
 
-class Log:
+class Logger:
     """Where a process puts its lines. `level` is the least that is written."""
 
     def __init__(self, sink: socket.socket, process: str, level: Level) -> None:

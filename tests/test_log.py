@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from relay import log as logging
-from relay.log import Level, Log
+from relay.log import Level, Logger
 from tests.harness import HANG_S
 from tests.logs import waiting
 
@@ -30,7 +30,7 @@ def ends() -> Iterator[Ends]:
 
 def test_an_event_is_one_json_line(ends: Ends) -> None:
     sink, source = ends
-    Log(sink, "worker-0", "info").event("info", "reloaded", generation=2, changes=["a", "b"])
+    Logger(sink, "worker-0", "info").event("info", "reloaded", generation=2, changes=["a", "b"])
     [line] = waiting(source)
     record = json.loads(line)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
@@ -41,7 +41,7 @@ def test_an_event_is_one_json_line(ends: Ends) -> None:
 
 def test_a_line_break_in_a_fact_makes_no_second_line(ends: Ends) -> None:
     sink, source = ends
-    Log(sink, "x", "info").event("error", "bug", traceback="one\ntwo\u2028three")
+    Logger(sink, "x", "info").event("error", "bug", traceback="one\ntwo\u2028three")
     [line] = waiting(source)
     assert json.loads(line)["traceback"] == "one\ntwo\u2028three"
 
@@ -49,7 +49,7 @@ def test_a_line_break_in_a_fact_makes_no_second_line(ends: Ends) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_levels(level: Level, ends: Ends) -> None:
     sink, source = ends
-    log = Log(sink, "x", level)
+    log = Logger(sink, "x", level)
     for each in LEVELS:
         log.event(each, each)
     written = LEVELS[LEVELS.index(level) :]
@@ -59,7 +59,7 @@ def test_levels(level: Level, ends: Ends) -> None:
 
 def test_added_lines_wait_for_the_flush_and_keep_their_order(ends: Ends) -> None:
     sink, source = ends
-    log = Log(sink, "x", "info")
+    log = Logger(sink, "x", "info")
     log.add('{"n":0}')
     log.add('{"n":1}')
     assert waiting(source) == []
@@ -69,7 +69,7 @@ def test_added_lines_wait_for_the_flush_and_keep_their_order(ends: Ends) -> None
 
 def test_many_lines_are_sent_without_a_flush(ends: Ends) -> None:
     sink, source = ends
-    log = Log(sink, "x", "info")
+    log = Logger(sink, "x", "info")
     for n in range(1000):
         log.add(json.dumps({"n": n}))
     log.flush()
@@ -79,7 +79,7 @@ def test_many_lines_are_sent_without_a_flush(ends: Ends) -> None:
 
 def test_lines_that_nobody_takes_are_dropped_and_counted(ends: Ends) -> None:
     sink, source = ends
-    log = Log(sink, "x", "info")
+    log = Logger(sink, "x", "info")
     for n in range(5000):
         log.event("info", "line", n=n)
     kept = [json.loads(line)["n"] for line in waiting(source)]
@@ -93,7 +93,7 @@ def test_lines_that_nobody_takes_are_dropped_and_counted(ends: Ends) -> None:
 def test_a_reader_that_is_gone_raises_nothing(ends: Ends) -> None:
     sink, source = ends
     source.close()
-    log = Log(sink, "x", "info")
+    log = Logger(sink, "x", "info")
     log.event("info", "nobody")
     assert log.dropped == 1
     logging.end(sink)
@@ -105,7 +105,7 @@ def test_a_very_long_line_is_not_lost(length: int, ends: Ends, capfd: pytest.Cap
     sink, source = ends
     pen = threading.Thread(target=logging.copy_forever, args=(source, "json"), daemon=True)
     pen.start()
-    Log(sink, "control", "info").event("error", "reload failed", message="x" * length)
+    Logger(sink, "control", "info").event("error", "reload failed", message="x" * length)
     sink.send(b"\0")
     pen.join(HANG_S)
     [line] = capfd.readouterr().err.splitlines()

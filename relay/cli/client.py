@@ -23,7 +23,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class Client:
+class AdminClient:
     """Asks the daemon that serves `path`; at `listen` instead, where it is given and `path` is not for this user."""
 
     def __init__(self, path: str, listen: HostPort | None = None) -> None:
@@ -31,7 +31,7 @@ class Client:
         self._listen = listen
 
     @classmethod
-    def find(cls, path: str | None, settings: str | None, *, discovery: bool = False) -> "Client":
+    def find(cls, path: str | None, settings: str | None, *, discovery: bool = False) -> "AdminClient":
         """The daemon at `path`, or where the settings file says. Raises ConfigError for settings that cannot be read.
 
         For `discovery` alone: any user may ask, where the settings declare a loopback port.

@@ -7,7 +7,7 @@ import sys
 import urllib.parse
 from typing import Any, Final
 
-from relay.cli.client import Client
+from relay.cli.client import AdminClient
 from relay.cli.tables import identity_text, instances_text
 from relay.config.wording import nearest
 from relay.control.environment import shell_text, systemd_text
@@ -21,7 +21,7 @@ EXIT_NOT_RUN: Final = 126
 EXIT_NOT_FOUND: Final = 127
 
 
-def show_instances(client: Client, role: str | None, *, healthy: bool, as_json: bool) -> int:
+def show_instances(client: AdminClient, role: str | None, *, healthy: bool, as_json: bool) -> int:
     """Print who is in the service. Raises AdminError."""
     asked = {"role": role, "healthy": "1" if healthy else None}
     query = urllib.parse.urlencode({key: value for key, value in asked.items() if value is not None})
@@ -30,14 +30,14 @@ def show_instances(client: Client, role: str | None, *, healthy: bool, as_json: 
     return 0
 
 
-def show_identity(client: Client, *, as_json: bool) -> int:
+def show_identity(client: AdminClient, *, as_json: bool) -> int:
     """Print which instance this machine is. Raises AdminError."""
     found = client.get("/v1/identity")
     print(json.dumps(found, indent=2) if as_json else identity_text(found))
     return 0
 
 
-def show_addresses(client: Client, name: str, *, everybody: bool) -> int:
+def show_addresses(client: AdminClient, name: str, *, everybody: bool) -> int:
     """Print where `role/endpoint` is, an address a line: its healthy instances, or `everybody`. Raises OperatorError."""
     found = {endpoint["name"]: endpoint for endpoint in client.get("/v1/endpoints")}
     if name not in found:
@@ -67,7 +67,7 @@ def addresses_of(endpoint: dict[str, Any], *, everybody: bool) -> list[str]:
     return [each["address"] for edge in edges for each in edge["instances"] if each["instance"] in names]
 
 
-def show_environment(client: Client, form: str) -> int:
+def show_environment(client: AdminClient, form: str) -> int:
     """Print the variables that tell a program of this machine, for a shell, for systemd or as JSON. Raises AdminError."""
     found = client.get("/v1/environment")
     match form:
@@ -81,7 +81,7 @@ def show_environment(client: Client, form: str) -> int:
     return 0
 
 
-def show_hosts(client: Client, path: str | None, *, write: bool, remove: bool) -> int:
+def show_hosts(client: AdminClient, path: str | None, *, write: bool, remove: bool) -> int:
     """Print the names as a block for a hosts file; or put it into the file at `path`, or out of it. Raises OperatorError."""
     found = client.get("/v1/hosts")
     if write and remove:
@@ -99,7 +99,7 @@ def show_hosts(client: Client, path: str | None, *, write: bool, remove: bool) -
     return 0
 
 
-def execute(client: Client, command: list[str]) -> int:
+def execute(client: AdminClient, command: list[str]) -> int:
     """Become `command`, with those variables. Returns only where that fails: the exit status, with the reason said."""
     try:
         environment = {**os.environ, **client.get("/v1/environment")}

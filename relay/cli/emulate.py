@@ -52,7 +52,7 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class EmulatedPort:
     """One endpoint of one emulated machine, or its door out."""
 
     instance: Instance
@@ -225,13 +225,13 @@ class _Emulation:
         admin = "  ".join(f"{each.id}={self._admin_path(each.id)}" for each in self._instances)
         return "\n".join(["", *lines, f"admin sockets, for `relay status --socket …`: {admin}", ""])
 
-    async def _try_as(self, door: Door, name: str, sources: dict[str, str]) -> str:
+    async def _try_as(self, door: EmulatedPort, name: str, sources: dict[str, str]) -> str:
         if not door.out:
             return await self._try(door, sources[name])
         # All of 127.0.0.0/8 is this machine, and so let in; elsewhere each instance has its own.
         return await self._try(door, door.instance.address) if name == door.instance.role else "-"
 
-    async def _try(self, door: Door, source: str) -> str:
+    async def _try(self, door: EmulatedPort, source: str) -> str:
         """Whether a connection from `source` is let in: yes, no, or what else came of it."""
         request = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n" if door.protocol == "http" else b"hello\n"
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if door.protocol == "https" else None
@@ -278,7 +278,7 @@ class _Emulation:
 
     # --- small parts --------------------------------------------------------------------------------------------
 
-    def _doors(self) -> Iterator[Door]:
+    def _doors(self) -> Iterator[EmulatedPort]:
         service = self._loaded.value
         for instance in self._instances:
             if instance.role == EDGE:
@@ -286,27 +286,27 @@ class _Emulation:
                 continue
             for name, endpoint in service.roles[instance.role].endpoints.items():
                 behind_edge = service.edge is not None and endpoint.type == "input"
-                yield Door(instance, name, endpoint.protocol, endpoint.listen_ports, behind_edge)
+                yield EmulatedPort(instance, name, endpoint.protocol, endpoint.listen_ports, behind_edge)
             yield from self._doors_out(instance)
 
-    def _doors_out(self, instance: Instance) -> Iterator[Door]:
+    def _doors_out(self, instance: Instance) -> Iterator[EmulatedPort]:
         roles = self._loaded.value.roles
         for name, door in roles[instance.role].uses.items() if instance.role in roles else ():
             role, endpoint = door.endpoint
             port = _unprivileged(door.listen.port)
             protocol = roles[role].endpoints[endpoint].protocol
-            yield Door(instance, name, protocol, Ports(port, port), out=f"{role}/{endpoint}")
+            yield EmulatedPort(instance, name, protocol, Ports(port, port), out=f"{role}/{endpoint}")
 
-    def _public_doors(self, edge: Instance) -> Iterator[Door]:
+    def _public_doors(self, edge: Instance) -> Iterator[EmulatedPort]:
         for role_name, role in self._loaded.value.roles.items():
             for name, endpoint in role.endpoints.items():
                 if endpoint.public_port is not None and role.count:
                     port = _unprivileged(endpoint.public_port)
-                    yield Door(edge, f"{role_name}/{name}", endpoint.protocol, Ports(port, port))
+                    yield EmulatedPort(edge, f"{role_name}/{name}", endpoint.protocol, Ports(port, port))
                 if endpoint.instance_ports is not None and role.count:
                     first = endpoint.instance_ports.first
                     ports = Ports(first, first + role.count - 1)
-                    yield Door(edge, f"{role_name}/{name}@instance", endpoint.protocol, ports)
+                    yield EmulatedPort(edge, f"{role_name}/{name}@instance", endpoint.protocol, ports)
 
     def _demo_path(self, instance: str, endpoint: str) -> Path:
         # A Unix socket's path has 107 bytes at most (unix(7)), and names may be long.
@@ -325,7 +325,7 @@ def _unprivileged(port: int) -> int:
     return port + 8000 if port < _PRIVILEGED else port
 
 
-def _suggestion(door: Door, source: str) -> str:
+def _suggestion(door: EmulatedPort, source: str) -> str:
     if not source:
         return ""
     if door.behind_edge:

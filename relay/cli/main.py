@@ -15,7 +15,7 @@ from relay import __version__
 from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
 
 if TYPE_CHECKING:
-    from relay.cli.client import Client
+    from relay.cli.client import AdminClient
 
 _UPGRADE_S: Final = 60.0  # it takes a second, and half of one more for each worker
 _ASK_AGAIN_S: Final = 0.05
@@ -159,10 +159,10 @@ def _run(args: argparse.Namespace) -> int:
         case "import":
             return _import(args)
         case "status":
-            from relay.cli.client import Client
+            from relay.cli.client import AdminClient
             from relay.cli.tables import connections_text, status_text
 
-            client = Client.find(args.socket, args.settings)
+            client = AdminClient.find(args.socket, args.settings)
             if args.connections:
                 connections = client.get("/v1/connections")
                 print(json.dumps(connections, indent=2) if args.json else connections_text(connections))
@@ -171,23 +171,23 @@ def _run(args: argparse.Namespace) -> int:
                 print(json.dumps(status, indent=2) if args.json else status_text(status))
             return 0
         case "reload":
-            from relay.cli.client import Client
+            from relay.cli.client import AdminClient
             from relay.cli.tables import reload_text
 
-            client = Client.find(args.socket, args.settings)
+            client = AdminClient.find(args.socket, args.settings)
             answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
             print(json.dumps(answer, indent=2) if args.json else reload_text(answer))
             return 0
         case "explain":
             return _explain(args)
         case "drain":
-            from relay.cli.client import Client
+            from relay.cli.client import AdminClient
 
-            return _drain(Client.find(args.socket, args.settings), args)
+            return _drain(AdminClient.find(args.socket, args.settings), args)
         case "upgrade":
-            from relay.cli.client import Client
+            from relay.cli.client import AdminClient
 
-            return _upgrade(Client.find(args.socket, args.settings))
+            return _upgrade(AdminClient.find(args.socket, args.settings))
         case "instances" | "resolve" | "identity" | "env" | "hosts" | "exec":
             return _discover(args)
         case "trial":
@@ -202,10 +202,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _discover(args: argparse.Namespace) -> int:
     from relay.cli import discovery
-    from relay.cli.client import Client
+    from relay.cli.client import AdminClient
 
     try:
-        client = Client.find(args.socket, args.settings, discovery=True)
+        client = AdminClient.find(args.socket, args.settings, discovery=True)
     except OperatorError as error:
         if args.command != "exec":
             raise
@@ -240,11 +240,11 @@ def _explain(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2) if args.json else matrix_text(rows))
         return 0
     if args.client is not None and args.to is not None:
-        from relay.cli.client import Client
+        from relay.cli.client import AdminClient
         from relay.cli.tables import route_text
 
         query = urllib.parse.urlencode({"to": args.to, "client": args.client})
-        answer = Client.find(args.socket, args.settings).get(f"/v1/route?{query}")
+        answer = AdminClient.find(args.socket, args.settings).get(f"/v1/route?{query}")
         print(json.dumps(answer, indent=2) if args.json else route_text(answer))
         return 0
     if args.to is None or (args.source is None) == (args.instance is None):
@@ -254,16 +254,16 @@ def _explain(args: argparse.Namespace) -> int:
 
         answer = explain_file(args.service, args.to, args.source, args.instance)
     else:
-        from relay.cli.client import Client
+        from relay.cli.client import AdminClient
 
         asked = {"to": args.to, "from": args.source, "as": args.instance}
         query = urllib.parse.urlencode({key: value for key, value in asked.items() if value is not None})
-        answer = Client.find(args.socket, args.settings).get(f"/v1/explain?{query}")
+        answer = AdminClient.find(args.socket, args.settings).get(f"/v1/explain?{query}")
     print(json.dumps(answer, indent=2) if args.json else explain_text(answer))
     return 0
 
 
-def _drain(client: "Client", args: argparse.Namespace) -> int:
+def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
     from relay.cli.tables import drain_text
     from relay.config.values import duration
 
@@ -286,7 +286,7 @@ def _drain(client: "Client", args: argparse.Namespace) -> int:
     return 0
 
 
-def _upgrade(client: "Client") -> int:
+def _upgrade(client: "AdminClient") -> int:
     """Ask for it, and wait until every worker runs in the new program."""
     began_s = time.monotonic()
     answer = client.post("/v1/upgrade")

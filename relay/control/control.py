@@ -24,16 +24,16 @@ from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.probing import Prober, forget_newcomers
 from relay.control.registry_follower import Follower
-from relay.control.reload import Prepared, Sources, follow, prepare, service_of
+from relay.control.reload import ConfigFiles, Prepared, follow, prepare, service_of
 from relay.control.routes import Discovery
 from relay.control.status import busy, connections, status
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
-from relay.ledger.layout import Head, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from relay.processes.renewal import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
@@ -42,10 +42,10 @@ _REFRESH_S: Final = 1.0  # the shortest time for which a target that failed is l
 
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
+class ControlInherits:
     """What the keeper gives a new control process."""
 
-    sources: Sources
+    sources: ConfigFiles
     settings: Settings
     snapshot: Snapshot
     ledger: Ledger
@@ -59,18 +59,18 @@ class Inherited:
 class Control:
     """The control process's state. `run` returns on SIGTERM."""
 
-    def __init__(self, inherited: Inherited) -> None:
+    def __init__(self, inherited: ControlInherits) -> None:
         self._inherited = inherited
         self._snapshot = inherited.snapshot
         self._loaded = service_of(inherited.snapshot)
         self._ledger = inherited.ledger
-        self._log = Log(inherited.log_sink, "control", inherited.snapshot.log_level)
+        self._log = Logger(inherited.log_sink, "control", inherited.snapshot.log_level)
         self._loop = asyncio.get_running_loop()
         self._reloading = asyncio.Lock()
         self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
         self._said = ""  # to the keeper, last
         self._began_s = self._loop.time()
-        self._program = inherited.ledger.words[Head.PROGRAM]
+        self._program = inherited.ledger.words[DaemonWord.PROGRAM]
         self._upgrading_until_s = 0.0
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,8 +150,8 @@ class Control:
                     close_all(prepared.opened)
                     raise OperatorError("relay is stopping; nothing is reloaded")
                 answer = await self._put_in_force(prepared)
-                self._ledger.words[Head.RELOAD_OK_AT_NS] = time.time_ns()
-                self._ledger.words[Head.RELOAD_OK] = 1
+                self._ledger.words[DaemonWord.RELOAD_OK_AT_NS] = time.time_ns()
+                self._ledger.words[DaemonWord.RELOAD_OK] = 1
             except OSError as error:
                 raise self._failed(OperatorError(f"cannot reload: {os_reason(error)}")) from error
             except OperatorError as error:
@@ -240,7 +240,7 @@ class Control:
                 raise
             finally:
                 os.close(result)
-            return {"from": __version__, "to": version, "program": ledger.words[Head.PROGRAM] + 1}
+            return {"from": __version__, "to": version, "program": ledger.words[DaemonWord.PROGRAM] + 1}
 
     # --- reload, continued --------------------------------------------------------------------------------------
 
@@ -262,8 +262,8 @@ class Control:
 
     def _failed(self, error: OperatorError) -> OperatorError:
         """Say everywhere that the former configuration stands."""
-        self._ledger.words[Head.RELOAD_OK] = 0
-        self._ledger.words[Head.RELOADS_FAILED] += 1
+        self._ledger.words[DaemonWord.RELOAD_OK] = 0
+        self._ledger.words[DaemonWord.RELOADS_FAILED] += 1
         self._announce()
         self._log.event("error", "reload failed", message=str(error), problems=_lines(error))
         return error
@@ -329,7 +329,7 @@ class Control:
         if self._draining() or self._delivery.behind(snapshot.generation) or behind(self._ledger):
             return
         text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
-        if not self._ledger.words[Head.RELOAD_OK]:
+        if not self._ledger.words[DaemonWord.RELOAD_OK]:
             text += "; the last reload failed, the former configuration stands"
         if text != self._said:
             self._tell_keeper(messages.ready(text))
@@ -347,7 +347,7 @@ class Control:
         )
 
     def _draining(self) -> bool:
-        return self._ledger.words[Head.DRAIN_UNTIL_NS] != 0
+        return self._ledger.words[DaemonWord.DRAIN_UNTIL_NS] != 0
 
     def _status(self) -> dict[str, Any]:
         registry = None
@@ -367,7 +367,7 @@ class Control:
     def _drain(self, for_s: float) -> dict[str, Any]:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
         until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
-        self._ledger.words[Head.BUSY_UNTIL_NS] = until_ns
+        self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
         return busy(self._ledger, self._snapshot) | {"told": self._follower is not None and self._follower.tells}
 
@@ -379,7 +379,7 @@ def _lines(error: OperatorError) -> list[str]:
     return [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
 
 
-def main(inherited: Inherited) -> None:
+def main(inherited: ControlInherits) -> None:
     """Be the control process until SIGTERM. Runs in a process of its own."""
     # The log's pen: a thread, because standard error may block and nothing else may wait for it.
     pen = threading.Thread(

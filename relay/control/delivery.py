@@ -9,9 +9,9 @@ from typing import Any, Final
 from relay.config.snapshot import Snapshot
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
-from relay.ledger.layout import Head, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 
 # A worker answers within a millisecond. One that does not in this time is stuck or just being started again, and
 # then it starts with the new snapshot.
@@ -34,7 +34,7 @@ class Parcel:
 class Delivery:
     """The channels to the keeper and the workers, and who works by what."""
 
-    def __init__(self, keeper: socket.socket, workers: tuple[socket.socket, ...], ledger: Ledger, log: Log) -> None:
+    def __init__(self, keeper: socket.socket, workers: tuple[socket.socket, ...], ledger: Ledger, log: Logger) -> None:
         self._keeper = keeper
         self._workers = workers
         self._ledger = ledger
@@ -113,7 +113,7 @@ class Delivery:
         """Until every worker works by the snapshot, and the keeper holds by it; the workers that did not say so in time."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _APPLY_S
-        while (late := self.behind(generation)) or self._ledger.words[Head.GENERATION] < generation:
+        while (late := self.behind(generation)) or self._ledger.words[DaemonWord.GENERATION] < generation:
             self._answer.clear()
             try:
                 await asyncio.wait_for(self._answer.wait(), deadline_s - loop.time())

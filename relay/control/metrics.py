@@ -18,7 +18,7 @@ from relay.ledger.layout import (
     NAMES_RCODES,
     REASONS,
     Count,
-    Head,
+    DaemonWord,
     Health,
     TargetCount,
     Word,
@@ -173,37 +173,39 @@ class LedgerCollector(Collector):
             "relay_worker_restarts", "Workers started again after one died.", value=worker_restarts(ledger)
         )
         yield CounterMetricFamily(
-            "relay_control_restarts", "Control processes started again.", value=words[Head.CONTROL_RESTARTS]
+            "relay_control_restarts", "Control processes started again.", value=words[DaemonWord.CONTROL_RESTARTS]
         )
         yield GaugeMetricFamily(
             "relay_busy",
             "Whether the edges' probes are refused, so that they send nobody (`relay drain`): 1 or 0.",
             value=is_busy(ledger),
         )
-        yield CounterMetricFamily("relay_upgrades", "Live upgrades of this daemon.", value=words[Head.PROGRAM])
+        yield CounterMetricFamily("relay_upgrades", "Live upgrades of this daemon.", value=words[DaemonWord.PROGRAM])
         yield GaugeMetricFamily(
-            "relay_config_last_reload_successful", "Whether the last reload took: 1 or 0.", value=words[Head.RELOAD_OK]
+            "relay_config_last_reload_successful",
+            "Whether the last reload took: 1 or 0.",
+            value=words[DaemonWord.RELOAD_OK],
         )
         yield GaugeMetricFamily(
             "relay_config_last_reload_success_timestamp_seconds",
             "When a configuration was last put in force.",
-            value=words[Head.RELOAD_OK_AT_NS] / 1e9,
+            value=words[DaemonWord.RELOAD_OK_AT_NS] / 1e9,
         )
         yield GaugeMetricFamily(
             "relay_roster_age_seconds",
             "Since the registry last confirmed who is there; without one, since the service file was last read.",
-            value=time.time() - (words[Head.ROSTER_AT_NS] or words[Head.RELOAD_OK_AT_NS]) / 1e9,
+            value=time.time() - (words[DaemonWord.ROSTER_AT_NS] or words[DaemonWord.RELOAD_OK_AT_NS]) / 1e9,
         )
         yield CounterMetricFamily(
             "relay_roster_rejected",
             "Entries of the registry that made no sense, and were left out.",
-            value=words[Head.ROSTER_REJECTED],
+            value=words[DaemonWord.ROSTER_REJECTED],
         )
         queries = CounterMetricFamily(
             "relay_names_queries", "Questions to the name server, by response code.", labels=("rcode",)
         )
         for n, rcode in enumerate(NAMES_RCODES):
-            queries.add_metric((rcode,), words[Head.NAMES_QUERIES + n])
+            queries.add_metric((rcode,), words[DaemonWord.NAMES_QUERIES + n])
         yield queries
         build = GaugeMetricFamily("relay_build_info", "The version of relay.", labels=("version",))
         build.add_metric((__version__,), 1)

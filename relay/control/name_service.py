@@ -10,9 +10,9 @@ from typing import Final
 from relay.config.settings import Names
 from relay.control.discovery import Fleet, unhealthy
 from relay.errors import OperatorError
-from relay.ledger.layout import NAMES_RCODES, Head
+from relay.ledger.layout import NAMES_RCODES, DaemonWord
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from relay.names import hosts
 from relay.names.server import NamesServer, serve_names
 from relay.names.zone import Zone
@@ -28,7 +28,7 @@ _LOOK_S: Final = 30.0  # a hosts file that could not be written, or that somebod
 class Naming:
     """The names of the service on this machine. `follow` is told how things are, again and again."""
 
-    def __init__(self, settings: Names, ledger: Ledger, log: Log) -> None:
+    def __init__(self, settings: Names, ledger: Ledger, log: Logger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._log = log
@@ -106,7 +106,7 @@ class Naming:
             return
         for n, rcode in enumerate(NAMES_RCODES):
             count = self._server.counts[rcode]
-            self._ledger.words[Head.NAMES_QUERIES + n] += count - self._counted.get(rcode, 0)
+            self._ledger.words[DaemonWord.NAMES_QUERIES + n] += count - self._counted.get(rcode, 0)
             self._counted[rcode] = count
 
 

@@ -23,7 +23,7 @@ _FLAP_INTERVALS: Final = 20
 _GOOD_ANSWERS: Final = 3  # in a row, of one that flaps
 
 
-class Answer(Enum):
+class ProbeAnswer(Enum):
     """What came of one probe."""
 
     GOOD = "good"
@@ -42,13 +42,13 @@ class Judge:
     _good_in_a_row: int = 0
     _falls_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLAPS))
 
-    def hear(self, answer: Answer, now_s: float) -> Health:
+    def hear(self, answer: ProbeAnswer, now_s: float) -> Health:
         """The target's health after one more answer.
 
         A bad answer is down at once; none is down after the timeout. One good answer is up, but of a target that has
         fallen several times of late, several in a row are asked for.
         """
-        if answer is Answer.GOOD:
+        if answer is ProbeAnswer.GOOD:
             self._good_s = now_s
             self._good_in_a_row += 1
             if self._good_in_a_row >= (_GOOD_ANSWERS if self._flaps(now_s) else 1):
@@ -56,7 +56,7 @@ class Judge:
             return self.health
         self._good_in_a_row = 0
         since_s = self.began_s if self._good_s is None else self._good_s
-        if answer is Answer.BAD or now_s - since_s >= self.probe.timeout_s:
+        if answer is ProbeAnswer.BAD or now_s - since_s >= self.probe.timeout_s:
             if self.health is Health.UP:
                 self._falls_s.append(now_s)
             self.health = Health.DOWN
@@ -67,7 +67,7 @@ class Judge:
         return len(self._falls_s) == _FLAPS and now_s - self._falls_s[0] < within_s
 
 
-async def ask(row: EndpointRow, target: TargetRow) -> Answer:
+async def ask(row: EndpointRow, target: TargetRow) -> ProbeAnswer:
     """Probe `target` of `row` once; takes the probe's interval at the most, or its timeout if that is shorter."""
     assert row.probe is not None  # the caller's rows have one
     within_s = min(row.probe.interval_s, row.probe.timeout_s)
@@ -83,9 +83,9 @@ async def ask(row: EndpointRow, target: TargetRow) -> Answer:
                     return await _ask_http(row, target, reader, writer)
                 return await _ask_tcp(reader, writer, min(_STANDS_S, within_s / 2))
     except TimeoutError:
-        return Answer.NONE
+        return ProbeAnswer.NONE
     except (OSError, ValueError):  # refused, reset, no way there; TLS that went wrong; a line without end
-        return Answer.BAD
+        return ProbeAnswer.BAD
 
 
 async def heard(reading: Awaitable[bytes], writer: asyncio.StreamWriter) -> bytes:
@@ -101,18 +101,18 @@ async def heard(reading: Awaitable[bytes], writer: asyncio.StreamWriter) -> byte
         raise
 
 
-async def _ask_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stands_s: float) -> Answer:
+async def _ask_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stands_s: float) -> ProbeAnswer:
     """Good unless it is reset within `stands_s`: a service may speak, finish, or wait for us."""
     writer.write_eof()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(stands_s):
             await heard(reader.read(1), writer)
-    return Answer.GOOD
+    return ProbeAnswer.GOOD
 
 
 async def _ask_http(
     row: EndpointRow, target: TargetRow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> Answer:
+) -> ProbeAnswer:
     assert row.probe is not None
     if row.protocol == "https":
         # Whether it serves, not who it is: relay does not know the certificate's name.
@@ -123,4 +123,4 @@ async def _ask_http(
     request = f"GET {row.probe.path} HTTP/1.1\r\n{head}\r\n\r\n"
     writer.write(request.encode())
     line = await heard(reader.readline(), writer)
-    return Answer.GOOD if line[:5] == b"HTTP/" and line[8:13] in (b" 200 ", b" 200\r") else Answer.BAD
+    return ProbeAnswer.GOOD if line[:5] == b"HTTP/" and line[8:13] in (b" 200 ", b" 200\r") else ProbeAnswer.BAD

@@ -6,10 +6,10 @@ import time
 from typing import Final
 
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.control.probe import Answer, Judge, ask
+from relay.control.probe import Judge, ProbeAnswer, ask
 from relay.ledger.layout import Health, health_at
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 
 _JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges come to beat together
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
@@ -18,7 +18,7 @@ _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spre
 class Prober:
     """Probes every target of the snapshot in force."""
 
-    def __init__(self, ledger: Ledger, log: Log) -> None:
+    def __init__(self, ledger: Ledger, log: Logger) -> None:
         self._ledger = ledger
         self._log = log
         self._tasks: dict[tuple[str, object, TargetRow], asyncio.Task[None]] = {}
@@ -61,12 +61,12 @@ class Prober:
             interval_s = row.probe.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
             await asyncio.sleep(max(0.0, began_s + interval_s - time.monotonic()))
 
-    def _say(self, row: EndpointRow, target: TargetRow, health: Health, answer: Answer) -> None:
+    def _say(self, row: EndpointRow, target: TargetRow, health: Health, answer: ProbeAnswer) -> None:
         facts = {"endpoint": row.name, "target": target.text, "instance": target.instance}
         if health is Health.UP:
             self._log.event("info", "target up", **facts)
         else:
-            why = "no answer in time" if answer is Answer.NONE else "a wrong answer, or none to be had"
+            why = "no answer in time" if answer is ProbeAnswer.NONE else "a wrong answer, or none to be had"
             self._log.event("warning", "target down", message=why, **facts)
 
 

@@ -18,10 +18,10 @@ from relay.fleet.claim import Claimant
 from relay.fleet.directory import Directory
 from relay.fleet.last_roster import Memory
 from relay.fleet.machine_id import Daemon, machine_hash
-from relay.fleet.registry import Etcd, Registry, Seen
-from relay.ledger.layout import Head
+from relay.fleet.registry import Etcd, RegistryClient, Seen
+from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 
 _TICK_S: Final = 1.0  # what is told is at most so old, and what did not come into force is tried again
 # Between two rosters that come into force: when a thousand instances start at once, each would decide on every connection
@@ -36,10 +36,10 @@ class Follower:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: RegistryClient,
         memory: Memory | None,
         ledger: Ledger,
-        log: Log,
+        log: Logger,
         snapshot: Callable[[], Snapshot],
         put: Callable[[tuple[Member, ...]], Awaitable[str]],
         metrics: str,
@@ -65,7 +65,7 @@ class Follower:
         service: Service,
         keeper_pid: int,
         ledger: Ledger,
-        log: Log,
+        log: Logger,
         snapshot: Callable[[], Snapshot],
         put: Callable[[tuple[Member, ...]], Awaitable[str]],
     ) -> Self:
@@ -104,7 +104,7 @@ class Follower:
             except Exception as error:  # ours; but a registry must not take the admin API and the metrics down with it
                 self._bug = f"relay cannot read its answer ({type(error).__name__})"
                 self._log.event("error", "bug", message=self._bug, traceback=traceback.format_exc())
-                await Registry.close(self._registry, leave=False)
+                await RegistryClient.close(self._registry, leave=False)
                 await asyncio.sleep(_AGAIN_S)
 
     async def _bring(self) -> None:
@@ -123,7 +123,7 @@ class Follower:
         while True:
             snapshot, words = self._snapshot(), self._ledger.words
             await self._services.ask(snapshot)
-            busy = is_busy(self._ledger) or words[Head.DRAIN_UNTIL_NS] != 0
+            busy = is_busy(self._ledger) or words[DaemonWord.DRAIN_UNTIL_NS] != 0
             self._registry.announce(self._metrics, busy, self._services.down(snapshot))
             self._note()
             seen = self._registry.current
@@ -141,8 +141,8 @@ class Follower:
         """Age into the ledger, trouble into the log, once each."""
         seen, words, trouble = self._registry.current, self._ledger.words, self._trouble()
         if not self._hindrance:
-            words[Head.ROSTER_AT_NS] = max(words[Head.ROSTER_AT_NS], seen.confirmed_ns)
-        words[Head.ROSTER_REJECTED] = max(words[Head.ROSTER_REJECTED], self._registry.rejected)
+            words[DaemonWord.ROSTER_AT_NS] = max(words[DaemonWord.ROSTER_AT_NS], seen.confirmed_ns)
+        words[DaemonWord.ROSTER_REJECTED] = max(words[DaemonWord.ROSTER_REJECTED], self._registry.rejected)
         # Of an etcd that does not answer, the words change with every attempt.
         before, self._told = self._told, ("" if trouble == seen.trouble else trouble, bool(trouble))
         if self._told != before and trouble:
@@ -163,20 +163,20 @@ class Follower:
     def status(self) -> dict[str, Any]:
         """Its part of `relay status`."""
         seen, words = self._registry.current, self._ledger.words
-        at_ns = words[Head.ROSTER_AT_NS]
+        at_ns = words[DaemonWord.ROSTER_AT_NS]
         return {
             "kind": "directory" if isinstance(self._registry, Directory) else "etcd",
             "members": len(seen.members),
             "age_s": round(max(0, time.time_ns() - at_ns) / 1e9, 3) if at_ns else None,
             "trouble": self._trouble(),
-            "rejected": words[Head.ROSTER_REJECTED],
+            "rejected": words[DaemonWord.ROSTER_REJECTED],
             "left_out": self.left_out(),
         }
 
 
 def _registry(
-    settings: Settings, service: Service, keeper_pid: int, ledger: Ledger, log: Log, snapshot: Snapshot
-) -> tuple[Registry, Memory | None]:
+    settings: Settings, service: Service, keeper_pid: int, ledger: Ledger, log: Logger, snapshot: Snapshot
+) -> tuple[RegistryClient, Memory | None]:
     configured = settings.registry
     assert configured is not None, "the caller looked"
     if configured.directory is not None:
@@ -184,7 +184,7 @@ def _registry(
     name, place, me = service.service, split_instance(snapshot.instance), snapshot.roster.get(snapshot.instance)
     assert me is not None, "a machine is always in its own roster"
     registered = tuple(member for member in snapshot.roster if member.role in service.counted)
-    known = Seen(registered, ledger.words[Head.ROSTER_AT_NS])
+    known = Seen(registered, ledger.words[DaemonWord.ROSTER_AT_NS])
     try:
         machine = machine_hash(settings.machine_id, name)
     except IdentityError as error:

@@ -26,7 +26,7 @@ FIXED = ("id", "role", "address", "workers", "metrics", "admin", "registry", "na
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class ConfigFiles:
     """Where the configuration comes from: the command line of `relay run`."""
 
     service: str
@@ -76,7 +76,7 @@ class Who:
 
 
 def prepare(
-    sources: Sources,
+    sources: ConfigFiles,
     old: Snapshot | None = None,
     running: Settings | None = None,
     registered: Iterable[Member] = (),
@@ -159,7 +159,7 @@ def service_of(snapshot: Snapshot) -> Loaded[Service]:
 
 
 def compile_files(
-    sources: Sources, known: Who, generation: int, slots: Mapping[str, int]
+    sources: ConfigFiles, known: Who, generation: int, slots: Mapping[str, int]
 ) -> tuple[Snapshot, Settings, tuple[Problem, ...]]:
     """What the files say to the instance that is `known`, with warnings; nothing is opened. `slots` are those in force.
 
@@ -173,7 +173,7 @@ def compile_files(
 
 
 def _who(
-    service: Service, settings: Settings, sources: Sources, known: Who | None, registered: Iterable[Member]
+    service: Service, settings: Settings, sources: ConfigFiles, known: Who | None, registered: Iterable[Member]
 ) -> Who:
     """Who this machine is by the files, and who is in the service. At a start (`known` is None) the registry is asked."""
     at_ns = 0

@@ -11,7 +11,7 @@ from relay.ledger.layout import (
     ENVELOPE_REASONS,
     REASONS,
     Count,
-    Head,
+    DaemonWord,
     Health,
     State,
     TargetCount,
@@ -34,18 +34,18 @@ def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int) ->
         "service": snapshot.service,
         "instance": snapshot.instance,
         "generation": snapshot.generation,
-        "uptime_s": round(time.time() - words[Head.STARTED_NS] / 1e9, 3),
+        "uptime_s": round(time.time() - words[DaemonWord.STARTED_NS] / 1e9, 3),
         "keeper": {"pid": keeper_pid},
-        "program": words[Head.PROGRAM],
-        "upgrading": program != words[Head.PROGRAM] or bool(behind(ledger)),
-        "control": {"pid": os.getpid(), "restarts": words[Head.CONTROL_RESTARTS]},
+        "program": words[DaemonWord.PROGRAM],
+        "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
+        "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
         "workers": [_worker(ledger, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
         "busy_for_s": busy(ledger, snapshot)["busy_for_s"],
         "reload": {
-            "last_successful": bool(words[Head.RELOAD_OK]),
-            "last_success_timestamp": words[Head.RELOAD_OK_AT_NS] / 1e9,
-            "failed": words[Head.RELOADS_FAILED],
+            "last_successful": bool(words[DaemonWord.RELOAD_OK]),
+            "last_success_timestamp": words[DaemonWord.RELOAD_OK_AT_NS] / 1e9,
+            "failed": words[DaemonWord.RELOADS_FAILED],
         },
         "endpoints": [endpoint(ledger, row) for row in snapshot.endpoints],
     }
@@ -99,12 +99,12 @@ def target_status(ledger: Ledger, target: TargetRow) -> dict[str, Any]:
 
 def is_busy(ledger: Ledger) -> bool:
     """Whether this instance asks for no new connections (`relay drain`)."""
-    return bool(ledger.words[Head.BUSY_UNTIL_NS] > time.time_ns())
+    return bool(ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns())
 
 
 def busy(ledger: Ledger, snapshot: Snapshot) -> dict[str, Any]:
     """The answer to `POST /v1/drain`: for how long edges are told to send nobody, and who is still connected."""
-    left_ns = ledger.words[Head.BUSY_UNTIL_NS] - time.time_ns()
+    left_ns = ledger.words[DaemonWord.BUSY_UNTIL_NS] - time.time_ns()
     return {
         "busy_for_s": round(max(0, left_ns) / 1e9, 3),
         "behind_edge": [row.name for row in snapshot.endpoints if row.edges],
@@ -147,7 +147,9 @@ def avoided(ledger: Ledger, snapshot: Snapshot) -> frozenset[str]:
 
 def worker_restarts(ledger: Ledger) -> int:
     """Times a worker was started again, by its holder or with a new one."""
-    return ledger.words[Head.HOLDER_RESTARTS] + sum(ledger.worker(n)[Word.RESTARTS] for n in range(ledger.workers))
+    return ledger.words[DaemonWord.HOLDER_RESTARTS] + sum(
+        ledger.worker(n)[Word.RESTARTS] for n in range(ledger.workers)
+    )
 
 
 def _worker(ledger: Ledger, n: int) -> dict[str, Any]:

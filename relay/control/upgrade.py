@@ -17,7 +17,7 @@ from relay import __version__
 from relay.config.roster import Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.control.reload import FIXED, Sources, Who, compile_files
+from relay.control.reload import FIXED, ConfigFiles, Who, compile_files
 from relay.errors import ConfigError, OperatorError, Problem
 from relay.kernel import memory
 from relay.kernel.loop import loop_factory
@@ -47,7 +47,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class Tried:
     """What the new code's trial leaves to the new code's keeper."""
 
     snapshot: Snapshot
@@ -55,7 +55,7 @@ class Prepared:
     warnings: tuple[Problem, ...]
 
 
-def facts(sources: Sources, snapshot: Snapshot, settings: Settings, ledger_fd: int, result_fd: int) -> Facts:
+def facts(sources: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd: int, result_fd: int) -> Facts:
     """Of the running daemon."""
     return Facts(
         handover_format=handover.FORMAT,
@@ -114,13 +114,13 @@ def trial(text: str) -> None:
             f"take the connections over; {advice}"
         )
     loop_factory()
-    sources = Sources(told.service, told.settings, told.settings_required, told.instance)
+    sources = ConfigFiles(told.service, told.settings, told.settings_required, told.instance)
     prepared = _compiled(sources, told)
     with os.fdopen(os.dup(told.result_fd), "wb") as file:
         pickle.dump(prepared, file)
 
 
-def _compiled(sources: Sources, told: Facts) -> Prepared:
+def _compiled(sources: ConfigFiles, told: Facts) -> Tried:
     try:
         known = Who(told.instance, Roster.from_plain(told.roster))
         snapshot, settings, warnings = compile_files(sources, known, told.generation + 1, told.slots)
@@ -135,7 +135,7 @@ def _compiled(sources: Sources, told: Facts) -> Prepared:
         names = sorted(name for name in listens | told.listens if listens.get(name) != told.listens.get(name))
         fix = "reload first (or restart, for `address` and `id`), then upgrade"
         raise OperatorError(f"the files do not say what is open now ({', '.join(names)}); {fix}")
-    return Prepared(snapshot, settings, warnings)
+    return Tried(snapshot, settings, warnings)
 
 
 def _fixed(settings: Settings) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _fixed(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def take(fd: int) -> Prepared:
+def take(fd: int) -> Tried:
     """What the trial left in the memory file."""
     prepared = pickle.loads(memory.read(fd))
-    assert isinstance(prepared, Prepared)
+    assert isinstance(prepared, Tried)
     return prepared

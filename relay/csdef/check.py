@@ -8,7 +8,15 @@ from typing import Protocol
 from relay.config.values import PORTS_MAX
 from relay.config.wording import nearest, shown
 from relay.csdef.configuration import INSTANCES_MAX, Configuration
-from relay.csdef.definition import Definition, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Role, Span
+from relay.csdef.definition import (
+    DefinedRole,
+    Definition,
+    Endpoint,
+    InputEndpoint,
+    InstanceEndpoint,
+    InternalEndpoint,
+    Span,
+)
 from relay.csdef.read import Place, plural
 from relay.errors import Problem
 
@@ -100,7 +108,7 @@ def _public_ports(definition: Definition) -> Iterator[Problem]:
         yield Problem(definition.file, *endpoint.at, endpoint.element, what, fix)
 
 
-def _internal_ports(file: str, role: Role) -> Iterator[Problem]:
+def _internal_ports(file: str, role: DefinedRole) -> Iterator[Problem]:
     internal = [each for each in role.endpoints if isinstance(each, InternalEndpoint) and each.protocol != "udp"]
     for endpoint, span, other in _overlaps((each.ports, each) for each in internal if each.ports):
         what = f"{_ports(span)} is taken by {shown(other.name)} (line {other.at[0]}) already"

@@ -19,8 +19,8 @@ __all__ = [
     "NAMESPACE",
     "ROOT",
     "AccessControl",
-    "AccessRule",
     "Configuration",
+    "ConfiguredRule",
     "EndpointAcl",
     "RoleSettings",
     "configuration_of",
@@ -63,7 +63,7 @@ class RoleSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AccessRule:
+class ConfiguredRule:
     """A rule of an access list; the lower `order` is asked first. `text` is the network as written."""
 
     at: Place
@@ -80,7 +80,7 @@ class AccessControl:
 
     name: str
     at: Place
-    rules: tuple[AccessRule, ...]
+    rules: tuple[ConfiguredRule, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class _Configuration(Reader):
             self.problem(element, "", "has no rule", "write one, or remove the list")
         return AccessControl(self.text(element, "name"), element.at, tuple(rules))
 
-    def _access_rule(self, element: Element) -> AccessRule:
+    def _access_rule(self, element: Element) -> ConfiguredRule:
         self.leaf(element, "order", "action", "remoteSubnet", "description")
         text = self.text(element, "remoteSubnet").strip()
         network = _NOWHERE
@@ -207,7 +207,7 @@ class _Configuration(Reader):
         except ValueError as error:
             if text:
                 self.problem(element, "remoteSubnet", *str(error).split("; ", 1))
-        return AccessRule(
+        return ConfiguredRule(
             element.at,
             self.needed(element, "order", 0, _ORDER_MAX, 100),
             "permit" if self.word(element, "action", "permit", "deny") == "permit" else "deny",

@@ -17,14 +17,14 @@ from relay.errors import Problem
 __all__ = [
     "NAMESPACE",
     "ROOT",
+    "DefinedProbe",
+    "DefinedRole",
     "Definition",
     "Endpoint",
     "InputEndpoint",
     "InstanceEndpoint",
     "InternalEndpoint",
-    "Probe",
     "Reference",
-    "Role",
     "Span",
     "TrafficRule",
     "definition_of",
@@ -115,7 +115,7 @@ Endpoint = InputEndpoint | InternalEndpoint | InstanceEndpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class DefinedRole:
     """A WebRole or WorkerRole."""
 
     name: str
@@ -125,7 +125,7 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class DefinedProbe:
     """A LoadBalancerProbe. `port` None: the endpoint's."""
 
     name: str
@@ -163,8 +163,8 @@ class Definition:
     file: str
     name: str
     at: Place
-    roles: tuple[Role, ...]
-    probes: tuple[Probe, ...]
+    roles: tuple[DefinedRole, ...]
+    probes: tuple[DefinedProbe, ...]
     rules: tuple[TrafficRule, ...]
     others: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -185,8 +185,8 @@ class _Definition(Reader):
             self.left_out(root, "upgradeDomainCount: relay updates no machines")
         if "topologyChangeDiscovery" in root.attributes:
             self.left_out(root, "topologyChangeDiscovery: each machine reads its own file when it is told to")
-        roles: list[Role] = []
-        probes: list[Probe] = []
+        roles: list[DefinedRole] = []
+        probes: list[DefinedProbe] = []
         rules: list[TrafficRule] = []
         others: list[str] = []
         for part in root.children:
@@ -213,7 +213,7 @@ class _Definition(Reader):
             tuple(self.notes),
         )
 
-    def _role(self, role: Element) -> Role:
+    def _role(self, role: Element) -> DefinedRole:
         known = ("Endpoints", "Imports", *_ROLE_PARTS)
         endpoints: list[Endpoint] = []
         with self.noted() as notes:
@@ -231,7 +231,7 @@ class _Definition(Reader):
                     self.part_left_out(part, *_ROLE_PARTS[part.name])
                 elif not self.misspelt(part, known):
                     self.part_left_out(part, "", UNKNOWN)
-        return Role(self.text(role, "name"), role.at, tuple(endpoints), tuple(notes))
+        return DefinedRole(self.text(role, "name"), role.at, tuple(endpoints), tuple(notes))
 
     def _plug_ins(self, part: Element) -> None:
         self.attributes(part)
@@ -330,7 +330,7 @@ class _Definition(Reader):
             tuple(notes),
         )
 
-    def _probe(self, element: Element) -> Probe:
+    def _probe(self, element: Element) -> DefinedProbe:
         self.leaf(element, "name", "protocol", "path", "port", "intervalInSeconds", "timeoutInSeconds")
         protocol, path = self.word(element, "protocol", "http", "tcp"), element.attributes.get("path")
         if protocol == "http" and not path:
@@ -343,7 +343,7 @@ class _Definition(Reader):
             self.problem(element, "path", f"{shown(path)} is no path of a URL", fix)
         interval_s = self.number(element, "intervalInSeconds", 5, _SECONDS_MAX)
         timeout_s = self.number(element, "timeoutInSeconds", 11, _SECONDS_MAX)
-        return Probe(
+        return DefinedProbe(
             self.text(element, "name"),
             element.at,
             protocol,

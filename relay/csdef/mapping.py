@@ -14,16 +14,16 @@ from relay.config.values import PORTS_MAX
 from relay.config.wording import brief
 from relay.csdef.configuration import AccessControl, Configuration
 from relay.csdef.definition import (
+    DefinedProbe,
+    DefinedRole,
     Definition,
     Endpoint,
     InputEndpoint,
     InstanceEndpoint,
     InternalEndpoint,
-    Probe,
-    Role,
     Span,
 )
-from relay.csdef.ports import Door, cannot, doors
+from relay.csdef.ports import PublicPort, cannot, doors
 from relay.csdef.read import Note, Place
 from relay.csdef.substitutes import endpoint_names, placeholders, role_names, service_name
 from relay.csdef.traffic import sources_of
@@ -138,7 +138,7 @@ class _Mapping:
     def _renamed(self, name: str, at: Place, file: str = "") -> Comment:
         return self._note("warning", at, f"its name in the source is {brief(name)}, which relay does not take", file)
 
-    def _role(self, role: Role) -> Block:
+    def _role(self, role: DefinedRole) -> Block:
         settings = self.settings.get(role.name)
         count = settings.count if settings else 1
         block: list[Key | Comment] = []
@@ -158,7 +158,7 @@ class _Mapping:
             return (*block, Key("endpoints", endpoints))
         return (*block, *endpoints)
 
-    def _endpoints(self, role: Role) -> Block:
+    def _endpoints(self, role: DefinedRole) -> Block:
         names = endpoint_names(endpoint.name for endpoint in role.endpoints)
         found = {door.endpoint.at: door for door in doors(role, self.definition.file, partial(self._access_of, role))}
         block: list[Key | Comment] = []
@@ -171,11 +171,11 @@ class _Mapping:
                 block.append(Key(name, self._endpoint((role.name, endpoint.name), name, door)))
         return tuple(block)
 
-    def _access_of(self, role: Role, endpoint: Endpoint) -> str | None:
+    def _access_of(self, role: DefinedRole, endpoint: Endpoint) -> str | None:
         acl = self.acls.get((role.name, endpoint.name))
         return acl.access_control if acl else None
 
-    def _endpoint(self, key: _Name, name: str, door: Door) -> Block:
+    def _endpoint(self, key: _Name, name: str, door: PublicPort) -> Block:
         endpoint, joined = door.endpoint, door.joined
         head: list[Comment] = []
         if name != endpoint.name:
@@ -190,7 +190,7 @@ class _Mapping:
             return (*head, *self._internal(key, endpoint, door))
         return (*head, *self._input(key, endpoint, door))
 
-    def _input(self, key: _Name, endpoint: InputEndpoint | InstanceEndpoint, door: Door) -> Block:
+    def _input(self, key: _Name, endpoint: InputEndpoint | InstanceEndpoint, door: PublicPort) -> Block:
         block: list[Key | Comment] = [Key("type", "input"), Key("protocol", endpoint.protocol)]
         if isinstance(endpoint, InputEndpoint):
             block.append(Key("public_port", endpoint.port))
@@ -221,7 +221,7 @@ class _Mapping:
             "in the order of the instances, which the documentation leaves open",
         )
 
-    def _balancing(self, endpoint: InputEndpoint, door: Door) -> Iterator[Key | Comment]:
+    def _balancing(self, endpoint: InputEndpoint, door: PublicPort) -> Iterator[Key | Comment]:
         if endpoint.distribution is not None:
             yield Key("distribution", endpoint.distribution)
         if endpoint.probe is not None:
@@ -239,7 +239,7 @@ class _Mapping:
         if endpoint.idle_min is not None:
             yield Key("timeouts", {"idle": f"{endpoint.idle_min}m"})
 
-    def _internal(self, key: _Name, endpoint: InternalEndpoint, door: Door) -> Block:
+    def _internal(self, key: _Name, endpoint: InternalEndpoint, door: PublicPort) -> Block:
         block: list[Key | Comment] = []
         if endpoint.protocol == "any":
             text = "what is not TCP: the protocol `any` is imported as tcp, and UDP is not forwarded"
@@ -275,11 +275,11 @@ def _ports(span: Span) -> str | int:
     return span[0] if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
-def _way(door: Door) -> tuple[Key, Key]:
+def _way(door: PublicPort) -> tuple[Key, Key]:
     return Key("port", _ports(door.listen)), Key("target", f"127.0.0.1:{_ports(door.target)}")
 
 
-def _probe(probe: Probe) -> dict[str, str | int]:
+def _probe(probe: DefinedProbe) -> dict[str, str | int]:
     path = {} if probe.path is None else {"path": probe.path}
     return {
         "protocol": probe.protocol,

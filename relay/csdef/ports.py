@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from relay.config.values import PORTS_MAX
 from relay.config.wording import shown
-from relay.csdef.definition import Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Role, Span
+from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Span
 from relay.errors import ConfigError, Problem
 
-__all__ = ["Door", "cannot", "doors"]
+__all__ = ["PublicPort", "cannot", "doors"]
 
 # Where ports are looked for that the source leaves to the platform: above what services of a distribution listen on,
 # below the ports that Linux gives to outgoing connections (ip_local_port_range, 32768), as long as there are any.
@@ -16,7 +16,7 @@ _FREE_FROM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class PublicPort:
     """An endpoint's `listen` ports on each instance, and the ports of `target` on its loopback address.
 
     `joined`: the instance endpoint that became one with it. `why`: what is not as the source has it, "" for nothing.
@@ -43,7 +43,7 @@ def cannot(endpoint: Endpoint) -> str:
     return ""
 
 
-def doors(role: Role, file: str, access_of: Callable[[Endpoint], str | None]) -> list[Door]:
+def doors(role: DefinedRole, file: str, access_of: Callable[[Endpoint], str | None]) -> list[PublicPort]:
     """The role's endpoints that relay can have, in their order. `access_of` tells the access list of an endpoint.
 
     An instance endpoint becomes one with an input endpoint that leads to the same port, where both admit the same
@@ -89,7 +89,7 @@ class _Ports:
         self.taken[0] = 1
         self.given: dict[tuple[int, int], Span] = {}
 
-    def doors(self) -> list[Door] | None:
+    def doors(self) -> list[PublicPort] | None:
         """All of them, in the order of the endpoints; None where no port is left."""
         # Fixed ports before chosen ones, and those that other roles dial before all.
         for each in self.endpoints:
@@ -119,7 +119,7 @@ class _Ports:
         port = above if above >= 0 else self.taken.find(0)
         return None if port < 0 else port
 
-    def _door(self, endpoint: Endpoint) -> Door:
+    def _door(self, endpoint: Endpoint) -> PublicPort:
         listen = self.given[endpoint.at]
         target, why = listen, ""
         if isinstance(endpoint, InternalEndpoint):
@@ -130,4 +130,4 @@ class _Ports:
         elif listen[0] != endpoint.local_port:
             target = (endpoint.local_port, endpoint.local_port)
             why = f"port {target[0]} is another endpoint's, so relay listens on {listen[0]} and still leads to {target[0]}"
-        return Door(endpoint, listen, target, self.joined.get(endpoint.at), why)
+        return PublicPort(endpoint, listen, target, self.joined.get(endpoint.at), why)

@@ -10,7 +10,7 @@ from relay.dataplane.gate import Gate
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 from relay.kernel.poller import BROKEN, PEER_FIN
 from relay.kernel.sockets import AnySocket, address_text
-from relay.ledger.layout import Flag, Head
+from relay.ledger.layout import DaemonWord, Flag
 
 
 class Arrival(ABC):
@@ -63,7 +63,7 @@ class Arrival(ABC):
     def _identified(self, peer: Address) -> None:
         """The edge has said who the client is; itself, for a probe."""
         now_ns = time.time_ns()
-        if self._probe and self._plane.ledger.words[Head.BUSY_UNTIL_NS] > now_ns:
+        if self._probe and self._plane.ledger.words[DaemonWord.BUSY_UNTIL_NS] > now_ns:
             return self.cut("drain")  # this is how the edge learns to send nobody
         if not self._probe:
             edge, source = self.source, peer.host

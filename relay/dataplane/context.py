@@ -12,7 +12,7 @@ from relay.dataplane.gate import Gate
 from relay.dataplane.splice import Lane, Mover
 from relay.kernel.poller import Poller
 from relay.ledger.ledger import WorkerLedger
-from relay.log import Log
+from relay.log import Logger
 
 _SOME: Final = 1024  # records at a time: all of a large limit's at once would take a new worker longer than the rest
 
@@ -44,7 +44,7 @@ class Plane:
     poller: Poller
     mover: Mover
     ledger: WorkerLedger
-    log: Log
+    log: Logger
     denials: Denials
     free_records: list[int]
     exhausted: Callable[[str], None]  # the machine has no more to give (a word why): accept nothing for a moment

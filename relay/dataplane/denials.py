@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Final, Literal
 
 from relay.address import Address
-from relay.log import Log
+from relay.log import Logger
 
 Event = Literal["denied", "would deny", "dial"]
 
@@ -25,7 +25,7 @@ class Denials:
     so is a dial that this machine cannot even begin.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Logger) -> None:
         self._log = log
         self._written: Counter[Event] = Counter()
         self._left_out: Counter[tuple[Event, str, str]] = Counter()

@@ -23,10 +23,10 @@ from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import PipePool
 from relay.kernel.poller import Poller
 from relay.kernel.sockets import Accepted
-from relay.ledger.by_source import Sources
+from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
-from relay.log import Log
+from relay.log import Logger
 from relay.targets.pool import Pool
 
 _Steps = tuple[tuple[Any, str], ...]
@@ -82,7 +82,7 @@ _HTTP: Final[_Steps] = (
     (first_bytes, "first_bytes"),
     (WorkerLedger, "advance"),
     (session, "introduce"),
-    (Sources, "add"),
+    (SourceCounts, "add"),
 )
 _EDGE: Final[_Steps] = (
     (first_bytes, "first_bytes"),
@@ -125,7 +125,7 @@ def names(walk: str = "walk") -> list[str]:
     return kinds + [f"failed {name}" for name in _FAILS[walk]]
 
 
-def install(ledger: WorkerLedger, log: Log, walk: str) -> None:
+def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
     """Make this worker die at a step of this walk that its predecessors have visited the least."""
     first = ledger.word_index(Word.PID) + _VISITS
     at = {name: first + n for n, name in enumerate(names(walk))}

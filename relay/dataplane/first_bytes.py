@@ -12,7 +12,7 @@ _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
 
 _RECEIVED_AT: Final = 128  # tcpi_bytes_received in struct tcp_info (linux/tcp.h), since Linux 4.1
 
-Verdict = Incomplete | Reject | httphead.Head | clienthello.Hello
+Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
 
 
 def first_bytes(client: AnySocket, protocol: Literal["http", "https"], seen_bytes: int) -> tuple[Verdict, int]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from relay.address import packed_host
 from relay.config.snapshot import EndpointRow
-from relay.ledger.by_source import Sources
+from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
 from relay.ledger.ledger import WorkerLedger
 from relay.targets.pool import Pool
@@ -27,7 +27,7 @@ _SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so 
 class Gate:
     """Admission to one endpoint. `declared` is its row in the snapshot in force."""
 
-    def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: Sources) -> None:
+    def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: SourceCounts) -> None:
         self.row = ledger.claim(declared.slot, declared.name)
         self._rows = ledger.all_rows(declared.slot)
         self._words = ledger.words

@@ -30,10 +30,10 @@ from relay.kernel import channel, memory, messages
 from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import other_descriptors
-from relay.ledger.by_source import Sources
+from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import Count, Word
 from relay.ledger.ledger import WorkerLedger
-from relay.log import Log
+from relay.log import Logger
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of LOOK and DIAL, and pauses; runs only while there are any
@@ -47,7 +47,7 @@ NOFILE_PER_FLOW: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
+class WorkerInherits:
     """What a holder gives a new worker. They share the descriptor table, so nothing here is ever closed."""
 
     index: int
@@ -63,14 +63,14 @@ class Inherited:
 class Worker:
     """One worker process's state. `run` returns when it has drained or was told to stop."""
 
-    def __init__(self, inherited: Inherited, flows_max: int, left: set[int]) -> None:
+    def __init__(self, inherited: WorkerInherits, flows_max: int, left: set[int]) -> None:
         self._index = inherited.index
         self._ledger = inherited.ledger
         self._control = inherited.control
         self._program = inherited.program
         self._drain_until = inherited.drain_until
         self._snapshot = _snapshot_in_force(inherited)
-        self._log = Log(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
+        self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
         self._plane: Plane
         self._poller = Poller(self._on_error, lambda: self._plane.closed())
         self._pool = PipePool(inherited.ledger)
@@ -87,7 +87,7 @@ class Worker:
             unused_records=unused,
             exhausted=self._pause,
         )
-        self._sources = Sources(inherited.ledger)
+        self._sources = SourceCounts(inherited.ledger)
         self._sources.clear()
         self._left = left
         self._ports = OpenPorts(self._plane, self._on_error)
@@ -336,7 +336,7 @@ class Worker:
                 owner.cut("error")
 
 
-def _snapshot_in_force(inherited: Inherited) -> Snapshot:
+def _snapshot_in_force(inherited: WorkerInherits) -> Snapshot:
     fd = inherited.ledger[Word.SNAPSHOT_FD]
     return Snapshot.from_json(memory.read(fd)) if fd else inherited.snapshot
 
@@ -346,7 +346,7 @@ def flows_max(nofile: int) -> int:
     return max(1, (nofile - NOFILE_RESERVED) // NOFILE_PER_FLOW)
 
 
-def main(inherited: Inherited, flows: int) -> None:
+def main(inherited: WorkerInherits, flows: int) -> None:
     """Be a worker until drained. Runs in a process of its own, which shares its descriptors with its holder."""
     # While a worker takes flows over it makes thousands of objects, and the collector would look through them again and
     # again. None of them is garbage: `run` spares it looking at them at all.
@@ -359,7 +359,7 @@ def main(inherited: Inherited, flows: int) -> None:
     if walk := os.environ.get("RELAY_FAULT"):
         from relay.dataplane import faults
 
-        faults.install(inherited.ledger, Log(inherited.log_sink, f"worker-{inherited.index}", "error"), walk)
+        faults.install(inherited.ledger, Logger(inherited.log_sink, f"worker-{inherited.index}", "error"), walk)
 
     async def work() -> None:
         await Worker(inherited, flows, left).run()

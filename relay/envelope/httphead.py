@@ -37,7 +37,7 @@ _BEGINNING = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class HttpHead:
     """A request line's three parts as sent, or the HTTP/2 preface's (`PRI`, `*`, `HTTP/2.0`)."""
 
     method: bytes
@@ -45,18 +45,18 @@ class Head:
     version: bytes
 
 
-def look(data: bytes) -> Incomplete | Head | Reject:
+def look(data: bytes) -> Incomplete | HttpHead | Reject:
     """Look at the start of a connection for an HTTP/1.0 or 1.1 request line or the whole HTTP/2 preface.
 
     Rejects at the first byte that makes it impossible. What follows the line is not looked at.
     Source: RFC 9112 sections 2.2 and 3; RFC 9113 section 3.4 (prior knowledge).
     """
     if data.startswith(_PREFACE):
-        return Head(b"PRI", b"*", b"HTTP/2.0")
+        return HttpHead(b"PRI", b"*", b"HTTP/2.0")
     if _PREFACE.startswith(data):
         return INCOMPLETE
     if line := _LINE.match(data, 0, LIMIT_BYTES):
-        return Head(*line.groups())
+        return HttpHead(*line.groups())
     beginning = _BEGINNING.match(data, 0, LIMIT_BYTES)
     end = beginning.end() if beginning else 0
     if end < min(len(data), LIMIT_BYTES):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from relay.config.roster import Member
-from relay.fleet.entries import Keys, KeyValue, read_entry
+from relay.fleet.entries import EntryKeys, KeyValue, read_entry
 
 _GRACE_LEASES: Final = 3  # whoever is there has tried to register again this often
 _GRACE_MIN_S: Final = 30.0  # a machine that backs off, and an etcd that has just been started, are slower than a lease
@@ -71,7 +71,7 @@ class Places:
 class Believed:
     """The instances of a service, by what the registry says."""
 
-    def __init__(self, keys: Keys, grace_s: float, known: Iterable[Member] = ()) -> None:
+    def __init__(self, keys: EntryKeys, grace_s: float, known: Iterable[Member] = ()) -> None:
         self._keys = keys
         self._grace_s = grace_s
         self._there = Places({(member.role, member.ordinal): member for member in known})

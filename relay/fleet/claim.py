@@ -15,8 +15,8 @@ from typing import Final
 
 from relay.config.roster import Member
 from relay.errors import IdentityError, RegistryError
-from relay.fleet.entries import Entry, Keys, KeyValue, ordinal_of, read_entry, read_slot, slot_value
-from relay.fleet.etcd import Client
+from relay.fleet.entries import Entry, EntryKeys, KeyValue, ordinal_of, read_entry, read_slot, slot_value
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import (
     NOT_FOUND,
     Compare,
@@ -75,7 +75,7 @@ def may_replace(entry: Entry | None, machine: str, daemon: Daemon) -> bool:
     return entry.machine == machine and (entry.daemon == str(daemon) or daemon.sees_dead(entry.daemon))
 
 
-def have(keys: Keys, role: str, ordinal: int, machine: str, lease: int) -> list[Operation]:
+def have(keys: EntryKeys, role: str, ordinal: int, machine: str, lease: int) -> list[Operation]:
     """Write down that the machine has the number."""
     number = str(ordinal).encode()
     return [
@@ -92,7 +92,7 @@ class Claimed:
     leases: tuple[int, ...]
 
 
-async def claim(client: Client, me: Claimant, vacancy: Vacancy, count: int) -> Claimed:
+async def claim(client: EtcdClient, me: Claimant, vacancy: Vacancy, count: int) -> Claimed:
     """Take a number of `vacancy.role`, below `count`, and say that this machine is there, busy as yet.
 
     Raises IdentityError when there is none for it, or when it has the machine id of another one; RegistryError when etcd
@@ -111,10 +111,10 @@ class _Line:
 
 
 class _Claim:
-    def __init__(self, client: Client, me: Claimant, vacancy: Vacancy, count: int) -> None:
+    def __init__(self, client: EtcdClient, me: Claimant, vacancy: Vacancy, count: int) -> None:
         self._client, self._me, self._vacancy, self._count = client, me, vacancy, count
         self._role = vacancy.role
-        self._keys = Keys(me.service)
+        self._keys = EntryKeys(me.service)
         self._block = max(_BLOCK_MIN, -(-count // _BLOCKS_MAX))
         self._doubtful: set[int] = set()  # numbers by which somebody is there, who may be anybody
         self._occupied: set[int] = set()  # numbers that nobody has, and by which somebody else is there all the same

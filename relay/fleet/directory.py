@@ -12,7 +12,7 @@ from relay.config.roster import Member, split_instance
 from relay.config.source import KeyPath, Source, read
 from relay.config.wording import nearest, printable
 from relay.errors import ConfigError, Problem, os_reason
-from relay.fleet.registry import Registry, Seen
+from relay.fleet.registry import RegistryClient, Seen
 
 _POLL_S: Final = 1.0  # as soon as an instance by etcd is admitted; stat(2) of a thousand files takes a few milliseconds
 _GONE_LOOKS: Final = 3  # in a row: a file that is replaced may be away for a moment
@@ -23,7 +23,7 @@ Stamp = tuple[int, int, int]
 """What tells a file from what it was before: when it was written, its size, and its inode."""
 
 
-class Directory(Registry):
+class Directory(RegistryClient):
     """The instances by the files of a directory. It is read when this is made, and then looked at each second.
 
     A file that cannot be used is named in `trouble`, and what it said before stands; so does everything when the directory

@@ -52,7 +52,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class EntryKeys:
     """The keys of a service."""
 
     service: str

@@ -16,11 +16,11 @@ from relay.config.wording import brief, printable
 from relay.errors import OperatorError, RegistryError, os_reason
 from relay.fleet.gateway import (
     NOT_FOUND,
-    Answer,
     Batch,
     Compare,
     Operation,
     Refused,
+    Reply,
     T,
     Unfit,
     all_of,
@@ -50,7 +50,7 @@ _NO_AUTH: Final = "authentication is not enabled"
 _LEADER: Final = {"Grpc-Metadata-hasleader": "true"}
 
 
-class Client:
+class EtcdClient:
     """One program's way to an etcd cluster. Use as an async context manager, or `close` it."""
 
     def __init__(
@@ -99,13 +99,13 @@ class Client:
 
     # --- requests. Each raises RegistryError -------------------------------------------------------------------------
 
-    async def range(self, prefix: str) -> Answer:
+    async def range(self, prefix: str) -> Reply:
         """Every key that starts with `prefix`, as of one revision that the cluster agrees upon."""
         return await self.txn((), [get_all(prefix)])
 
     async def txn(
         self, compare: Iterable[Compare], then: Iterable[Operation], otherwise: Iterable[Operation] = ()
-    ) -> Answer:
+    ) -> Reply:
         """All of `then` when every comparison holds, all of `otherwise` when not; at one revision.
 
         A request whose answer got lost is made again, by another endpoint maybe: what is written must be guarded by a

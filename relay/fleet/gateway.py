@@ -26,7 +26,7 @@ Operation = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What a read or a transaction gave: whether its comparisons held, and what each `get` of it found, and how many."""
 
     cluster: str
@@ -156,12 +156,12 @@ def read_header(answer: dict[str, Any]) -> tuple[str, int]:
     return str(header["cluster_id"]), int(header.get("revision", 0))
 
 
-def read_answer(answer: dict[str, Any]) -> Answer:
+def read_answer(answer: dict[str, Any]) -> Reply:
     """What a transaction gave."""
     ranges = [each["response_range"] for each in answer.get("responses", ()) if "response_range" in each]
     found = tuple(map(read_key_values, ranges))
     counts = tuple(int(each.get("count", 0)) for each in ranges)
-    return Answer(*read_header(answer), answer.get("succeeded", False) is True, found, counts)
+    return Reply(*read_header(answer), answer.get("succeeded", False) is True, found, counts)
 
 
 def read_key_values(answer: dict[str, Any]) -> tuple[KeyValue, ...]:

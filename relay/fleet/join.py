@@ -17,8 +17,8 @@ from relay.config.wording import shown
 from relay.errors import IdentityError, OperatorError, RegistryError
 from relay.fleet.claim import Claimant, claim, may_replace
 from relay.fleet.directory import Directory
-from relay.fleet.entries import Entry, Keys, read_entry
-from relay.fleet.etcd import Client
+from relay.fleet.entries import Entry, EntryKeys, read_entry
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Refused
 from relay.fleet.identity import Vacancy
 from relay.fleet.last_roster import Remembered, recall
@@ -83,7 +83,7 @@ def abandon(settings: Settings, joined: Joined) -> None:
 
     async def revoke() -> None:
         assert settings.registry is not None, "it was asked"
-        async with Client.of(settings.registry) as client:
+        async with EtcdClient.of(settings.registry) as client:
             for lease in joined.leases:
                 await client.revoke(lease)
 
@@ -150,11 +150,11 @@ def _local_address(host: str, port: int) -> str | None:
 
 
 async def _by_etcd(registry: Registry, me: Claimant, vacancy: Vacancy, count: int, reach_s: float) -> Joined:
-    async with Client.of(registry) as client:
+    async with EtcdClient.of(registry) as client:
 
         async def there() -> list[Entry]:
-            (found,) = (await client.range(Keys(me.service).all_members)).found
-            places = [(Keys(me.service).place_of(each.key), each.value or b"") for each in found]
+            (found,) = (await client.range(EntryKeys(me.service).all_members)).found
+            places = [(EntryKeys(me.service).place_of(each.key), each.value or b"") for each in found]
             entries = [read_entry(place, value) for place, value in places if place is not None]
             return [entry for entry in entries if entry is not None]
 

@@ -11,8 +11,8 @@ from typing import Final
 from relay.config.roster import Member
 from relay.errors import RegistryError
 from relay.fleet.claim import Claimant, have, in_the_way, may_replace
-from relay.fleet.entries import Entry, Keys, KeyValue, read_entry, read_slot, slot_value
-from relay.fleet.etcd import Client
+from relay.fleet.entries import Entry, EntryKeys, KeyValue, read_entry, read_slot, slot_value
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Compare, absent, get, holds, put, unchanged
 
 # An etcd that is started again takes a second: one of a few attempts meets its first moment.
@@ -37,10 +37,10 @@ class Presence:
     `conflict` says who else is there by this machine's number, if somebody is, and `trouble` why etcd does not answer.
     """
 
-    def __init__(self, client: Client, me: Claimant, role: str, ordinal: int) -> None:
+    def __init__(self, client: EtcdClient, me: Claimant, role: str, ordinal: int) -> None:
         self.conflict = ""
         self.trouble = ""
-        self._client, self._me, self._keys = client, me, Keys(me.service)
+        self._client, self._me, self._keys = client, me, EntryKeys(me.service)
         self._member = Member(role, ordinal, me.address)
         self._slot, self._key = self._keys.slot(role, ordinal), self._keys.member(role, ordinal)
         self._written: Member | None = None  # what etcd has, as far as we know

@@ -20,8 +20,8 @@ from relay.config.roster import Member
 from relay.errors import RegistryError
 from relay.fleet.believed import Believed, grace_s
 from relay.fleet.claim import Claimant
-from relay.fleet.entries import Keys, KeyValue
-from relay.fleet.etcd import Client
+from relay.fleet.entries import EntryKeys, KeyValue
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Batch, absent, get, get_all, put
 from relay.fleet.presence import Presence, backoff_s
 
@@ -67,7 +67,7 @@ class Crowd:
         return len(self._times_s) == _CROWD_EVENTS and now_s - self._times_s[0] < _CROWD_S and events > 0
 
 
-class Registry(ABC):
+class RegistryClient(ABC):
     """Who tells which instances are there. Made and used in one event loop; work starts with `watch` or `announce`."""
 
     def __init__(self, known: Seen) -> None:
@@ -143,14 +143,19 @@ class Registry(ABC):
             self._wake()
 
 
-class Etcd(Registry):
+class Etcd(RegistryClient):
     """The instances by etcd. `presence`: this machine's own entries, where it has a number."""
 
     def __init__(
-        self, client: Client, service: str, ttl_s: float, presence: Presence | None = None, known: Seen | None = None
+        self,
+        client: EtcdClient,
+        service: str,
+        ttl_s: float,
+        presence: Presence | None = None,
+        known: Seen | None = None,
     ) -> None:
         super().__init__(known or Seen())
-        self._client, self._keys, self._ttl_s, self._presence = client, Keys(service), ttl_s, presence
+        self._client, self._keys, self._ttl_s, self._presence = client, EntryKeys(service), ttl_s, presence
         self._believed = Believed(self._keys, grace_s(ttl_s), self._seen.members)
         ago_s = (time.time_ns() - self._seen.confirmed_ns) / 1e9
         self._confirmed_s = time.monotonic() - max(ago_s, 0.0)
@@ -166,7 +171,7 @@ class Etcd(Registry):
         cls, registry: configured.Registry, service: str, me: Claimant | None, own: tuple[str, int] | None, known: Seen
     ) -> Self:
         """As the settings say. `own`: the role and number that the machine `me` has claimed. Raises OperatorError."""
-        client = Client.of(registry)
+        client = EtcdClient.of(registry)
         presence = Presence(client, me, *own) if me is not None and own is not None else None
         return cls(client, service, registry.ttl_s, presence, known)
 

@@ -14,7 +14,7 @@ from relay.ledger.ledger import WorkerLedger
 _PROBES: Final = 32  # a source that finds no place within these counts in its own worker alone
 
 
-class Sources:
+class SourceCounts:
     """One worker's table, and the reading of the others'."""
 
     def __init__(self, ledger: WorkerLedger) -> None:

@@ -56,7 +56,7 @@ DURATION_BOUNDS_S: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
 """Upper bounds of `relay_connection_duration_seconds`: from one request to a database session of a day."""
 
 
-class Head(IntEnum):
+class DaemonWord(IntEnum):
     """Words of the header."""
 
     MAGIC = 0

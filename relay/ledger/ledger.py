@@ -40,8 +40,8 @@ from relay.ledger.layout import (
     WORD_BYTES,
     WORKER_WORDS,
     Count,
+    DaemonWord,
     Flag,
-    Head,
     State,
     TargetCount,
     Word,
@@ -119,10 +119,10 @@ class Ledger:
         self.fd = fd
         self._memory = memory
         self.words = memoryview(memory).cast("Q")
-        if self.words[Head.MAGIC] != MAGIC or self.words[Head.VERSION] != VERSION:
-            raise RelayBug(f"ledger has layout {self.words[Head.VERSION]}, this program has {VERSION}")
-        self.workers = self.words[Head.WORKERS]
-        self.flows_per_worker = self.words[Head.FLOWS_PER_WORKER]
+        if self.words[DaemonWord.MAGIC] != MAGIC or self.words[DaemonWord.VERSION] != VERSION:
+            raise RelayBug(f"ledger has layout {self.words[DaemonWord.VERSION]}, this program has {VERSION}")
+        self.workers = self.words[DaemonWord.WORKERS]
+        self.flows_per_worker = self.words[DaemonWord.FLOWS_PER_WORKER]
 
     @classmethod
     def create(cls, workers: int, flows_per_worker: int, now_ns: int) -> "Ledger":
@@ -132,11 +132,11 @@ class Ledger:
         os.ftruncate(fd, size)
         memory = mmap.mmap(fd, size)
         words = memoryview(memory).cast("Q")
-        words[Head.VERSION] = VERSION
-        words[Head.WORKERS] = workers
-        words[Head.FLOWS_PER_WORKER] = flows_per_worker
-        words[Head.STARTED_NS] = now_ns
-        words[Head.MAGIC] = MAGIC  # last: a header with the magic is whole
+        words[DaemonWord.VERSION] = VERSION
+        words[DaemonWord.WORKERS] = workers
+        words[DaemonWord.FLOWS_PER_WORKER] = flows_per_worker
+        words[DaemonWord.STARTED_NS] = now_ns
+        words[DaemonWord.MAGIC] = MAGIC  # last: a header with the magic is whole
         words.release()
         return cls(fd, memory)
 
@@ -185,7 +185,7 @@ class WorkerLedger:
     def __init__(self, memory: mmap.mmap, words: memoryview, index: int, flows: int) -> None:
         stride = _worker_bytes(flows) // WORD_BYTES
         base = FIRST_WORKER + index * stride
-        self._all_bases = tuple(FIRST_WORKER + n * stride for n in range(words[Head.WORKERS]))
+        self._all_bases = tuple(FIRST_WORKER + n * stride for n in range(words[DaemonWord.WORKERS]))
         self.index = index
         self.words = words
         self.capacity_flows = flows

@@ -21,9 +21,9 @@ from typing import Final
 from relay.config.snapshot import Snapshot
 from relay.dataplane import worker
 from relay.kernel import process
-from relay.ledger.layout import Head, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger, WorkerLedger
-from relay.log import Log
+from relay.log import Logger
 from relay.processes import succession
 
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
@@ -41,7 +41,7 @@ class Holder:
         ledger: WorkerLedger,
         hand: socket.socket,
         own: Collection[int],
-        log: Log,
+        log: Logger,
         worker_main: Callable[[], None],
     ) -> None:
         """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
@@ -172,17 +172,17 @@ def hold(
     `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
     """
     words = ledger.words
-    inherited = worker.Inherited(
+    inherited = worker.WorkerInherits(
         index=index,
         ledger=ledger.worker(index),
-        program=words[Head.PROGRAM],
-        drain_until=lambda: words[Head.DRAIN_UNTIL_NS],
+        program=words[DaemonWord.PROGRAM],
+        drain_until=lambda: words[DaemonWord.DRAIN_UNTIL_NS],
         control=control,
         log_sink=log_sink,
         snapshot=snapshot,
         baseline=baseline,
     )
-    log = Log(log_sink, f"worker-{index}", snapshot.log_level)
+    log = Logger(log_sink, f"worker-{index}", snapshot.log_level)
     main = partial(worker.main, inherited, ledger.flows_per_worker)
     Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
 

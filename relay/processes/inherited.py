@@ -10,20 +10,20 @@ from relay.kernel import process
 from relay.kernel.sockets import descriptors
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from relay.processes import succession
 from relay.processes.handover import Handover
 from relay.processes.holder import hold
 
 
 @dataclass(slots=True)
-class State:
+class Inherited:
     """The descriptors and the few facts that must outlive every other process."""
 
     snapshot: Snapshot
     listeners: dict[str, socket.socket]  # by listening address
     ledger: Ledger
-    log: Log
+    log: Logger
     log_sink: socket.socket
     log_source: socket.socket
     keeper_end: socket.socket  # of the channel to control
@@ -60,7 +60,7 @@ class State:
         )
 
 
-def be_holder(state: State, index: int) -> None:
+def be_holder(state: Inherited, index: int) -> None:
     """Be the holder of worker `index`, with nothing from before."""
     words = state.ledger.worker(index)
     for word in (Word.SCRATCH_OWNER, Word.SCRATCH_R, Word.SCRATCH_W):
@@ -69,7 +69,7 @@ def be_holder(state: State, index: int) -> None:
     _hold(state, index)
 
 
-def be_successor(state: State, index: int, ours: socket.socket, theirs: socket.socket) -> None:
+def be_successor(state: Inherited, index: int, ours: socket.socket, theirs: socket.socket) -> None:
     """Be the holder of worker `index` in place of the old program's, which holds the end `theirs`: see succession.py."""
     process.block()  # a stop must not end this process while it alone has the connections; `hold` lets it come
     theirs.close()
@@ -83,7 +83,7 @@ def be_successor(state: State, index: int, ours: socket.socket, theirs: socket.s
     _hold(state, index)
 
 
-def _let_go(state: State) -> None:
+def _let_go(state: Inherited) -> None:
     """No object in a holder may ever close a descriptor that is a connection's by then."""
     for sock in (state.keeper_end, state.control_end, *state.control_only.values()):
         sock.close()
@@ -91,7 +91,7 @@ def _let_go(state: State) -> None:
         listener.detach()  # it stays open, for the worker
 
 
-def _hold(state: State, index: int) -> None:
+def _hold(state: Inherited, index: int) -> None:
     state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # an earlier holder's, or in the old program's form
     hold(
         index,

@@ -23,12 +23,12 @@ from typing import Any, Final
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
 from relay.kernel import channel, memory, messages, process
-from relay.ledger.layout import Head, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.processes import handover, succession
 from relay.processes.child import Child, Phase
 from relay.processes.handover import Handover
 from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
-from relay.processes.inherited import State, be_holder, be_successor
+from relay.processes.inherited import Inherited, be_holder, be_successor
 from relay.processes.renewal import LOOK_S, Renewal
 
 _KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
@@ -37,7 +37,9 @@ _KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that do
 class Keeper:
     """Runs one control process and the workers until told to stop. `run` returns the daemon's exit status."""
 
-    def __init__(self, state: State, control_main: Callable[[State], None], before: Handover | None = None) -> None:
+    def __init__(
+        self, state: Inherited, control_main: Callable[[Inherited], None], before: Handover | None = None
+    ) -> None:
         """`before`: what the program that this one replaces left; None at a start from nothing."""
         self._state = state
         self._control = Child("control", partial(control_main, state))
@@ -156,7 +158,7 @@ class Keeper:
         child.crashes = crashes_now(child.crashes, status, time.monotonic() - child.started_s)
         delay_s = BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
         child.restart_at_s = time.monotonic() + delay_s
-        head = Head.CONTROL_RESTARTS if child is self._control else Head.HOLDER_RESTARTS
+        head = DaemonWord.CONTROL_RESTARTS if child is self._control else DaemonWord.HOLDER_RESTARTS
         self._state.ledger.words[head] += 1
         how = how_it_ended(status)
         self._state.log.event("error", "died", message=child.name, how=how, restart_in_s=delay_s)
@@ -205,7 +207,7 @@ class Keeper:
         systemd.reloading()  # READY=1 follows from control, when every worker works by the new snapshot
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger
-        ledger.words[Head.PROGRAM] += 1
+        ledger.words[DaemonWord.PROGRAM] += 1
         self._renewal = Renewal(ledger, self._state.log, self._succeed, range(ledger.workers))
         for child in [*self._workers, self._control]:
             child.started_s = time.monotonic()
@@ -286,7 +288,7 @@ class Keeper:
                 systemd.reloading()
 
     def _holds_by(self, snapshot: Snapshot) -> None:
-        self._state.ledger.words[Head.GENERATION] = snapshot.generation
+        self._state.ledger.words[DaemonWord.GENERATION] = snapshot.generation
 
     def _tell_control(self, message: dict[str, Any]) -> None:
         channel.send(self._state.keeper_end, message)
@@ -332,13 +334,13 @@ class Keeper:
         now_s = time.monotonic()
         if self._phase is Phase.DRAINING:
             self._kill_at_s = now_s + _KILL_AFTER_S
-            self._state.ledger.words[Head.DRAIN_UNTIL_NS] = 1  # long ago
+            self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
             self._renewal = Renewal(self._state.ledger, self._state.log, self._succeed)  # nobody is renewed any more
             self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
-            self._state.ledger.words[Head.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
+            self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
             systemd.notify("STOPPING=1", "STATUS=draining")
             self._state.log.event("info", "draining", deadline_s=self._state.snapshot.drain_s)
             for listener in self._state.listeners.values():

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from relay.ledger.layout import Head, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 
 LOOK_S: Final = 0.005  # how often to look whether one is up: the connections of the next wait for it
 _PATIENCE_S: Final = 10.0  # it is up within milliseconds; where it is not, the next is started ever later
@@ -17,14 +17,16 @@ _PATIENCE_S: Final = 10.0  # it is up within milliseconds; where it is not, the 
 
 def behind(ledger: Ledger) -> list[int]:
     """Workers that still run in the program that was replaced, or are just being started in the new one."""
-    program = ledger.words[Head.PROGRAM]
+    program = ledger.words[DaemonWord.PROGRAM]
     return [n for n in range(ledger.workers) if ledger.worker(n)[Word.PROGRAM] != program]
 
 
 class Renewal:
     """Has the holders succeeded. `step` it until `done`."""
 
-    def __init__(self, ledger: Ledger, log: Log, succeed: Callable[[int], None], workers: Sequence[int] = ()) -> None:
+    def __init__(
+        self, ledger: Ledger, log: Logger, succeed: Callable[[int], None], workers: Sequence[int] = ()
+    ) -> None:
         """`workers` are to be renewed; `succeed` starts the successor of one's holder."""
         self._ledger = ledger
         self._log = log

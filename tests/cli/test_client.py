@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli import client as module
-from relay.cli.client import Client
+from relay.cli.client import AdminClient
 from relay.errors import AdminError, ConfigError
 from tests.harness import HANG_S
 from tests.ports import free_port
@@ -49,13 +49,13 @@ def http(status: str, body: bytes) -> bytes:
 
 def test_a_value(path: str) -> None:
     with answering(path, http("200 OK", b'{"a": [1, "\xc3\xa9"]}')) as requests:
-        assert Client(path).get("/v1/status") == {"a": [1, "é"]}
+        assert AdminClient(path).get("/v1/status") == {"a": [1, "é"]}
     assert requests[0].startswith(b"GET /v1/status HTTP/1.1\r\n")
 
 
 def test_doing_something(path: str) -> None:
     with answering(path, http("200 OK", b"{}")) as requests:
-        assert Client(path).post("/v1/reload") == {}
+        assert AdminClient(path).post("/v1/reload") == {}
     assert requests[0].startswith(b"POST /v1/reload HTTP/1.1\r\n")
 
 
@@ -64,21 +64,21 @@ def test_a_refusal_is_passed_on(path: str) -> None:
         answering(path, http("409 Conflict", b'{"error": "f.yaml:1:2: x: is wrong; write y"}')),
         pytest.raises(AdminError, match=r"^f.yaml:1:2: x: is wrong; write y$"),
     ):
-        Client(path).post("/v1/reload")
+        AdminClient(path).post("/v1/reload")
 
 
 def test_no_daemon(path: str) -> None:
     with pytest.raises(AdminError, match=rf"^cannot reach {path}: no such file; is relay running\?.*--socket"):
-        Client(path).get("/v1/status")
+        AdminClient(path).get("/v1/status")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     with pytest.raises(AdminError, match=r"nobody listens there; is relay running\?"):
-        Client(path).get("/v1/status")
+        AdminClient(path).get("/v1/status")
 
 
 def test_a_path_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(AdminError, match="cannot reach"):
-        Client(str(tmp_path / ("x" * 200))).get("/v1/status")
+        AdminClient(str(tmp_path / ("x" * 200))).get("/v1/status")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_path_that_cannot_be(tmp_path: Path) -> None:
 )
 def test_it_is_not_relay(answer: bytes, path: str) -> None:
     with answering(path, answer), pytest.raises(AdminError) as caught:
-        Client(path).get("/v1/status")
+        AdminClient(path).get("/v1/status")
     assert str(caught.value)
 
 
@@ -107,13 +107,13 @@ def test_a_daemon_that_does_not_answer(path: str, monkeypatch: pytest.MonkeyPatc
         silent.bind(path)
         silent.listen()
         with pytest.raises(AdminError, match=rf"^the daemon at {path} does not answer; see its log$"):
-            Client(path).get("/v1/status")
+            AdminClient(path).get("/v1/status")
 
 
 def found(path: str | None, settings: str | None) -> str:
     """The socket that is asked: it is named when nobody is there."""
     with pytest.raises(AdminError) as caught:
-        Client.find(path, settings).get("/v1/status")
+        AdminClient.find(path, settings).get("/v1/status")
     return str(caught.value).removeprefix("cannot reach ").partition(":")[0]
 
 
@@ -129,14 +129,14 @@ def test_where_the_daemon_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found(None, str(named)) == f"{tmp_path}/from-named"
     monkeypatch.setenv("RELAY_SETTINGS", str(tmp_path / "missing.yaml"))
     with pytest.raises(ConfigError, match="no such file"):
-        Client.find(None, None)
+        AdminClient.find(None, None)
 
 
 def test_bad_settings(tmp_path: Path) -> None:
     bad = tmp_path / "instance.yaml"
     bad.write_text("admn: {}\n")
     with pytest.raises(ConfigError, match="did you mean `admin`"):
-        Client.find(None, str(bad))
+        AdminClient.find(None, str(bad))
 
 
 def test_a_user_who_may_not_use_the_socket_asks_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,16 +153,16 @@ def test_a_user_who_may_not_use_the_socket_asks_the_port(tmp_path: Path, monkeyp
         settings.write_text(f"admin: {{socket: /run/x.sock, listen: 127.0.0.1:{port}}}\n")
         thread = threading.Thread(target=answer_once, args=(listener, http("200 OK", b'{"a": 1}')), daemon=True)
         thread.start()
-        assert Client.find(None, str(settings), discovery=True).get("/v1/identity") == {"a": 1}
+        assert AdminClient.find(None, str(settings), discovery=True).get("/v1/identity") == {"a": 1}
         thread.join(HANG_S)
         for client in (
-            Client.find(None, str(settings)),
-            Client.find("/run/x.sock", str(settings), discovery=True),
+            AdminClient.find(None, str(settings)),
+            AdminClient.find("/run/x.sock", str(settings), discovery=True),
         ):
             with pytest.raises(AdminError, match=r"cannot reach /run/x.sock: no permission"):
                 client.get("/v1/status")
     with pytest.raises(AdminError, match=rf"cannot reach 127\.0\.0\.1:{port}: nobody listens there"):
-        Client.find(None, str(settings), discovery=True).get("/v1/identity")
+        AdminClient.find(None, str(settings), discovery=True).get("/v1/identity")
 
 
 def answer_once(listener: socket.socket, answer: bytes) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.cli.client import Client
+from relay.cli.client import AdminClient
 from relay.cli.discovery import addresses_of, show_addresses, show_environment, show_identity, show_instances
 from relay.control import discovery
 from relay.errors import OperatorError, UnknownError
@@ -14,7 +14,7 @@ from tests.control.rig import WEB_0, WEB_2, fleet
 FLEET = fleet(WEB_0, WEB_2, avoided=frozenset({"web_IN_2", "store_IN_0"}))
 
 
-class Told(Client):
+class Told(AdminClient):
     """A daemon that answers with this."""
 
     def __init__(self, **answers: Any) -> None:

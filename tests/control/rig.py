@@ -17,7 +17,7 @@ from relay.control.discovery import Fleet
 from relay.control.openapi import document
 from relay.control.routes import Discovery
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from tests.config.rig import endpoint_row, service
 from tests.ledger.rig import new_ledger
 
@@ -65,7 +65,7 @@ class Logged:
     def __init__(self) -> None:
         self._read, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._read.setblocking(False)
-        self.log = Log(self._write, "control", "debug")
+        self.log = Logger(self._write, "control", "debug")
 
     def close(self) -> None:
         """End it."""

@@ -17,7 +17,7 @@ from relay.ledger.layout import (
     NAMES_RCODES,
     REASONS,
     Count,
-    Head,
+    DaemonWord,
     Health,
     TargetCount,
     Word,
@@ -256,8 +256,8 @@ def test_whether_a_target_answers(ledger: Ledger) -> None:
 def test_the_daemons_own(ledger: Ledger) -> None:
     now_ns = time.time_ns()
     words = ledger.words
-    words[Head.RELOAD_OK], words[Head.RELOAD_OK_AT_NS] = 1, now_ns - 3_000_000_000
-    words[Head.HOLDER_RESTARTS], words[Head.CONTROL_RESTARTS] = 1, 5
+    words[DaemonWord.RELOAD_OK], words[DaemonWord.RELOAD_OK_AT_NS] = 1, now_ns - 3_000_000_000
+    words[DaemonWord.HOLDER_RESTARTS], words[DaemonWord.CONTROL_RESTARTS] = 1, 5
     ledger.worker(0)[Word.RESTARTS], ledger.worker(1)[Word.RESTARTS] = 2, 1
     own = {
         Word.ACCEPT_PAUSES: "relay_accept_pauses_total",
@@ -282,8 +282,8 @@ def test_the_daemons_own(ledger: Ledger) -> None:
     assert stamp_s == pytest.approx(now_ns / 1e9 - 3.0)
     [(_, age_s)] = found["relay_roster_age_seconds"]
     assert 3.0 <= age_s <= 3.0 + (time.time_ns() - now_ns) / 1e9
-    words[Head.ROSTER_AT_NS] = now_ns - 60 * 10**9  # from here on a registry tells
-    words[Head.ROSTER_REJECTED], words[Head.NAMES_QUERIES + 1] = 2, 7
+    words[DaemonWord.ROSTER_AT_NS] = now_ns - 60 * 10**9  # from here on a registry tells
+    words[DaemonWord.ROSTER_REJECTED], words[DaemonWord.NAMES_QUERIES + 1] = 2, 7
     found = scrape(ledger)
     [(_, age_s)] = found["relay_roster_age_seconds"]
     assert 60.0 <= age_s <= 60.0 + (time.time_ns() - now_ns) / 1e9
@@ -327,7 +327,7 @@ def test_whether_an_edges_target_is_up_is_what_its_probes_say(ledger: Ledger) ->
 @pytest.mark.parametrize(("left_s", "busy"), [(3600, 1.0), (-1, 0.0)])
 def test_busy_ends_by_itself(left_s: int, busy: float, ledger: Ledger) -> None:
     assert scrape(ledger)["relay_busy"] == [({}, 0.0)]
-    ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() + left_s * 1_000_000_000
+    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + left_s * 1_000_000_000
     assert scrape(ledger)["relay_busy"] == [({}, busy)]
 
 

@@ -18,7 +18,7 @@ from relay.config.source import parse
 from relay.control import name_service as naming_module
 from relay.control.discovery import Fleet
 from relay.control.name_service import Naming
-from relay.ledger.layout import NAMES_RCODES, Head
+from relay.ledger.layout import NAMES_RCODES, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.names.server import open_names_sockets
 from tests.control.rig import Logged
@@ -87,7 +87,7 @@ async def test_names_follow_roster_and_health(ledger: Ledger, logged: Logged) ->
         assert (await asked(port, "example.org"))[0] == "REFUSED"
     finally:
         await naming.end()
-    counted = {rcode: ledger.words[Head.NAMES_QUERIES + n] for n, rcode in enumerate(NAMES_RCODES)}
+    counted = {rcode: ledger.words[DaemonWord.NAMES_QUERIES + n] for n, rcode in enumerate(NAMES_RCODES)}
     assert counted == dict.fromkeys(NAMES_RCODES, 0) | {"NOERROR": 4, "NXDOMAIN": 1, "REFUSED": 1}
 
 
@@ -99,7 +99,7 @@ async def test_what_was_asked_is_counted_on_by_the_next_control(ledger: Ledger, 
         await naming.serve(udp, tcp)
         await asked(udp.getsockname()[1], "store.shop.internal")
         await naming.end()
-        assert ledger.words[Head.NAMES_QUERIES] == total
+        assert ledger.words[DaemonWord.NAMES_QUERIES] == total
 
 
 async def test_the_hosts_file_follows(ledger: Ledger, logged: Logged, tmp_path: Path) -> None:

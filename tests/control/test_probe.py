@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
-from relay.control.probe import Answer, Judge, ask, heard
+from relay.control.probe import Judge, ProbeAnswer, ask, heard
 from relay.envelope import proxyproto
 from relay.ledger.layout import Health
 from tests.config.rig import endpoint_row
 from tests.ports import free_port
 
 PROBE: Final = ProbeRow("", 15.0, 31.0)
-GOOD, BAD, NONE = Answer.GOOD, Answer.BAD, Answer.NONE
+GOOD, BAD, NONE = ProbeAnswer.GOOD, ProbeAnswer.BAD, ProbeAnswer.NONE
 UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
 
 # --- Judge ------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
     ],
     ids=["good", "bad", "none-from-the-start", "none-after-good", "good-counts-anew", "bad-and-back", "never-up"],
 )
-def test_answers_and_what_they_make(steps: list[tuple[float, Answer, Health]]) -> None:
+def test_answers_and_what_they_make(steps: list[tuple[float, ProbeAnswer, Health]]) -> None:
     """With the defaults, 15 s and 31 s: (when, what came, what the target is then)."""
     judge = Judge(PROBE, 1000.0)
     assert judge.health is UNKNOWN
@@ -56,7 +56,7 @@ def test_what_an_earlier_control_process_found_stands_for_the_timeout() -> None:
     assert Judge(PROBE, 1000.0, DOWN).hear(NONE, 1001.0) is DOWN
 
 
-def fallen(times: int, every_s: float = 30.0, by: Answer = BAD) -> tuple[Judge, float]:
+def fallen(times: int, every_s: float = 30.0, by: ProbeAnswer = BAD) -> tuple[Judge, float]:
     """A judge of a target that was up and fell so many times, and when it fell last."""
     judge, now_s = Judge(PROBE, 0.0), 0.0
     for _ in range(times):
@@ -68,7 +68,7 @@ def fallen(times: int, every_s: float = 30.0, by: Answer = BAD) -> tuple[Judge, 
 
 
 @pytest.mark.parametrize("by", [BAD, NONE])
-def test_one_that_flaps_is_believed_at_its_third_good_answer(by: Answer) -> None:
+def test_one_that_flaps_is_believed_at_its_third_good_answer(by: ProbeAnswer) -> None:
     judge, now_s = fallen(2, 31.0, by)
     assert judge.hear(GOOD, now_s + 1) is UP, "twice is not flapping"
     judge, now_s = fallen(3, 31.0, by)
@@ -76,7 +76,7 @@ def test_one_that_flaps_is_believed_at_its_third_good_answer(by: Answer) -> None
 
 
 @pytest.mark.parametrize("other", [BAD, NONE])
-def test_the_good_answers_are_in_a_row(other: Answer) -> None:
+def test_the_good_answers_are_in_a_row(other: ProbeAnswer) -> None:
     judge, now_s = fallen(3)
     answers = [GOOD, GOOD, other, GOOD, GOOD, GOOD]
     assert [judge.hear(answer, now_s + n) for n, answer in enumerate(answers, 1)] == [*[DOWN] * 5, UP]
@@ -99,8 +99,8 @@ def test_no_answer_while_down_is_no_fall() -> None:
     assert judge.hear(GOOD, now_s + 11) is UP
 
 
-@given(st.lists(st.tuples(st.sampled_from(Answer), st.floats(0.01, 40.0)), max_size=60))
-def test_what_holds_whatever_comes(steps: list[tuple[Answer, float]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(ProbeAnswer), st.floats(0.01, 40.0)), max_size=60))
+def test_what_holds_whatever_comes(steps: list[tuple[ProbeAnswer, float]]) -> None:
     """Bad is down at once; up only by a good answer; three good ones in a row are up whatever was before."""
     judge, now_s, good_s, in_a_row = Judge(PROBE, 0.0), 0.0, 0.0, 0
     for answer, step_s in steps:
@@ -215,7 +215,7 @@ def probing(probe: ProbeRow, **keys: Any) -> EndpointRow:
         (b"x" * 200_000, BAD),
     ],
 )
-async def test_an_http_probe_takes_a_200_and_nothing_else(answer: bytes, expected: Answer) -> None:
+async def test_an_http_probe_takes_a_200_and_nothing_else(answer: bytes, expected: ProbeAnswer) -> None:
     async with serving(saying(answer)) as target:
         assert await ask(probing(HTTP), target) is expected
 
@@ -337,7 +337,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 @pytest.mark.real("openssl")
 @pytest.mark.parametrize(("status", "expected"), [(b"200 OK", GOOD), (b"500 No", BAD)])
 async def test_behind_https_it_is_asked_by_tls_whoever_it_is(
-    status: bytes, expected: Answer, certified: ssl.SSLContext
+    status: bytes, expected: ProbeAnswer, certified: ssl.SSLContext
 ) -> None:
     async with serving(saying(b"HTTP/1.1 " + status + b"\r\n\r\n"), tls=certified) as target:
         assert await ask(probing(HTTP, protocol="https"), target) is expected

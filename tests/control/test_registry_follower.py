@@ -11,8 +11,8 @@ import pytest
 from relay.config.roster import Member, Roster
 from relay.control import registry_follower
 from relay.control.registry_follower import Follower
-from relay.fleet.registry import Registry, Seen
-from relay.ledger.layout import Count, Head
+from relay.fleet.registry import RegistryClient, Seen
+from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.control.rig import Logged
@@ -23,7 +23,7 @@ ONE, OTHER = Member("web", 0, "10.0.0.4"), Member("web", 1, "10.0.0.5")
 SNAPSHOT = snapshot_of(endpoint_row("web/api", slot=3), roster=Roster((ONE,)))
 
 
-class Told(Registry):
+class Told(RegistryClient):
     """A registry that says what it is told to say."""
 
     def __init__(self) -> None:
@@ -117,11 +117,11 @@ async def test_the_registry_is_told_how_this_machine_does(ledger: Ledger, monkey
     async with following(ledger, monkeypatch) as made:
         told = made.registry.announced
         await made.until(lambda: told[-1:] == [("10.0.0.4:9464", False, ())])
-        ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+        ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
         await made.until(lambda: told[-1] == ("10.0.0.4:9464", True, ()))
-        ledger.words[Head.BUSY_UNTIL_NS] = 0
+        ledger.words[DaemonWord.BUSY_UNTIL_NS] = 0
         await made.until(lambda: not told[-1][1])
-        ledger.words[Head.DRAIN_UNTIL_NS] = 1
+        ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1
         await made.until(lambda: told[-1][1])
         worker = ledger.worker(0)
         worker.words[worker.row(3) + Count.TARGET_UP] = time.monotonic_ns() << 1
@@ -132,7 +132,7 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     began_s = time.monotonic()
     async with following(ledger, monkeypatch) as made:
         made.registry.say(ONE)
-        await made.until(lambda: ledger.words[Head.ROSTER_AT_NS] == made.registry.current.confirmed_ns)
+        await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_NS] == made.registry.current.confirmed_ns)
         status = made.follower.status()
         assert (status["kind"], status["members"], status["trouble"], status["rejected"]) == ("etcd", 1, "", 0)
         assert 0 <= status["age_s"] <= time.monotonic() - began_s + 0.001  # it is told in milliseconds
@@ -167,13 +167,15 @@ async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, mo
         await made.until(lambda: bool(made.follower.status()["trouble"]))
         status = made.follower.status()
         assert status["trouble"] == "it does not come into force: it has more endpoints than there are rows"
-        at_ns = ledger.words[Head.ROSTER_AT_NS]
+        at_ns = ledger.words[DaemonWord.ROSTER_AT_NS]
         made.registry.say(ONE, OTHER)
         count = len(made.registry.announced)
         await made.until(lambda: len(made.registry.announced) > count + 2)
-        assert ledger.words[Head.ROSTER_AT_NS] == at_ns, "what stands is older than what it says"
+        assert ledger.words[DaemonWord.ROSTER_AT_NS] == at_ns, "what stands is older than what it says"
         made.hindrance = ""
-        await made.until(lambda: not made.follower.status()["trouble"] and ledger.words[Head.ROSTER_AT_NS] > at_ns)
+        await made.until(
+            lambda: not made.follower.status()["trouble"] and ledger.words[DaemonWord.ROSTER_AT_NS] > at_ns
+        )
 
 
 async def test_a_mistake_of_ours_costs_nobody_else_anything(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from relay.control import reload
-from relay.control.reload import Prepared, Sources, prepare
+from relay.control.reload import ConfigFiles, Prepared, prepare
 from relay.errors import ConfigError, IdentityError, ListenError, OperatorError
 from relay.kernel.listening import close_all
 from tests.dataplane.rig import no_descriptors
@@ -23,7 +23,7 @@ class Files:
     def __init__(self, directory: Path) -> None:
         self.service = directory / "service.yaml"
         self.settings = directory / "instance.yaml"
-        self.sources = Sources(str(self.service), str(self.settings), settings_required=False, instance="web_IN_0")
+        self.sources = ConfigFiles(str(self.service), str(self.settings), settings_required=False, instance="web_IN_0")
         self.prepared: list[Prepared] = []
 
     def write(self, ports: dict[str, int], *, host: str = "127.0.0.1", settings: str = "", **keys: Any) -> None:

@@ -16,7 +16,7 @@ from relay.control import routes
 from relay.control.admin import open_tcp_socket, serve_discovery
 from relay.control.routes import Discovery, is_loopback_host
 from relay.control.watch import EVENTS_MAX, WATCHERS_MAX
-from relay.ledger.layout import Head
+from relay.ledger.layout import DaemonWord
 from tests.control.rig import SHOP, WEB_0, WEB_2, Truth, discovery_of
 from tests.harness import HANG_S
 
@@ -59,7 +59,7 @@ async def test_what_can_be_asked(api: Api) -> None:
 
 
 async def test_busy_by_its_own_drain(api: Api) -> None:
-    api.truth.ledger.words[Head.BUSY_UNTIL_NS] = 2**62
+    api.truth.ledger.words[DaemonWord.BUSY_UNTIL_NS] = 2**62
     _, me = await api.get("/v1/instances/store_IN_0")
     assert (me["busy"], me["healthy"], me["self"]) == (True, False, True)
 

@@ -16,7 +16,7 @@ from relay.ledger.layout import (
     ENVELOPE_REASONS,
     REASONS,
     Count,
-    Head,
+    DaemonWord,
     Health,
     State,
     TargetCount,
@@ -113,11 +113,11 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
         part[word] = value
     part[Word.HEARTBEAT_NS] = time.monotonic_ns() - 2_000_000_000
     words = ledger.words
-    words[Head.STARTED_NS] = time.time_ns() - 60_000_000_000
-    words[Head.HOLDER_RESTARTS], words[Head.CONTROL_RESTARTS], words[Head.RELOADS_FAILED] = 1, 7, 8
+    words[DaemonWord.STARTED_NS] = time.time_ns() - 60_000_000_000
+    words[DaemonWord.HOLDER_RESTARTS], words[DaemonWord.CONTROL_RESTARTS], words[DaemonWord.RELOADS_FAILED] = 1, 7, 8
     ledger.worker(0)[Word.RESTARTS] = 3
     part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
-    words[Head.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
+    words[DaemonWord.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
     found = status(ledger, SNAPSHOT, 1, 0)
     worker = found["workers"][1]
     assert since.has_grown(worker.pop("heartbeat_age_s"), 2.0)
@@ -169,9 +169,9 @@ def test_how_long_edges_send_nobody(ledger: Ledger) -> None:
     add(ledger.worker(1), 2, Count.ACTIVE, 3)
     assert busy(ledger, snapshot) == {"busy_for_s": 0, "behind_edge": ["web/in"], "active": 5}
     since = Since()
-    ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() + 600_000_000_000
+    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 600_000_000_000
     assert since.has_shrunk(busy(ledger, snapshot)["busy_for_s"], 600.0)
-    ledger.words[Head.BUSY_UNTIL_NS] = time.time_ns() - 1
+    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() - 1
     assert status(ledger, snapshot, 1, 0)["busy_for_s"] == 0, "the lease has ended by itself"
 
 
@@ -180,7 +180,7 @@ def test_it_is_upgrading_until_control_and_every_worker_are_of_the_new_program(l
         return bool(status(ledger, SNAPSHOT, 1, program)["upgrading"])
 
     assert not upgrading(0)
-    ledger.words[Head.PROGRAM] = 1
+    ledger.words[DaemonWord.PROGRAM] = 1
     assert upgrading(1), "the workers are not"
     for n in range(ledger.workers):
         ledger.worker(n)[Word.PROGRAM] = 1

@@ -7,12 +7,12 @@ import pytest
 from relay.csdef.definition import (
     NAMESPACE,
     ROOT,
+    DefinedProbe,
+    DefinedRole,
     Definition,
     InputEndpoint,
     InstanceEndpoint,
     InternalEndpoint,
-    Probe,
-    Role,
     TrafficRule,
     definition_of,
 )
@@ -28,7 +28,7 @@ def read(inside: str) -> Definition:
     return found
 
 
-def role(inside: str) -> Role:
+def role(inside: str) -> DefinedRole:
     [found] = read(f'<WebRole name="web">{inside}</WebRole>').roles
     return found
 
@@ -135,15 +135,15 @@ def test_the_order_of_children_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("text", "probe"),
     [
-        ('name="p" protocol="tcp"', Probe("p", (2, 21), "tcp", None, None, 15, 31)),
-        ('name="p" protocol="HTTP" path="a.aspx"', Probe("p", (2, 21), "http", "/a.aspx", None, 15, 31)),
+        ('name="p" protocol="tcp"', DefinedProbe("p", (2, 21), "tcp", None, None, 15, 31)),
+        ('name="p" protocol="HTTP" path="a.aspx"', DefinedProbe("p", (2, 21), "http", "/a.aspx", None, 15, 31)),
         (
             'name="p" protocol="http" path="/" port="8081" intervalInSeconds="5" timeoutInSeconds="100"',
-            Probe("p", (2, 21), "http", "/", 8081, 5, 100),
+            DefinedProbe("p", (2, 21), "http", "/", 8081, 5, 100),
         ),
     ],
 )
-def test_probes(text: str, probe: Probe) -> None:
+def test_probes(text: str, probe: DefinedProbe) -> None:
     assert read(f"<LoadBalancerProbes><LoadBalancerProbe {text}/></LoadBalancerProbes>").probes == (probe,)
 
 

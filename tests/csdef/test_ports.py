@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay.csdef.definition import Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Role
-from relay.csdef.ports import Door, cannot, doors
+from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint
+from relay.csdef.ports import PublicPort, cannot, doors
 from relay.errors import ConfigError
 
 LINES = iter(range(1, 10_000))
@@ -21,8 +21,10 @@ def instance(local: int, protocol: str = "tcp") -> InstanceEndpoint:
     return InstanceEndpoint(f"instance{local}", (next(LINES), 1), protocol, local, (10_100, 10_109), ())
 
 
-def opened(*endpoints: Endpoint, access: dict[str, str] | None = None) -> list[Door]:
-    return doors(Role("web", (1, 1), endpoints, ()), "f.csdef", lambda endpoint: (access or {}).get(endpoint.name))
+def opened(*endpoints: Endpoint, access: dict[str, str] | None = None) -> list[PublicPort]:
+    return doors(
+        DefinedRole("web", (1, 1), endpoints, ()), "f.csdef", lambda endpoint: (access or {}).get(endpoint.name)
+    )
 
 
 def way(*endpoints: Endpoint) -> list[tuple[int, int]]:

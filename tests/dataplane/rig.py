@@ -24,10 +24,10 @@ from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
 from relay.kernel.listening import open_listener
 from relay.kernel.poller import Handler, Poller
-from relay.ledger.by_source import Sources
+from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, Count, Word
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from tests.config.rig import endpoint_row
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
@@ -48,7 +48,7 @@ class Rig:
         self.bugs: list[Exception] = []
         self.poller = Poller(self._on_error, lambda: self.plane.closed())
         sink, self._log_source = (stack.enter_context(sock) for sock in logging.channel())
-        self.log = Log(sink, "worker-0", "info")
+        self.log = Logger(sink, "worker-0", "info")
         self.plane = Plane(
             poller=self.poller,
             mover=Mover(self.pool, self.part),
@@ -58,7 +58,7 @@ class Rig:
             free_records=list(range(flows - 1, -1, -1)),
             exhausted=self._on_exhausted,
         )
-        self.gate = Gate(row, self.part, Sources(self.part))
+        self.gate = Gate(row, self.part, SourceCounts(self.part))
         self.listener = Listener(self.plane, self.gate, open_listener(row, port))
         self.address = self.listener.sock.getsockname()
         self.listener.resume()

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.dataplane.worker import Inherited, Worker
+from relay.dataplane.worker import Worker, WorkerInherits
 from relay.kernel import channel
 from relay.kernel.listening import open_listener
 from relay.kernel.sockets import descriptors, listening_address
@@ -53,7 +53,7 @@ class Running:
     def launch(self, snapshot: Snapshot, left: frozenset[int] = frozenset()) -> None:
         """Start it with the sockets that listen here; `left` are those of a predecessor's connections."""
         listening = {fd for fd in descriptors() if listening_address(fd) is not None}
-        inherited = Inherited(
+        inherited = WorkerInherits(
             index=0,
             ledger=self.part,
             program=0,

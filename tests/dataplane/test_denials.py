@@ -10,7 +10,7 @@ import pytest
 from relay import log as logging
 from relay.address import Address
 from relay.dataplane.denials import Denials
-from relay.log import Log
+from relay.log import Logger
 from tests.logs import waiting
 
 
@@ -19,7 +19,7 @@ def denials() -> Iterator[tuple[Denials, socket.socket]]:
     """Refusals, and the socket that their lines come out of."""
     sink, source = logging.channel()
     with sink, source:
-        yield Denials(Log(sink, "worker-0", "info")), source
+        yield Denials(Logger(sink, "worker-0", "info")), source
 
 
 def records(source: socket.socket) -> list[dict[str, Any]]:

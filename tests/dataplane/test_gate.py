@@ -14,10 +14,10 @@ from relay.address import Address
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow
-from relay.ledger.by_source import Sources
+from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, SOURCE_ENTRIES, Count
 from relay.ledger.ledger import Ledger
-from relay.log import Log
+from relay.log import Logger
 from tests.config.rig import endpoint_row
 from tests.harness import examples
 from tests.ledger.rig import new_ledger
@@ -36,7 +36,7 @@ def ledger() -> Iterator[Ledger]:
 
 def gate(ledger: Ledger, worker: int = 0, **keys: Any) -> Gate:
     part = ledger.worker(worker)
-    return Gate(endpoint_row(slot=2, **keys), part, Sources(part))
+    return Gate(endpoint_row(slot=2, **keys), part, SourceCounts(part))
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_sources_do_not_share_another_sources_limit(two: Ledger) -> None:
 
 def test_the_same_source_at_two_endpoints(two: Ledger) -> None:
     gates = [
-        Gate(endpoint_row(f"web/{slot}", slot=slot, per_source=1), two.worker(n), Sources(two.worker(n)))
+        Gate(endpoint_row(f"web/{slot}", slot=slot, per_source=1), two.worker(n), SourceCounts(two.worker(n)))
         for n, slot in ((0, 2), (1, 3))
     ]
     assert [each.admit(ONE, 5.0) for each in gates] == [None, None]
@@ -196,7 +196,7 @@ def test_a_worker_that_starts_again_counts_its_flows_anew(two: Ledger) -> None:
     before, other = gate(two, 0, per_source=2), gate(two, 1, per_source=2)
     assert [before.admit(ONE, 5.0), before.admit(ONE, 5.0), other.admit(ONE, 5.0)] == [None, None, "per_source"]
     part = two.worker(0)
-    Sources(part).clear()
+    SourceCounts(part).clear()
     part.reconcile(2, live=1, ended=["error"])
     after = gate(two, 0, per_source=2)
     after.readmit(ONE)
@@ -264,7 +264,7 @@ def test_a_flood_of_sources_costs_bounded_memory(ledger: Ledger) -> None:
     made = gate(ledger, rules=(RuleRow(False, "::/1", "f:1"),), per_source=1, rate_per_s=1.0)
     sink, source_end = logging.channel()
     with sink, source_end:
-        denials = Denials(Log(sink, "worker-0", "info"))
+        denials = Denials(Logger(sink, "worker-0", "info"))
         tracemalloc.start()
         try:
             for n in range(100_000):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.envelope.httphead import LIMIT_BYTES, Head, look
+from relay.envelope.httphead import LIMIT_BYTES, HttpHead, look
 from relay.envelope.verdict import INCOMPLETE, Reject
 from tests.envelope.promises import PATIENT, check_final, check_rejected, check_valid, edited
 
@@ -23,7 +23,7 @@ LINE_END = st.sampled_from([b"\r\n", b"\n"])
 TRAILING = st.sampled_from([b"", b"Host: x\r\n\r\n", b"\x00\xff", b" "])
 
 
-def judge(line: bytes) -> Head | None:
+def judge(line: bytes) -> HttpHead | None:
     """What h11's server reads from a request with this first line, or None if it takes it for an error.
 
     The rest is a valid request's: HTTP/1.1 needs a Host (RFC 9112 section 3.2).
@@ -36,7 +36,7 @@ def judge(line: bytes) -> Head | None:
         return None
     if not isinstance(event, h11.Request):
         return None
-    return Head(event.method, event.target, b"HTTP/" + event.http_version)
+    return HttpHead(event.method, event.target, b"HTTP/" + event.http_version)
 
 
 @PATIENT
@@ -46,7 +46,7 @@ def test_a_request_line_at_every_prefix_and_whole(
     method: bytes, target: bytes, version: bytes, line_end: bytes, trailing: bytes
 ) -> None:
     line = method + b" " + target + b" " + version + line_end
-    expected = Head(method, target, version)
+    expected = HttpHead(method, target, version)
     check_valid(look, line, expected, trailing)
     assert judge(line) == expected
 
@@ -62,7 +62,7 @@ def test_an_edited_line_is_taken_by_both_or_by_none(
     if answer is INCOMPLETE:
         return
     theirs = judge(line)
-    if not isinstance(answer, Head):
+    if not isinstance(answer, HttpHead):
         assert theirs is None or theirs.version not in (b"HTTP/1.0", b"HTTP/1.1"), line
     elif line[0] not in b"\r\n" and answer.target.isascii() and not whole_header_edited_in(line):
         assert theirs == answer, line
@@ -76,13 +76,13 @@ def whole_header_edited_in(line: bytes) -> bool:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        pytest.param(b"\r\nGET / HTTP/1.1\r\n", Head(b"GET", b"/", b"HTTP/1.1"), id="an-empty-line-before"),
-        pytest.param(b"\n\r\n\nGET / HTTP/1.0\n", Head(b"GET", b"/", b"HTTP/1.0"), id="empty-lines-before"),
-        pytest.param(b"GET /\xc3\xbc HTTP/1.1\r\n", Head(b"GET", b"/\xc3\xbc", b"HTTP/1.1"), id="raw-utf-8"),
-        pytest.param(b"GET /\x80\xff HTTP/1.1\r\n", Head(b"GET", b"/\x80\xff", b"HTTP/1.1"), id="high-bytes"),
+        pytest.param(b"\r\nGET / HTTP/1.1\r\n", HttpHead(b"GET", b"/", b"HTTP/1.1"), id="an-empty-line-before"),
+        pytest.param(b"\n\r\n\nGET / HTTP/1.0\n", HttpHead(b"GET", b"/", b"HTTP/1.0"), id="empty-lines-before"),
+        pytest.param(b"GET /\xc3\xbc HTTP/1.1\r\n", HttpHead(b"GET", b"/\xc3\xbc", b"HTTP/1.1"), id="raw-utf-8"),
+        pytest.param(b"GET /\x80\xff HTTP/1.1\r\n", HttpHead(b"GET", b"/\x80\xff", b"HTTP/1.1"), id="high-bytes"),
     ],
 )
-def test_what_relay_takes_and_h11_does_not(line: bytes, expected: Head) -> None:
+def test_what_relay_takes_and_h11_does_not(line: bytes, expected: HttpHead) -> None:
     """RFC 9112 section 2.2 asks to ignore empty lines; raw UTF-8 in targets is what clients send and servers take."""
     check_valid(look, line, expected, b"Host: x\r\n\r\n")
     assert judge(line) is None
@@ -90,11 +90,11 @@ def test_what_relay_takes_and_h11_does_not(line: bytes, expected: Head) -> None:
 
 def test_a_request_without_headers_is_http() -> None:
     """relay looks at the line alone: that HTTP/1.1 needs a Host is between client and server."""
-    assert look(b"GET / HTTP/1.1\r\n\r\n") == Head(b"GET", b"/", b"HTTP/1.1")
+    assert look(b"GET / HTTP/1.1\r\n\r\n") == HttpHead(b"GET", b"/", b"HTTP/1.1")
 
 
 def test_the_http2_preface() -> None:
-    check_valid(look, PREFACE, Head(b"PRI", b"*", b"HTTP/2.0"), bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    check_valid(look, PREFACE, HttpHead(b"PRI", b"*", b"HTTP/2.0"), bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
 
 
 @pytest.mark.parametrize("at", range(len(PREFACE)))
@@ -147,7 +147,7 @@ def test_the_longest_line_is_taken_and_one_byte_more_is_not(before: bytes) -> No
     fits = before + b"GET " + target + b" HTTP/1.1\r\n"
     assert len(fits) == LIMIT_BYTES
     assert look(fits[:-1]) is INCOMPLETE
-    assert look(fits) == look(fits + b"x") == Head(b"GET", target, b"HTTP/1.1")
+    assert look(fits) == look(fits + b"x") == HttpHead(b"GET", target, b"HTTP/1.1")
     assert len(target) + len(b"GET  HTTP/1.1") > 8000, "RFC 9112 section 3 asks for 8000 bytes"
 
     longer = before + b"GET " + target + b"a HTTP/1.1\r\n"

@@ -2,9 +2,9 @@
 
 from relay.config.roster import Member
 from relay.fleet.believed import Believed, grace_s
-from relay.fleet.entries import Entry, Keys, KeyValue
+from relay.fleet.entries import Entry, EntryKeys, KeyValue
 
-KEYS = Keys("shop")
+KEYS = EntryKeys("shop")
 GRACE_S = 30.0
 
 

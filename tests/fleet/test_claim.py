@@ -13,9 +13,9 @@ from relay.config.roster import Member
 from relay.errors import IdentityError, RegistryError
 from relay.fleet.claim import Claimant
 from relay.fleet.claim import claim as take
-from relay.fleet.entries import Entry, Keys, read_entry, slot_value
-from relay.fleet.etcd import Client
-from relay.fleet.gateway import Answer, Compare, Operation, delete, put
+from relay.fleet.entries import Entry, EntryKeys, read_entry, slot_value
+from relay.fleet.etcd import EtcdClient
+from relay.fleet.gateway import Compare, Operation, Reply, delete, put
 from relay.fleet.identity import Vacancy
 from relay.fleet.machine_id import Daemon
 from tests.fleet.etcds import EtcdServer, Forwarder, shared
@@ -32,7 +32,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 LONG_S = 120.0  # a bound for hanging
 
 
-async def claim(client: Client, me: Claimant, vacancy: Vacancy, count: int) -> int:
+async def claim(client: EtcdClient, me: Claimant, vacancy: Vacancy, count: int) -> int:
     """The number that is taken."""
     return (await take(client, me, vacancy, count)).ordinal
 
@@ -52,9 +52,9 @@ def machine(service: str, n: int, **keys: object) -> Claimant:
     return replace(me, **keys)  # type: ignore[arg-type]
 
 
-async def there(client: Client, service: str) -> dict[int, Entry]:
+async def there(client: EtcdClient, service: str) -> dict[int, Entry]:
     """Who says to be there, by ordinal."""
-    keys = Keys(service)
+    keys = EntryKeys(service)
     found = {}
     for each in (await client.range(keys.all_members)).found[0]:
         place = keys.place_of(each.key)
@@ -65,9 +65,9 @@ async def there(client: Client, service: str) -> dict[int, Entry]:
     return found
 
 
-async def slots(client: Client, service: str) -> dict[int, bytes]:
+async def slots(client: EtcdClient, service: str) -> dict[int, bytes]:
     """Who has which number."""
-    (found,) = (await client.range(Keys(service).slots("web"))).found
+    (found,) = (await client.range(EntryKeys(service).slots("web"))).found
     return {int(each.key.rpartition("/")[2]): each.value or b"" for each in found}
 
 
@@ -75,9 +75,9 @@ WEB = Vacancy("web")
 
 
 async def test_the_lowest_free_number(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         assert [await claim(client, machine("lowest", n), WEB, 5) for n in range(4)] == [0, 1, 2, 3]
-        keys = Keys("lowest")
+        keys = EntryKeys("lowest")
         await client.txn((), [delete(keys.slot("web", 1)), delete(keys.member("web", 1))])
         assert await claim(client, machine("lowest", 9), WEB, 5) == 1
         entry = (await there(client, "lowest"))[1]
@@ -92,7 +92,7 @@ async def test_a_thousand_at_once(server: EtcdServer, monkeypatch: pytest.Monkey
     monkeypatch.setattr("relay.fleet.claim._QUEUE_S", 30)  # three times as long, for a machine that is so much slower
     count = 1000
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(Client([server.url], timeout_s=60)) for _ in range(4)]
+        clients = [await stack.enter_async_context(EtcdClient([server.url], timeout_s=60)) for _ in range(4)]
         before = (await clients[0].range("/nothing/")).revision
         claims = [claim(clients[n % 4], machine("thousand", n), WEB, count) for n in range(count)]
         async with asyncio.timeout(LONG_S):
@@ -107,14 +107,14 @@ async def test_a_thousand_at_once(server: EtcdServer, monkeypatch: pytest.Monkey
 
 
 async def test_the_same_number_after_a_restart(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         for n in range(3):
             await claim(client, machine("restart", n), WEB, 5)
         second = machine("restart", 1, ttl_s=30)
         # In the same boot, whose process is gone: at once. In another boot: when the lease of its presence has run out.
         dead = await asyncio.create_subprocess_exec("true")
         await dead.wait()
-        keys = Keys("restart")
+        keys = EntryKeys("restart")
         await client.txn((), [delete(keys.member("web", 1))])
         await client.txn((), [put(keys.member("web", 1), entry_of(second, replace(HERE, pid=dead.pid)))])
         started_s = time.monotonic()
@@ -134,7 +134,7 @@ def entry_of(who: Claimant, daemon: Daemon, ordinal: int = 1) -> bytes:
 
 
 async def test_a_pid_that_another_process_has_now(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         me = machine("reused", 1, daemon=HERE)
         await claim(client, replace(me, daemon=replace(HERE, started_ticks=HERE.started_ticks - 1)), WEB, 5)
         async with asyncio.timeout(LONG_S):
@@ -142,10 +142,10 @@ async def test_a_pid_that_another_process_has_now(server: EtcdServer) -> None:
 
 
 async def test_a_clone_is_refused(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         first = machine("clone", 1, daemon=HERE, ttl_s=4)
         assert await claim(client, first, WEB, 5) == 0
-        (kept,) = (await client.range(Keys("clone").all_members)).found[0]
+        (kept,) = (await client.range(EntryKeys("clone").all_members)).found[0]
 
         async def keep() -> None:
             while await client.keep_alive(kept.lease):  # noqa: ASYNC110
@@ -174,7 +174,7 @@ async def test_a_clone_is_refused(server: EtcdServer) -> None:
 
 
 async def test_two_clones_at_once(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         clones = [machine("twins", 1, daemon=replace(HERE, boot=f"b{n}")) for n in range(2)]
         claims = [asyncio.ensure_future(claim(client, each, WEB, 5)) for each in clones]
         done, waiting = await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED, timeout=LONG_S)
@@ -188,7 +188,7 @@ async def test_two_clones_at_once(server: EtcdServer) -> None:
 
 
 async def test_a_number_is_freed_after_hold(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         assert await claim(client, machine("freed", 1), WEB, 1) == 0
         with pytest.raises(IdentityError, match=r"the one number of role web is held by web_IN_0 \(10\.0\.0\.2\)"):
             await claim(client, machine("freed", 2), WEB, 1)
@@ -201,27 +201,27 @@ async def test_a_number_is_freed_after_hold(server: EtcdServer) -> None:
         ):
             async for batch in stream:
                 gone |= {each.key for each in batch.events if each.value is None}
-                if {Keys("freed").slot("web", 0), Keys("freed").member("web", 0)} <= gone:
+                if {EntryKeys("freed").slot("web", 0), EntryKeys("freed").member("web", 0)} <= gone:
                     break
         assert await claim(client, machine("freed", 2), WEB, 1) == 0
 
 
 async def test_all_numbers_are_taken(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         for n in range(3):
             await claim(client, machine("full", n), WEB, 3)
-        await client.txn((), [delete(Keys("full").member("web", 1))])
+        await client.txn((), [delete(EntryKeys("full").member("web", 1))])
         with pytest.raises(IdentityError) as caught:
             await claim(client, machine("full", 7), WEB, 3)
         assert str(caught.value) == (
             "all 3 numbers of role web are held by web_IN_0 (10.0.0.1), web_IN_1 (machine 00000000, not there now), "
             "web_IN_2 (10.0.0.3); raise `instances`, or wait until one has been gone for `hold`"
         )
-        assert (await client.range(Keys("full").queue("web"))).found == ((),)  # it does not stand in others' way
+        assert (await client.range(EntryKeys("full").queue("web"))).found == ((),)  # it does not stand in others' way
 
 
 async def test_a_number_that_is_asked_for(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         assert await claim(client, machine("wanted", 1), Vacancy("web", 2), 5) == 2
         assert await claim(client, machine("wanted", 2), WEB, 5) == 0
         with pytest.raises(IdentityError, match=r"^web_IN_2 \(10\.0\.0\.2\) is held by that machine; ask for another"):
@@ -234,9 +234,9 @@ async def test_a_number_that_is_asked_for(server: EtcdServer) -> None:
 
 
 async def test_a_number_by_which_somebody_is_there_is_not_free(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         await claim(client, machine("there", 1), WEB, 5)
-        await client.txn((), [delete(Keys("there").slot("web", 0))])
+        await client.txn((), [delete(EntryKeys("there").slot("web", 0))])
         assert await claim(client, machine("there", 2), WEB, 5) == 1
         with pytest.raises(
             IdentityError, match=r"web_IN_0 at 10\.0\.0\.2 is another machine; stop relay there, or ask for"
@@ -245,8 +245,8 @@ async def test_a_number_by_which_somebody_is_there_is_not_free(server: EtcdServe
 
 
 async def test_garbage_in_the_registry(server: EtcdServer) -> None:
-    keys = Keys("garbage")
-    async with Client([server.url]) as client:
+    keys = EntryKeys("garbage")
+    async with EtcdClient([server.url]) as client:
         bad = [put(f"{keys.slots('web')}{name}", b"\xff") for name in ("x", "-1", "01", "", "000000")]
         bad += [put(f"{keys.members('web')}{name}", b"{}") for name in ("x", "00", "3", "5")]
         bad += [put(f"{keys.queue('web')}{name}", b"?") for name in ("", "nobody")]
@@ -260,16 +260,16 @@ async def test_garbage_in_the_registry(server: EtcdServer) -> None:
 
 
 async def test_one_that_died_in_the_queue_keeps_nobody_for_long(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         lease = await client.grant(1)
-        await client.txn((), [put(f"{Keys('line').queue('web')}dead", b"", lease)])
+        await client.txn((), [put(f"{EntryKeys('line').queue('web')}dead", b"", lease)])
         async with asyncio.timeout(LONG_S):
             assert await claim(client, machine("line", 1), WEB, 1) == 0
 
 
 async def test_cancelled_anywhere_it_leaves_nothing(server: EtcdServer) -> None:
     """Cancelled after each of its requests in turn: the number is still free, or this machine's."""
-    async with Forwarder(server.port) as path, Client([path.url]) as client, Client([server.url]) as direct:
+    async with Forwarder(server.port) as path, EtcdClient([path.url]) as client, EtcdClient([server.url]) as direct:
         for steps in range(60):
             task = asyncio.ensure_future(claim(client, machine("cancel", 1, daemon=HERE), WEB, 1))
             for _ in range(steps * 3):
@@ -279,17 +279,17 @@ async def test_cancelled_anywhere_it_leaves_nothing(server: EtcdServer) -> None:
                 await task
             owners = await slots(direct, "cancel")
             assert owners in ({}, {0: slot_value(f"{1:032x}")})
-            assert (await direct.range(Keys("cancel").queue("web"))).found == ((),)
+            assert (await direct.range(EntryKeys("cancel").queue("web"))).found == ((),)
         async with asyncio.timeout(LONG_S):
             assert await claim(client, machine("cancel", 1, daemon=HERE), WEB, 1) == 0
 
 
-class Stutter(Client):
+class Stutter(EtcdClient):
     """Sends each guarded transaction twice, as when the first answer got lost, and another endpoint is asked."""
 
     async def txn(
         self, compare: Iterable[Compare], then: Iterable[Operation], otherwise: Iterable[Operation] = ()
-    ) -> Answer:
+    ) -> Reply:
         compare, then = list(compare), list(then)
         if compare:
             await super().txn(compare, then, otherwise)
@@ -305,6 +305,6 @@ async def test_an_answer_that_got_lost(server: EtcdServer) -> None:
 
 
 async def test_etcd_does_not_answer() -> None:
-    async with Client(["http://127.0.0.1:1"]) as client:
+    async with EtcdClient(["http://127.0.0.1:1"]) as client:
         with pytest.raises(RegistryError, match=r"etcd does not answer: http://127\.0\.0\.1:1: nobody listens there"):
             await claim(client, machine("dead", 1), WEB, 5)

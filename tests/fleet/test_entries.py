@@ -5,9 +5,9 @@ import json
 import pytest
 
 from relay.config.roster import Member
-from relay.fleet.entries import Entry, Keys, ordinal_of, read_entry, read_slot, slot_value
+from relay.fleet.entries import Entry, EntryKeys, ordinal_of, read_entry, read_slot, slot_value
 
-KEYS = Keys("shop")
+KEYS = EntryKeys("shop")
 MEMBER = Member("web", 12, "2001:db8::4", "[2001:db8::4]:9464", True, ("http-in", "x.y_z"))
 
 

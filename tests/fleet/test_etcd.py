@@ -12,7 +12,7 @@ import pytest
 
 from relay.errors import OperatorError, RegistryError
 from relay.fleet.entries import KeyValue
-from relay.fleet.etcd import Client
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import absent, delete, get, get_all, holds, put, unchanged
 from tests.fleet.etcds import EtcdServer, Forwarder, answering, certificates, settings, shared
 from tests.ports import free_port
@@ -32,7 +32,7 @@ def plain(found: tuple[KeyValue, ...]) -> dict[str, bytes | None]:
 
 
 async def test_transactions(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         first = await client.txn([absent("/t/a")], [put("/t/a", b"1"), get_all("/t/")])
         assert first.succeeded
         assert plain(first.found[0]) == {"/t/a": b"1"}
@@ -55,7 +55,7 @@ async def test_transactions(server: EtcdServer) -> None:
 
 
 async def test_leases(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         lease = await client.grant(7.0)
         await client.txn((), [put("/lease/a", b"1", lease)])
         assert (await client.range("/lease/")).found[0][0].lease == lease
@@ -71,7 +71,7 @@ async def test_leases(server: EtcdServer) -> None:
 
 
 async def test_a_watch_misses_nothing(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         start = (await client.txn((), [put("/watch/a", b"1")])).revision
         lease = await client.grant(60)
         async with (
@@ -89,7 +89,7 @@ async def test_a_watch_misses_nothing(server: EtcdServer) -> None:
 
 
 async def test_a_message_larger_than_any_buffer(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         start = (await client.range("/large/")).revision + 1
         for n in range(3):
             await client.txn((), [put(f"/large/{n}", bytes([n]) * 400_000)])
@@ -103,13 +103,13 @@ async def test_a_message_larger_than_any_buffer(server: EtcdServer) -> None:
 
 
 async def test_silence_ends_a_watch_and_nothing_else(server: EtcdServer) -> None:
-    async with Client([server.url]) as client, asyncio.timeout(LONG_S):
+    async with EtcdClient([server.url]) as client, asyncio.timeout(LONG_S):
         batches = [batch async for batch in client.watch("/silent/", 0, silence_s=0.2)]
         assert [batch.events for batch in batches] == [()]
 
 
 async def test_a_watch_from_before_a_compaction(server: EtcdServer) -> None:
-    async with Client([server.url]) as client, asyncio.timeout(LONG_S):
+    async with EtcdClient([server.url]) as client, asyncio.timeout(LONG_S):
         start = (await client.txn((), [put("/compact/a", b"1")])).revision
         latest = (await client.txn((), [put("/compact/a", b"2")])).revision
         await asyncio.to_thread(server.ctl, "compact", str(latest))
@@ -119,7 +119,7 @@ async def test_a_watch_from_before_a_compaction(server: EtcdServer) -> None:
 
 async def test_a_dying_server_ends_the_watch(tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "etcd") as server:
-        async with Client([server.url]) as client, asyncio.timeout(LONG_S):
+        async with EtcdClient([server.url]) as client, asyncio.timeout(LONG_S):
             stream = client.watch("/a/", 0, silence_s=LONG_S)
             await anext(stream)
             server.kill()
@@ -148,13 +148,13 @@ async def test_a_dying_server_ends_the_watch(tmp_path: Path) -> None:
 )
 async def test_a_wrong_one_is_left_for_the_next(server: EtcdServer, answer: bytes, said: str) -> None:
     async with answering(answer) as wrong:
-        async with Client([wrong]) as client:
+        async with EtcdClient([wrong]) as client:
             with pytest.raises(RegistryError) as caught:
                 await client.range("/a/")
             assert str(caught.value).startswith(f"etcd does not answer: {wrong}: {said}")
             with pytest.raises(RegistryError, match=f"etcd's watch ended: {wrong}: "):
                 await anext(client.watch("/a/", 0, silence_s=LONG_S))
-        async with Client([wrong, server.url]) as client:
+        async with EtcdClient([wrong, server.url]) as client:
             assert (await client.range("/a/")).found == ((),)
 
 
@@ -162,13 +162,13 @@ async def test_a_dead_and_a_silent_one_are_left_for_the_next(server: EtcdServer)
     dead = f"http://127.0.0.1:{free_port()}"
     async with Forwarder(server.port) as path:
         path.swallow()
-        async with Client([dead, path.url, server.url], timeout_s=3) as client:
+        async with EtcdClient([dead, path.url, server.url], timeout_s=3) as client:
             assert (await client.range("/a/")).found == ((),)
             accepted = path.accepted
             for _ in range(5):
                 await client.range("/a/")
             assert path.accepted == accepted  # the one that answers is asked from then on
-        async with Client([dead, path.url], timeout_s=1) as client:
+        async with EtcdClient([dead, path.url], timeout_s=1) as client:
             with pytest.raises(RegistryError) as caught:
                 await client.range("/a/")
             assert str(caught.value) == (
@@ -177,7 +177,7 @@ async def test_a_dead_and_a_silent_one_are_left_for_the_next(server: EtcdServer)
 
 
 async def test_an_answer_that_is_late_has_twice_the_time(server: EtcdServer) -> None:
-    async with Forwarder(server.port) as path, Client([path.url], timeout_s=0.4) as client:
+    async with Forwarder(server.port) as path, EtcdClient([path.url], timeout_s=0.4) as client:
 
         async def fails_within(seconds: str) -> None:
             with pytest.raises(RegistryError, match=f"no answer within {seconds} s"):
@@ -200,12 +200,12 @@ async def test_an_answer_that_is_late_has_twice_the_time(server: EtcdServer) -> 
 async def test_no_proxy_of_the_environment(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         assert (await client.range("/a/")).found == ((),)
 
 
 async def test_a_cancelled_request_leaves_a_client_that_works(server: EtcdServer) -> None:
-    async with Forwarder(server.port) as path, Client([path.url]) as client:
+    async with Forwarder(server.port) as path, EtcdClient([path.url]) as client:
         await client.range("/a/")
         path.swallow()
         asking = asyncio.ensure_future(client.range("/a/"))
@@ -236,7 +236,7 @@ async def test_a_password(tmp_path: Path) -> None:
         keys: dict[str, Any] = {"username": "relay", "password_file": str(tmp_path / "password"), "ttl": "60s"}
         registry = settings(tmp_path, [server.url], **keys).registry
         assert registry is not None
-        async with Client.of(registry) as client, asyncio.timeout(LONG_S):
+        async with EtcdClient.of(registry) as client, asyncio.timeout(LONG_S):
             await client.range("/relay/a/")  # not guarded yet: nobody is asked for a password
             await asyncio.to_thread(guard, server)
             await client.range("/relay/a/")
@@ -255,12 +255,12 @@ async def test_a_password(tmp_path: Path) -> None:
             # Which makes every token one of before.
             await asyncio.to_thread(server.ctl, "--user=root:secret", "role", "add", "another")
             await client.range("/relay/a/")
-        async with Client([server.url], username="relay", password="wrong") as client:
+        async with EtcdClient([server.url], username="relay", password="wrong") as client:
             with pytest.raises(
                 RegistryError, match=r"etcd refuses: .*authentication failed, invalid user ID or password"
             ):
                 await client.range("/relay/a/")
-        async with Client([server.url]) as client:
+        async with EtcdClient([server.url]) as client:
             with pytest.raises(RegistryError, match="etcd refuses: etcdserver: user name is empty"):
                 await client.range("/relay/a/")
 
@@ -277,7 +277,7 @@ async def test_tls(tmp_path: Path) -> None:
         async def read(**keys: Any) -> None:
             registry = settings(tmp_path, [server.url], ttl="60s", **keys).registry
             assert registry is not None
-            async with Client.of(registry) as client, asyncio.timeout(LONG_S):
+            async with EtcdClient.of(registry) as client, asyncio.timeout(LONG_S):
                 await client.range("/a/")
                 stream = client.watch("/a/", 0, silence_s=LONG_S)
                 await anext(stream)
@@ -305,7 +305,7 @@ def test_a_password_file_that_is_of_no_use(tmp_path: Path, text: str | None, sai
     ).registry
     assert registry is not None
     with pytest.raises(OperatorError, match=said):
-        Client.of(registry)
+        EtcdClient.of(registry)
 
 
 def test_the_answers_are_json() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from relay.fleet.claim import Claimant, claim
-from relay.fleet.entries import Keys
-from relay.fleet.etcd import Client
+from relay.fleet.entries import EntryKeys
+from relay.fleet.etcd import EtcdClient
 from relay.fleet.identity import Vacancy
 from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence
@@ -30,16 +30,16 @@ def machine(service: str) -> Claimant:
     return Claimant(service, "1" * 32, HERE, "10.0.0.4", ttl_s=600, hold_s=900)
 
 
-async def is_there(client: Client, service: str) -> tuple[bool, bool]:
+async def is_there(client: EtcdClient, service: str) -> tuple[bool, bool]:
     """Whether somebody is there by the number 0, and whether it is somebody's."""
-    keys = Keys(service)
+    keys = EntryKeys(service)
     present, held = [(await client.range(key)).found[0] for key in (keys.member("web", 0), keys.slot("web", 0))]
     return bool(present), bool(held)
 
 
 async def test_a_machine_that_stops_before_it_has_announced_is_gone_at_once(server: EtcdServer) -> None:
     """Its number was claimed before, and who claimed it is another process: it must be found whose lease it is."""
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         me = machine("early")
         assert (await claim(client, me, WEB, 1)).ordinal == 0
         assert await is_there(client, "early") == (True, True)
@@ -48,7 +48,7 @@ async def test_a_machine_that_stops_before_it_has_announced_is_gone_at_once(serv
 
 
 async def test_who_leaves_takes_nobody_else_away(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         assert (await claim(client, machine("other"), WEB, 1)).ordinal == 0
         clone = replace(machine("other"), daemon=replace(HERE, boot="another"))
         await Presence(client, clone, "web", 0).leave()
@@ -58,6 +58,6 @@ async def test_who_leaves_takes_nobody_else_away(server: EtcdServer) -> None:
 
 
 async def test_who_leaves_a_place_that_nobody_has(server: EtcdServer) -> None:
-    async with Client([server.url]) as client:
+    async with EtcdClient([server.url]) as client:
         await Presence(client, machine("nobody"), "web", 0).leave()
         assert await is_there(client, "nobody") == (False, False)

@@ -15,13 +15,13 @@ import pytest
 from relay.config.roster import Member
 from relay.fleet.believed import Believed
 from relay.fleet.claim import Claimant, claim
-from relay.fleet.entries import Entry, Keys
-from relay.fleet.etcd import REQUEST_S, Client
+from relay.fleet.entries import Entry, EntryKeys
+from relay.fleet.etcd import REQUEST_S, EtcdClient
 from relay.fleet.gateway import Batch, delete, put
 from relay.fleet.identity import Vacancy
 from relay.fleet.machine_id import Daemon
 from relay.fleet.presence import Presence
-from relay.fleet.registry import Crowd, Etcd, Registry, Seen
+from relay.fleet.registry import Crowd, Etcd, RegistryClient, Seen
 from tests.fleet.etcds import EtcdServer, Forwarder, settings, shared
 from tests.ports import free_port
 
@@ -43,12 +43,12 @@ class Fleet:
     """Machines of one service by the same endpoints; each is closed with the test."""
 
     def __init__(self, service: str, *urls: str, ttl_s: float = TTL_S) -> None:
-        self.service, self.urls, self.ttl_s, self.keys = service, urls, ttl_s, Keys(service)
-        self.made: list[Registry] = []
+        self.service, self.urls, self.ttl_s, self.keys = service, urls, ttl_s, EntryKeys(service)
+        self.made: list[RegistryClient] = []
 
-    def client(self) -> Client:
+    def client(self) -> EtcdClient:
         """For the test itself, which does not ask again."""
-        return Client(self.urls, timeout_s=LONG_S)
+        return EtcdClient(self.urls, timeout_s=LONG_S)
 
     def machine(self, n: int) -> Claimant:
         """The machine number `n`."""
@@ -69,9 +69,9 @@ class Fleet:
         self.made.append(etcd)
         return etcd
 
-    def _hasty(self) -> Client:
+    def _hasty(self) -> EtcdClient:
         """With a bound that a path that has died does not outlast a lease."""
-        return Client(self.urls, timeout_s=min(REQUEST_S, self.ttl_s / 2))
+        return EtcdClient(self.urls, timeout_s=min(REQUEST_S, self.ttl_s / 2))
 
 
 @pytest.fixture
@@ -124,16 +124,16 @@ async def test_a_crowd_comes_in_few_messages(
     fleet = fleets("crowd", server.url, ttl_s=KEPT_S)
     messages: list[int] = []
     watching = asyncio.Event()
-    client, watch = fleet.client(), Client.watch
+    client, watch = fleet.client(), EtcdClient.watch
 
-    async def counted(self: Client, prefix: str, revision: int, *, silence_s: float) -> AsyncGenerator[Batch]:
+    async def counted(self: EtcdClient, prefix: str, revision: int, *, silence_s: float) -> AsyncGenerator[Batch]:
         async with contextlib.aclosing(watch(self, prefix, revision, silence_s=silence_s)) as stream:
             async for batch in stream:
                 messages.append(len(batch.events))
                 watching.set()
                 yield batch
 
-    monkeypatch.setattr(Client, "watch", counted)
+    monkeypatch.setattr(EtcdClient, "watch", counted)
     async with client, contextlib.aclosing(fleet.watcher().watch()) as stream:
         await until(stream, who())
         await asyncio.wait_for(watching.wait(), LONG_S)
@@ -149,16 +149,16 @@ async def test_a_crowd_comes_in_few_messages(
 async def test_a_watch_that_is_never_silent_is_opened_anew(
     server: EtcdServer, fleets: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet, watch = fleets("busy", server.url), Client.watch
+    fleet, watch = fleets("busy", server.url), EtcdClient.watch
     opened: list[int] = []
 
-    async def counted(self: Client, prefix: str, revision: int, *, silence_s: float) -> AsyncGenerator[Batch]:
+    async def counted(self: EtcdClient, prefix: str, revision: int, *, silence_s: float) -> AsyncGenerator[Batch]:
         opened.append(revision)
         async with contextlib.aclosing(watch(self, prefix, revision, silence_s=silence_s)) as stream:
             async for batch in stream:
                 yield batch
 
-    monkeypatch.setattr(Client, "watch", counted)
+    monkeypatch.setattr(EtcdClient, "watch", counted)
     monkeypatch.setattr(Crowd, "has_come", lambda *_: False)
     async with fleet.client() as client, contextlib.aclosing(fleet.watcher().watch()) as stream:
         await until(stream, who())

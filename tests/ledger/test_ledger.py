@@ -21,8 +21,8 @@ from relay.ledger.layout import (
     TARGET_WORDS,
     TARGETS,
     Count,
+    DaemonWord,
     Flag,
-    Head,
     State,
     TargetCount,
     Word,
@@ -46,7 +46,7 @@ def begin(part: WorkerLedger, index: int, peer: str = "192.0.2.1:5") -> None:
 
 def test_a_new_ledger_is_all_noughts(ledger: Ledger) -> None:
     assert (ledger.workers, ledger.flows_per_worker) == (3, 16)
-    assert ledger.words[Head.STARTED_NS] == 7
+    assert ledger.words[DaemonWord.STARTED_NS] == 7
     assert list(ledger.flows()) == []
     assert {ledger.total(slot, count) for slot in (0, SLOTS - 1) for count in range(Count.END)} == {0}
 
@@ -320,7 +320,7 @@ def test_names_are_unique() -> None:
 
 def test_another_layout_is_refused() -> None:
     with new_ledger() as ledger:
-        for word in (Head.VERSION, Head.MAGIC):
+        for word in (DaemonWord.VERSION, DaemonWord.MAGIC):
             before = ledger.words[word]
             ledger.words[word] = before + 1
             with pytest.raises(RelayBug, match="layout"):
@@ -374,7 +374,7 @@ def test_targets_and_their_health_overlap_nothing(ledger: Ledger) -> None:
         for word in Word:
             part[word] = 1
     assert {place: ledger.words[place] for place in written} == written
-    assert ledger.words[Head.WORKERS] == 3
+    assert ledger.words[DaemonWord.WORKERS] == 3
 
 
 def test_a_targets_row_goes_to_its_next_holder_at_nought(ledger: Ledger) -> None:
