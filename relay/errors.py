@@ -3,6 +3,7 @@
 RelayError
 ├── OperatorError          the file, the command or the machine must change; exit status 1
 │   ├── ConfigError        one or more `Problem`s in a YAML file
+│   ├── WrongValue         one value of a file or of the command line, and what to write instead; also a ValueError
 │   ├── IdentityError      which instance this machine is cannot be told
 │   ├── ListenError        a declared port cannot be listened on
 │   ├── RegistryError      the registry does not answer, or refused the request
@@ -61,6 +62,18 @@ class ConfigError(OperatorError):
             raise RelayBug("a ConfigError needs at least one problem")
         self.problems = sorted(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class WrongValue(OperatorError, ValueError):
+    """One value cannot be used: `what` is wrong with it, and `remedy` says what to write.
+
+    Also a ValueError: it is what pydantic takes from a validator, and gives back as it was.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}; {remedy}")
 
 
 class IdentityError(OperatorError):

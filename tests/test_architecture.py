@@ -67,6 +67,9 @@ LINES_MAX: Final = 400
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
+    "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",
+    "relay.kernel.messages": "texts; the tests of worker and keeper say and hear them",
+    "relay.processes.child": "two types of the keeper's",
     "relay.__main__": "every end-to-end test starts it",
     "relay.cli.main": "the end-to-end tests type its commands",
     "relay.daemon": "it puts processes together, which the end-to-end tests do",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from relay import __version__
-from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
+from relay.errors import AdminError, ConfigError, OperatorError, RefusedError, WrongValue
 
 if TYPE_CHECKING:
     from relay.cli.client import AdminClient
@@ -269,7 +269,7 @@ def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
 
     try:
         for_s = 0 if args.what == "off" else max(1, round(duration(args.for_text)))
-    except ValueError as error:
+    except WrongValue as error:
         raise OperatorError(f"--for: {error}") from None
     answer = client.post(f"/v1/drain?for={for_s}")
     print(drain_text(answer), flush=True)

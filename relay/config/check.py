@@ -11,7 +11,7 @@ from relay.config.settings import Settings
 from relay.config.source import KeyPath, Source, dotted
 from relay.config.values import HostPort, IPAddress, Ports
 from relay.config.wording import nearest, shown
-from relay.errors import Problem
+from relay.errors import Problem, WrongValue
 
 __all__ = ["check_pair", "check_service", "endpoints"]
 
@@ -263,8 +263,8 @@ def _filters(service: Service, source: Source) -> Iterator[Problem]:
         for version in sorted({address.version for address in service.roles[role_name].instances}):
             try:
                 drop_filter(rules, unmatched, version, len(endpoint.listen_ports))
-            except ValueError as error:
-                yield _problem(source, (*path, "deny"), *str(error).split("; ", 1))
+            except WrongValue as error:
+                yield _problem(source, (*path, "deny"), error.what, error.remedy)
 
 
 def _loops(service: Service, source: Source) -> Iterator[Problem]:

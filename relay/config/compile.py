@@ -17,7 +17,7 @@ from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, Ta
 from relay.config.values import Target
 from relay.envelope import bpf
 from relay.envelope.rules import RuleRow, compile_rules
-from relay.errors import ConfigError, Problem, RelayBug
+from relay.errors import ConfigError, Problem, RelayBug, WrongValue
 
 # The targets of a door out at the most; 32 random ones of any number of instances spread the load of a role well enough.
 _DOOR_TARGETS_MAX = 32
@@ -159,12 +159,10 @@ def _endpoint(
     if endpoint.deny == "drop" and endpoint.enforce == "strict" and (dropping or not edges):
         try:
             program = drop_filter(rules, unmatched, 6 if ":" in host else 4, len(endpoint.listen_ports))
-        except ValueError as error:
+        except WrongValue as error:
             if endpoint.type != "internal":
-                what, _, fix = str(error).partition("; ")
-                raise ConfigError(
-                    [Problem(file, 0, 0, f"roles.{name.replace('/', '.endpoints.', 1)}.deny", what, fix)]
-                ) from None
+                where = f"roles.{name.replace('/', '.endpoints.', 1)}.deny"
+                raise ConfigError([Problem(file, 0, 0, where, error.what, error.remedy)]) from None
             deny = "reset"  # a roster grows, and must come into force
     return EndpointRow(
         name=name,
@@ -209,7 +207,7 @@ def envelope_rules(service: Service, roster: Roster, endpoint: Endpoint, file: s
 def drop_filter(rules: Sequence[RuleRow], permit_unmatched: bool, version: Literal[4, 6], port_count: int) -> bytes:
     """The program that drops one IP version's packets from whom these rules deny, for each of so many ports.
 
-    Raises ValueError with what does not fit, and what to write.
+    Raises WrongValue with what does not fit.
     """
     room_bytes = min(bpf.PROGRAM_MAX_BYTES, _FILTERS_MAX_BYTES // port_count)
     networks = [(rule.permit, ipaddress.ip_network(rule.network)) for rule in rules]
@@ -225,9 +223,9 @@ def drop_filter(rules: Sequence[RuleRow], permit_unmatched: bool, version: Liter
         middle = (fits + too_many) // 2
         fits, too_many = (middle, too_many) if len(program_of(middle)) <= room_bytes else (fits, middle)
     where = f"the kernel's filters for {port_count} ports have" if port_count > 1 else "the kernel's filter has"
-    raise ValueError(
-        f"{where} room for the first {fits} of these {len(networks)} networks (IPv{version}); "
-        "write `deny: reset`, or fewer networks"
+    raise WrongValue(
+        f"{where} room for the first {fits} of these {len(networks)} networks (IPv{version})",
+        "write `deny: reset`, or fewer networks",
     )
 
 

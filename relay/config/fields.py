@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema, core_schema
 from relay.config import values
 from relay.config.values import IPAddress, IPNetwork, Ports
 from relay.config.wording import shown
+from relay.errors import WrongValue
 
 # The pydantic error type of a problem that only follows from another one, which is reported; load.py leaves it out.
 FOLLOWS = "follows"
@@ -41,14 +42,15 @@ def several_ports(*examples: int | str) -> tuple[BeforeValidator, WithJsonSchema
 def _protocol(value: object) -> str:
     word = value.lower() if isinstance(value, str) else ""
     if word == "udp":
-        raise ValueError(
+        raise WrongValue(
             f"relay does not forward UDP ({shown(value)}): a datagram has no connection that could be decided on "
-            "and cut; write `tcp`, or serve it without relay"
+            "and cut",
+            "write `tcp`, or serve it without relay",
         )
     if word == "any":
-        raise ValueError(
-            f"relay forwards TCP on declared ports, not {shown(value)}; write `protocol: tcp` and the ports as a "
-            "range, such as `port: 8995-8999`"
+        raise WrongValue(
+            f"relay forwards TCP on declared ports, not {shown(value)}",
+            "write `protocol: tcp` and the ports as a range, such as `port: 8995-8999`",
         )
     return values.choice("tcp", "http", "https")(value)
 
@@ -115,8 +117,8 @@ class Rule:
             return cls("deny", keys.deny, written["deny"])
         if keys.permit is not None and keys.deny is None:
             return cls("permit", keys.permit, written["permit"])
-        raise ValueError(
-            "a rule has one action; write `deny: NETWORK` or `permit: NETWORK`, each as an item of its own"
+        raise WrongValue(
+            "a rule has one action", "write `deny: NETWORK` or `permit: NETWORK`, each as an item of its own"
         )
 
 
@@ -137,7 +139,7 @@ class _RulesOrName:
             return values.endpoint_name(written)
         except ValueError:
             what = f"{shown(written)} is neither a list of rules nor the name of one"
-            raise ValueError(f"{what}; write `[{{deny: 203.0.113.0/24}}]`, or a name from `access_lists`") from None
+            raise WrongValue(what, "write `[{deny: 203.0.113.0/24}]`, or a name from `access_lists`") from None
 
 
 Access = Annotated[tuple[Rule, ...] | str, _RulesOrName()]
@@ -159,5 +161,5 @@ class AddressesOrCount:
             return values.whole_number(values.INSTANCES_MAX)(written)
         if not isinstance(written, list | tuple):
             what = f"{shown(written)} is neither a list of addresses nor a number of instances"
-            raise ValueError(f"{what}; write `[10.0.0.4]`, or with a registry a number such as `3`")
+            raise WrongValue(what, "write `[10.0.0.4]`, or with a registry a number such as `3`")
         return validate(written)

@@ -18,7 +18,7 @@ from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 from relay.config.source import KeyPath, Source, dotted, read
 from relay.config.wording import nearest, shown
-from relay.errors import ConfigError, Problem, RelayBug
+from relay.errors import ConfigError, Problem, RelayBug, WrongValue
 
 __all__ = [
     "Loaded",
@@ -260,8 +260,9 @@ def _wording(error: ErrorDetails, path: KeyPath, schema: Any) -> tuple[str, str]
     part = _schema_at(schema, path)
     match error["type"]:
         case "value_error":
-            what, _, fix = str(error["ctx"]["error"]).partition("; ")
-            return what, fix
+            wrong = error["ctx"]["error"]
+            assert isinstance(wrong, WrongValue), wrong
+            return wrong.what, wrong.remedy
         case "missing":
             return "is missing", f"write `{path[-1]}: {_example(schema, part)}`"
         case "tuple_type":

@@ -32,6 +32,7 @@ from relay.config.fields import (
     words,
 )
 from relay.config.values import HostPort, IPAddress, Target
+from relay.errors import WrongValue
 
 
 class Limits(Keys):
@@ -87,9 +88,9 @@ class Probe(Keys):
     def _path_of_http(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         kind = info.data.get("protocol")
         if written is None and kind == "http":
-            raise ValueError("is missing; write what to ask for, such as `path: /healthz`")
+            raise WrongValue("is missing", "write what to ask for, such as `path: /healthz`")
         if written is not None and kind == "tcp":
-            raise ValueError("a tcp probe asks for nothing; remove it, or write `protocol: http`")
+            raise WrongValue("a tcp probe asks for nothing", "remove it, or write `protocol: http`")
         return None if written is None else parse(written)
 
 
@@ -169,7 +170,7 @@ class Endpoint(Keys):
     @classmethod
     def _transparent_by_tcp(cls, transparent: bool, info: ValidationInfo) -> bool:
         if transparent and "target" in info.data and info.data["target"].kind == "unix":
-            raise ValueError("a Unix socket knows no client addresses; remove it, or write `send_proxy: v2`")
+            raise WrongValue("a Unix socket knows no client addresses", "remove it, or write `send_proxy: v2`")
         return transparent
 
     probe: Probe = Probe()
@@ -185,14 +186,14 @@ class Endpoint(Keys):
     @classmethod
     def _of_input(cls, written: object, info: ValidationInfo) -> object:
         if info.data.get("type") == "internal":
-            raise ValueError("an internal endpoint is not behind the edge; remove it, or write `type: input`")
+            raise WrongValue("an internal endpoint is not behind the edge", "remove it, or write `type: input`")
         return written
 
     @field_validator("instance_ports", mode="before")
     @classmethod
     def _instance_ports_of_input(cls, written: object, info: ValidationInfo) -> object:
         if info.data.get("type") == "internal":
-            raise ValueError("an internal endpoint has no public ports; write `port`, or `type: input`")
+            raise WrongValue("an internal endpoint has no public ports", "write `port`, or `type: input`")
         return written
 
     @field_validator("public_port", mode="wrap")
@@ -200,13 +201,13 @@ class Endpoint(Keys):
     def _public_port_of_input(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         kind = info.data.get("type")
         if written is not None and kind == "internal":
-            raise ValueError("an internal endpoint has no public port; write `port`, or `type: input`")
+            raise WrongValue("an internal endpoint has no public port", "write `port`, or `type: input`")
         if written is not None:
             return parse(written)
         if kind == "input" and "instance_ports" not in info.data:
             raise PydanticCustomError(FOLLOWS, "may be missing, once `instance_ports` is right")
         if kind == "input" and info.data["instance_ports"] is None:
-            raise ValueError("is missing; write the port that the outside knows, such as `public_port: 80`")
+            raise WrongValue("is missing", "write the port that the outside knows, such as `public_port: 80`")
         return None
 
     @field_validator("listen_ports", mode="wrap")
@@ -217,7 +218,7 @@ class Endpoint(Keys):
         if info.data.get("public_port") is not None:
             return parse(info.data["public_port"])
         if info.data.get("type") == "internal" or info.data.get("instance_ports") is not None:
-            raise ValueError("is missing; write the port that each instance listens on, such as `port: 5432`")
+            raise WrongValue("is missing", "write the port that each instance listens on, such as `port: 5432`")
         # `type` or `public_port` has its own problem already: one mistake, one problem.
         raise PydanticCustomError(FOLLOWS, "cannot be told before the keys above it are right")
 
@@ -226,8 +227,9 @@ class Endpoint(Keys):
     def _target_as_long_as_ports(cls, target: Target, info: ValidationInfo) -> Target:
         count = len(info.data["listen_ports"]) if "listen_ports" in info.data else target.port_count
         if target.port_count not in (1, count):
-            raise ValueError(
-                f"`{target}` has {target.port_count} ports, and the endpoint has {count}; write as many, or one for all"
+            raise WrongValue(
+                f"`{target}` has {target.port_count} ports, and the endpoint has {count}",
+                "write as many, or one for all",
             )
         return target
 
@@ -235,16 +237,16 @@ class Endpoint(Keys):
     @classmethod
     def _access_of_input(cls, written: object, info: ValidationInfo) -> object:
         if info.data.get("type") == "internal":
-            raise ValueError("an internal endpoint has no access rules; write `from` with the roles that may connect")
+            raise WrongValue("an internal endpoint has no access rules", "write `from` with the roles that may connect")
         return written
 
     @field_validator("from_roles", mode="before")
     @classmethod
     def _from_of_internal(cls, written: object, info: ValidationInfo) -> object:
         if info.data.get("type") == "input":
-            raise ValueError("an input endpoint is open to the outside; write `access` rules, or `type: internal`")
+            raise WrongValue("an input endpoint is open to the outside", "write `access` rules, or `type: internal`")
         if written == []:
-            raise ValueError("names no role; write the roles that may connect, or remove it to admit every role")
+            raise WrongValue("names no role", "write the roles that may connect, or remove it to admit every role")
         return written
 
     def target_port(self, port: int) -> int:
@@ -328,7 +330,7 @@ class Service(Keys):
     def _some_role(cls, written: object) -> object:
         # pydantic's own `min_length` counts what is left of the roles, and would call a wrong one none at all.
         if written == {}:
-            raise ValueError("is empty; write at least one role")
+            raise WrongValue("is empty", "write at least one role")
         return written
 
     @property

@@ -1,7 +1,6 @@
 """The value formats that name something elsewhere: a registry's URL, a file, another role's endpoint, a loopback port.
 
-As in values.py: each takes the value as read and returns the parsed one, or raises ValueError with "what is wrong; what to
-write".
+As in values.py: each takes the value as read and returns the parsed one, or raises WrongValue.
 """
 
 import re
@@ -9,6 +8,7 @@ from ipaddress import ip_address
 
 from relay.config.values import ENDPOINT_NAME_PATTERN, ROLE_NAME_PATTERN, HostPort, duration, host_port
 from relay.config.wording import shown
+from relay.errors import WrongValue
 
 URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f.:]+\])(:[1-9][0-9]{0,4})?/?$"
 FILE_PATTERN = r"^/[\s\S]+$"
@@ -22,28 +22,26 @@ def url(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(URL_PATTERN, value):
         example = f"http://{value}" if isinstance(value, str) and re.fullmatch(URL_PATTERN, f"http://{value}") else ""
         fix = f"write `{example or 'http://10.0.9.1:2379'}`"
-        raise ValueError(
-            f"{shown(value)} is not the URL of a registry; {fix}" + ("" if example else ", or one like it")
-        )
+        raise WrongValue(f"{shown(value)} is not the URL of a registry", fix + ("" if example else ", or one like it"))
     port = re.search(r":([0-9]+)/?$", value)
     if port is not None and int(port[1]) > 65535:
-        raise ValueError(f"{shown(value)} ends in no valid port; write 1 to 65535 after the last colon")
+        raise WrongValue(f"{shown(value)} ends in no valid port", "write 1 to 65535 after the last colon")
     return value.rstrip("/")
 
 
 def file(value: object) -> str:
     """The absolute path of a file or directory; returned without a closing slash."""
     if not isinstance(value, str) or not value.startswith("/"):
-        raise ValueError(f"{shown(value)} is not an absolute path; write one that starts with `/`")
+        raise WrongValue(f"{shown(value)} is not an absolute path", "write one that starts with `/`")
     if "\0" in value or "\n" in value or not value.strip("/"):
-        raise ValueError(f"{shown(value)} names no file; write the path of one")
+        raise WrongValue(f"{shown(value)} names no file", "write the path of one")
     return value.rstrip("/")
 
 
 def endpoint(value: object) -> tuple[str, str]:
     """`store/postgres` as its role and its endpoint."""
     if not isinstance(value, str) or not re.fullmatch(ENDPOINT_PATTERN, value):
-        raise ValueError(f"{shown(value)} is not an endpoint; write its role and its name: `store/postgres`")
+        raise WrongValue(f"{shown(value)} is not an endpoint", "write its role and its name: `store/postgres`")
     role, _, name = value.partition("/")
     return role, name
 
@@ -53,8 +51,8 @@ def loopback(value: object) -> HostPort:
     where = host_port(value)
     host = "127.0.0.1" if where.host == "localhost" else where.host
     if not ip_address(host).is_loopback:
-        raise ValueError(
-            f"{shown(value)} is open to other machines; write a loopback address: `127.0.0.1:{where.port}`"
+        raise WrongValue(
+            f"{shown(value)} is open to other machines", f"write a loopback address: `127.0.0.1:{where.port}`"
         )
     return HostPort(host, where.port)
 
@@ -63,7 +61,7 @@ def name_server(value: object) -> HostPort:
     """As `loopback`; not where systemd-resolved answers (systemd-resolved.service(8))."""
     where = loopback(value)
     if where.port == 53 and where.host in ("127.0.0.53", "127.0.0.54"):
-        raise ValueError(f"{shown(value)} is systemd-resolved's own; write another one, such as `127.0.0.153:53`")
+        raise WrongValue(f"{shown(value)} is systemd-resolved's own", "write another one, such as `127.0.0.153:53`")
     return where
 
 
@@ -71,12 +69,12 @@ def lease(value: object) -> float:
     """A duration of whole seconds from 2 on: etcd's shortest lease with its default election timeout."""
     seconds = duration(value)
     if seconds < LEASE_MIN_S or seconds % 1:
-        raise ValueError(f"{shown(value)} is no lease of etcd's; write whole seconds, `{LEASE_MIN_S}s` or more")
+        raise WrongValue(f"{shown(value)} is no lease of etcd's", f"write whole seconds, `{LEASE_MIN_S}s` or more")
     return seconds
 
 
 def word(value: object) -> str:
     """A word of printable characters."""
     if not isinstance(value, str) or not re.fullmatch("[!-~]{1,64}", value):
-        raise ValueError(f"{shown(value)} is not a name; write one word")
+        raise WrongValue(f"{shown(value)} is not a name", "write one word")
     return value

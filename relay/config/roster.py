@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from relay.errors import WrongValue
+
 if TYPE_CHECKING:  # a worker that starts in new code must not wait for pydantic: it would be half of its pause
     from relay.config.model import Service
 
@@ -104,10 +106,10 @@ def difference(old: Roster, new: Roster) -> dict[str, list[str]]:
 
 
 def split_instance(instance: str) -> tuple[str, int]:
-    """`web_IN_0` as ("web", 0). Raises ValueError for anything else."""
+    """`web_IN_0` as ("web", 0). Raises WrongValue for anything else."""
     role, mark, number = instance.rpartition("_IN_")
     if not mark or not role or not number.isascii() or not number.isdecimal() or str(int(number)) != number:
-        raise ValueError(f"`{instance}` is not an instance id; write ROLE_IN_NUMBER, such as web_IN_0")
+        raise WrongValue(f"`{instance}` is not an instance id", "write ROLE_IN_NUMBER, such as web_IN_0")
     return role, int(number)
 
 

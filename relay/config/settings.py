@@ -9,6 +9,7 @@ from relay.config import references, values
 from relay.config.fields import Duration, Flag, Keys, RoleName, absent, text, words
 from relay.config.values import HostPort, IPAddress
 from relay.config.wording import shown
+from relay.errors import WrongValue
 
 
 class Metrics(Keys):
@@ -94,9 +95,11 @@ class Registry(Keys):
     def _one_of_both(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         directory = info.data.get("directory")
         if written is not None and directory is not None:
-            raise ValueError("there is one registry, and `directory` is another; remove one of the two")
+            raise WrongValue("there is one registry, and `directory` is another", "remove one of the two")
         if written is None and directory is None and "directory" in info.data:
-            raise ValueError('is missing; write `etcd: ["http://10.0.9.1:2379"]`, or `directory: /etc/relay/instances`')
+            raise WrongValue(
+                "is missing", 'write `etcd: ["http://10.0.9.1:2379"]`, or `directory: /etc/relay/instances`'
+            )
         return () if written is None else parse(written)
 
     @field_validator("password_file", "key", mode="wrap")
@@ -104,9 +107,9 @@ class Registry(Keys):
     def _both_or_none(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         other = {"password_file": "username", "key": "cert"}[str(info.field_name)]
         if written is None and info.data.get(other) is not None:
-            raise ValueError(f"is missing beside `{other}`; write the path of a file")
+            raise WrongValue(f"is missing beside `{other}`", "write the path of a file")
         if written is not None and other in info.data and info.data[other] is None:
-            raise ValueError(f"is of no use without `{other}`; write that too, or remove it")
+            raise WrongValue(f"is of no use without `{other}`", "write that too, or remove it")
         return None if written is None else parse(written)
 
 
@@ -130,7 +133,7 @@ def _metrics_or_false(written: object) -> object:
         return None
     if isinstance(written, dict):
         return written
-    raise ValueError(f"{shown(written)} is no place for metrics; write `{{listen: 127.0.0.1:9464}}`, or `false`")
+    raise WrongValue(f"{shown(written)} is no place for metrics", "write `{listen: 127.0.0.1:9464}`, or `false`")
 
 
 def _false_for_null(schema: dict[str, Any]) -> None:
@@ -196,7 +199,8 @@ class Settings(Keys):
     @classmethod
     def _wildcard_only_on_purpose(cls, address: IPAddress | None, info: ValidationInfo) -> IPAddress | None:
         if address is not None and address.is_unspecified and info.data.get("unsafe_listen") is False:
-            raise ValueError(
-                f"`{address}` listens on every network of this machine; write one address, or `unsafe_listen: true` beside it"
+            raise WrongValue(
+                f"`{address}` listens on every network of this machine",
+                "write one address, or `unsafe_listen: true` beside it",
             )
         return address

@@ -1,8 +1,7 @@
 """The value formats of the two files: plain functions from what the YAML holds to what relay works with.
 
-Every function takes the value as read (any plain YAML type) and returns the parsed one, or raises `ValueError` with the
-text "what is wrong; what to write". The pattern beside a format is the same rule in the words of JSON Schema, where
-it can be said there.
+Every function takes the value as read (any plain YAML type) and returns the parsed one, or raises `WrongValue`. The pattern
+beside a format is the same rule in the words of JSON Schema, where it can be said there.
 """
 
 import re
@@ -13,6 +12,7 @@ from typing import Literal
 
 from relay.address import join_host_port
 from relay.config.wording import brief, nearest, shown
+from relay.errors import WrongValue
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -133,7 +133,7 @@ def choice(*allowed: str) -> Callable[[object], str]:
             return value
         near = nearest(value, allowed) if isinstance(value, str) else None
         fix = f"did you mean `{near}`?" if near else f"write one of {listed}"
-        raise ValueError(f"{shown(value)} is not known here; {fix}")
+        raise WrongValue(f"{shown(value)} is not known here", fix)
 
     return parse
 
@@ -142,18 +142,19 @@ def duration(value: object) -> float:
     """`15s`, `200ms`, `4m`, `1h` to seconds. More than zero, at most 24 hours."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         if isinstance(value, int) and 0 < value <= DURATION_MAX_S:
-            raise ValueError(f"{shown(value)} has no unit; write `{value}s` or `{value}ms`")
-        raise ValueError(
-            f"{shown(value)} is not a duration; write a whole number above zero and a unit: `15s`, `200ms`"
+            raise WrongValue(f"{shown(value)} has no unit", f"write `{value}s` or `{value}ms`")
+        raise WrongValue(
+            f"{shown(value)} is not a duration", "write a whole number above zero and a unit: `15s`, `200ms`"
         )
     if not isinstance(value, str) or not re.fullmatch(DURATION_PATTERN, value):
-        raise ValueError(
-            f"{shown(value)} is not a duration; write a whole number above zero and a unit: `15s`, `200ms`, `4m`, `1h`"
+        raise WrongValue(
+            f"{shown(value)} is not a duration",
+            "write a whole number above zero and a unit: `15s`, `200ms`, `4m`, `1h`",
         )
     number = value.rstrip("mhs")
     seconds = int(number) * _UNIT_S[value[len(number) :]]
     if seconds > DURATION_MAX_S:
-        raise ValueError(f"{shown(value)} is longer than a day; write `24h` or less")
+        raise WrongValue(f"{shown(value)} is longer than a day", "write `24h` or less")
     return seconds
 
 
@@ -162,19 +163,19 @@ def duration_or_off(value: object) -> float | None:
     if value == "off":
         return None
     if value is False or value == 0:
-        raise ValueError(f"{shown(value)} does not turn it off; write `off`")
+        raise WrongValue(f"{shown(value)} does not turn it off", "write `off`")
     return duration(value)
 
 
 def rate(value: object) -> float:
     """`500/s` or `30/m` to events per second."""
     if not isinstance(value, str) or not re.fullmatch(RATE_PATTERN, value):
-        raise ValueError(
-            f"{shown(value)} is not a rate; write a whole number above zero per second or minute: `500/s`, `30/m`"
+        raise WrongValue(
+            f"{shown(value)} is not a rate", "write a whole number above zero per second or minute: `500/s`, `30/m`"
         )
     number, _, unit = value.partition("/")
     if int(number) > RATE_MAX:
-        raise ValueError(f"{shown(value)} is above {RATE_MAX}; write a smaller rate, or none for no limit")
+        raise WrongValue(f"{shown(value)} is above {RATE_MAX}", "write a smaller rate, or none for no limit")
     return int(number) / _PER_UNIT_S[unit]
 
 
@@ -183,11 +184,11 @@ def whole_number(largest: int) -> Callable[[object], int]:
 
     def parse(value: object) -> int:
         if isinstance(value, str) and value.isascii() and value.isdigit():
-            raise ValueError(f"{shown(value)} is read as a text; write the number without quotes or leading zeros")
+            raise WrongValue(f"{shown(value)} is read as a text", "write the number without quotes or leading zeros")
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{shown(value)} is not a whole number; write 1 to {largest}")
+            raise WrongValue(f"{shown(value)} is not a whole number", f"write 1 to {largest}")
         if not 1 <= value <= largest:
-            raise ValueError(f"{shown(value)} is out of range; write 1 to {largest}")
+            raise WrongValue(f"{shown(value)} is out of range", f"write 1 to {largest}")
         return value
 
     return parse
@@ -203,22 +204,22 @@ def ports(value: object) -> Ports:
         number = port(value)
         return Ports(number, number)
     if not isinstance(value, str) or not re.fullmatch(PORTS_PATTERN, value):
-        raise ValueError(f"{shown(value)} is not a port; write 1 to 65535, or a range such as `8995-8999`")
+        raise WrongValue(f"{shown(value)} is not a port", "write 1 to 65535, or a range such as `8995-8999`")
     first, _, last = value.partition("-")
     found = Ports(int(first), int(last))
     if max(found.first, found.last) > 65535:
-        raise ValueError(f"{shown(value)} is out of range; write ports from 1 to 65535")
+        raise WrongValue(f"{shown(value)} is out of range", "write ports from 1 to 65535")
     if found.first > found.last:
-        raise ValueError(f"{shown(value)} ends before it begins; write `{last}-{first}`")
+        raise WrongValue(f"{shown(value)} ends before it begins", f"write `{last}-{first}`")
     if len(found) > PORTS_MAX:
-        raise ValueError(f"{shown(value)} has {len(found)} ports; write a range of at most {PORTS_MAX}")
+        raise WrongValue(f"{shown(value)} has {len(found)} ports", f"write a range of at most {PORTS_MAX}")
     return found
 
 
 def flag(value: object) -> bool:
     """`true` or `false`."""
     if not isinstance(value, bool):
-        raise ValueError(f"{shown(value)} is neither true nor false; write `true` or `false`")
+        raise WrongValue(f"{shown(value)} is neither true nor false", "write `true` or `false`")
     return value
 
 
@@ -227,7 +228,7 @@ def workers(value: object) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
     if isinstance(value, str) and not value.isdigit():
-        raise ValueError(f"{shown(value)} is not a number of workers; write 1 to {WORKERS_MAX}, or `auto`")
+        raise WrongValue(f"{shown(value)} is not a number of workers", f"write 1 to {WORKERS_MAX}, or `auto`")
     return whole_number(WORKERS_MAX)(value)
 
 
@@ -235,25 +236,27 @@ def address(value: object) -> IPAddress:
     """An IP address of a machine. No wildcard, no multicast, no zone; IPv4-mapped IPv6 is asked for as IPv4."""
     parsed = listen_address(value)
     if parsed.is_unspecified:
-        raise ValueError(f"{shown(value)} is every address, not one machine's; write the machine's own address")
+        raise WrongValue(f"{shown(value)} is every address, not one machine's", "write the machine's own address")
     return parsed
 
 
 def listen_address(value: object) -> IPAddress:
     """As `address`; the wildcards `0.0.0.0` and `::` are taken too."""
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not an IP address; write one such as `10.0.0.4`")
+        raise WrongValue(f"{shown(value)} is not an IP address", "write one such as `10.0.0.4`")
     try:
         parsed = ip_address(value)
     except ValueError:
-        raise ValueError(f"{shown(value)} is not an IP address; {_address_fix(value)}") from None
+        raise WrongValue(f"{shown(value)} is not an IP address", _address_fix(value)) from None
     if isinstance(parsed, IPv6Address):
         if parsed.scope_id is not None:
-            raise ValueError(f"{shown(value)} has a zone, which means one machine only; write the address without `%`")
+            raise WrongValue(
+                f"{shown(value)} has a zone, which means one machine only", "write the address without `%`"
+            )
         if parsed.ipv4_mapped is not None:
-            raise ValueError(f"{shown(value)} is an IPv4 address in IPv6 form; write `{parsed.ipv4_mapped}`")
+            raise WrongValue(f"{shown(value)} is an IPv4 address in IPv6 form", f"write `{parsed.ipv4_mapped}`")
     if parsed.is_multicast or parsed == IPv4Address("255.255.255.255"):
-        raise ValueError(f"{shown(value)} belongs to no one machine; write a machine's own address")
+        raise WrongValue(f"{shown(value)} belongs to no one machine", "write a machine's own address")
     return parsed
 
 
@@ -270,40 +273,42 @@ def _address_fix(text: str) -> str:
 def network(value: object) -> IPNetwork:
     """`203.0.113.0/24`, `2001:db8::/32` or one address. Host bits are dropped (`203.0.113.9/24`: `203.0.113.0/24`)."""
     if not isinstance(value, str) or "%" in value:
-        raise ValueError(f"{shown(value)} is not a network; write one such as `203.0.113.0/24`")
+        raise WrongValue(f"{shown(value)} is not a network", "write one such as `203.0.113.0/24`")
     if not re.fullmatch(NETWORK_PATTERN, value):  # ip_network would also take a mask, `10.0.0.0/255.0.0.0`
-        raise ValueError(f"{shown(value)} is not a network; write an address and a prefix length: `203.0.113.0/24`")
+        raise WrongValue(f"{shown(value)} is not a network", "write an address and a prefix length: `203.0.113.0/24`")
     try:
         parsed = ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f"{shown(value)} is not a network; write one such as `203.0.113.0/24`") from None
+        raise WrongValue(f"{shown(value)} is not a network", "write one such as `203.0.113.0/24`") from None
     if isinstance(parsed, IPv6Network) and parsed.prefixlen >= 96 and parsed.network_address.ipv4_mapped is not None:
         inner = f"{parsed.network_address.ipv4_mapped}/{parsed.prefixlen - 96}"
-        raise ValueError(f"{shown(value)} is an IPv4 network in IPv6 form; write `{inner}`")
+        raise WrongValue(f"{shown(value)} is an IPv4 network in IPv6 form", f"write `{inner}`")
     return parsed
 
 
 def host_port(value: object) -> HostPort:
     """`127.0.0.1:9464`, `[::1]:9464` or `localhost:9464`."""
     if type(value) is int and 1 <= value <= 65535:
-        raise ValueError(f"{shown(value)} has no address; write `127.0.0.1:{value}`")
+        raise WrongValue(f"{shown(value)} has no address", f"write `127.0.0.1:{value}`")
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not an address with a port; write one such as `127.0.0.1:3000`")
+        raise WrongValue(f"{shown(value)} is not an address with a port", "write one such as `127.0.0.1:3000`")
     host, colon, port_text = value.rpartition(":")
     if not colon or not port_text or value.endswith("]"):
-        raise ValueError(f"{shown(value)} has no port; write an address and a port: `127.0.0.1:3000`, `[::1]:3000`")
+        raise WrongValue(f"{shown(value)} has no port", "write an address and a port: `127.0.0.1:3000`, `[::1]:3000`")
     if not re.fullmatch(r"[1-9][0-9]{0,4}", port_text) or int(port_text) > 65535:
-        raise ValueError(f"{shown(value)} ends in no valid port; write 1 to 65535 after the last colon")
+        raise WrongValue(f"{shown(value)} ends in no valid port", "write 1 to 65535 after the last colon")
     if host == "localhost":
         return HostPort(host, int(port_text))
     bracketed = host.startswith("[") and host.endswith("]")
     if not host:
-        raise ValueError(f"{shown(value)} has no address; write `127.0.0.1:{port_text}`")
+        raise WrongValue(f"{shown(value)} has no address", f"write `127.0.0.1:{port_text}`")
     if re.fullmatch("[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", host):
-        raise ValueError(f"{shown(value)} does not tell the address from the port; write `[{brief(host)}]:{port_text}`")
+        raise WrongValue(
+            f"{shown(value)} does not tell the address from the port", f"write `[{brief(host)}]:{port_text}`"
+        )
     parsed = listen_address(host[1:-1] if bracketed else host)
     if bracketed != isinstance(parsed, IPv6Address):
-        raise ValueError(f"{shown(value)} has brackets around an IPv4 address; write `{parsed}:{port_text}`")
+        raise WrongValue(f"{shown(value)} has brackets around an IPv4 address", f"write `{parsed}:{port_text}`")
     return HostPort(str(parsed), int(port_text))
 
 
@@ -312,43 +317,43 @@ def target(value: object) -> Target:
     if isinstance(value, str) and value.startswith("unix:"):
         return Target("unix", path=unix_path(value.removeprefix("unix:")))
     if isinstance(value, str) and value.startswith("/"):
-        raise ValueError(f"{shown(value)} is a path; write `unix:{brief(value)}`")
+        raise WrongValue(f"{shown(value)} is a path", f"write `unix:{brief(value)}`")
     count = 1
     if isinstance(value, str) and (found := re.fullmatch(r"(.*):([0-9]+-[0-9]+)", value)):
         several = ports(found[2])
         value, count = f"{found[1]}:{several.first}", len(several)
     where = host_port(value)
     if where.host != "localhost" and ip_address(where.host).is_unspecified:
-        raise ValueError(f"{shown(value)} is no address to connect to; write `127.0.0.1:{where.port}`")
+        raise WrongValue(f"{shown(value)} is no address to connect to", f"write `127.0.0.1:{where.port}`")
     return Target("tcp", where.host, where.port, port_count=count)
 
 
 def unix_path(value: object) -> str:
     """The path of a Unix socket: absolute, at most 107 bytes (unix(7))."""
     if not isinstance(value, str) or not value.startswith("/"):
-        raise ValueError(f"{shown(value)} is not an absolute path; write one that starts with `/`")
+        raise WrongValue(f"{shown(value)} is not an absolute path", "write one that starts with `/`")
     if "\0" in value or "\n" in value or value.endswith("/"):
-        raise ValueError(f"{shown(value)} cannot name a socket; write the path of a file")
+        raise WrongValue(f"{shown(value)} cannot name a socket", "write the path of a file")
     try:
         size_bytes = len(value.encode("utf-8"))
     except UnicodeEncodeError:
-        raise ValueError(f"{shown(value)} cannot be written in UTF-8; write a path that can") from None
+        raise WrongValue(f"{shown(value)} cannot be written in UTF-8", "write a path that can") from None
     if size_bytes > UNIX_PATH_MAX_BYTES:
-        raise ValueError(f"the path has {size_bytes} bytes; write one of at most {UNIX_PATH_MAX_BYTES}")
+        raise WrongValue(f"the path has {size_bytes} bytes", f"write one of at most {UNIX_PATH_MAX_BYTES}")
     return value
 
 
 def probe_path(value: object) -> str:
     """What an http probe asks for: `/healthz`, `/status?deep=1`. A missing slash is written for it."""
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]{1,256}", value):
-        raise ValueError(f"{shown(value)} cannot be asked for; write a path such as `/healthz`, without spaces")
+        raise WrongValue(f"{shown(value)} cannot be asked for", "write a path such as `/healthz`, without spaces")
     return value if value.startswith("/") else f"/{value}"
 
 
 def not_empty(value: object) -> object:
     """A list with something in it."""
     if value in ([], ()):
-        raise ValueError("is empty; write at least one, or remove the key above it")
+        raise WrongValue("is empty", "write at least one, or remove the key above it")
     return value
 
 
@@ -369,19 +374,21 @@ def endpoint_name(value: object) -> str:
 
 def _named(value: object, pattern: str, rule: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
-        raise ValueError(f"{shown(value)} is not a valid name; write {rule}")
+        raise WrongValue(f"{shown(value)} is not a valid name", f"write {rule}")
     return value
 
 
 def instance_id(value: object) -> str:
     """An instance's id: its role, `_IN_` and its index in the role, counted from 0."""
     if not isinstance(value, str) or not re.fullmatch(INSTANCE_ID_PATTERN, value):
-        raise ValueError(f"{shown(value)} is not an instance id; write a role, `_IN_` and an index from 0: `web_IN_0`")
+        raise WrongValue(
+            f"{shown(value)} is not an instance id", "write a role, `_IN_` and an index from 0: `web_IN_0`"
+        )
     return value
 
 
 def version(value: object) -> Literal[1]:
     """The number of the file format: 1."""
     if type(value) is not int or value != 1:
-        raise ValueError(f"{shown(value)} is not a format this relay reads; write `version: 1`")
+        raise WrongValue(f"{shown(value)} is not a format this relay reads", "write `version: 1`")
     return 1

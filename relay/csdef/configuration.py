@@ -12,7 +12,7 @@ from relay.config.values import IPNetwork
 from relay.config.wording import brief
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
-from relay.errors import Problem
+from relay.errors import Problem, WrongValue
 
 __all__ = [
     "INSTANCES_MAX",
@@ -204,9 +204,9 @@ class _Configuration(Reader):
         network = _NOWHERE
         try:
             network = values.network(text)
-        except ValueError as error:
+        except WrongValue as error:
             if text:
-                self.problem(element, "remoteSubnet", *str(error).split("; ", 1))
+                self.problem(element, "remoteSubnet", error.what, error.remedy)
         return ConfiguredRule(
             element.at,
             self.needed(element, "order", 0, _ORDER_MAX, 100),

@@ -23,7 +23,7 @@ from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
-from relay.dataplane.redecide import Redecision
+from relay.dataplane.redecision import Redecision
 from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
 from relay.kernel import channel, memory, messages

@@ -11,7 +11,7 @@ from relay.config import values
 from relay.config.roster import Member, split_instance
 from relay.config.source import KeyPath, Source, read
 from relay.config.wording import nearest, printable
-from relay.errors import ConfigError, Problem, os_reason
+from relay.errors import ConfigError, Problem, WrongValue, os_reason
 from relay.fleet.registry import RegistryClient, Seen
 
 _POLL_S: Final = 1.0  # as soon as an instance by etcd is admitted; stat(2) of a thousand files takes a few milliseconds
@@ -109,9 +109,8 @@ def _member(name: str, source: Source) -> Member:
     """The instance that a file describes. Raises ConfigError with every problem."""
     problems: list[Problem] = []
 
-    def complain(path: KeyPath, what: str, *, key: bool = False) -> None:
-        text, _, fix = what.partition("; ")
-        problems.append(Problem(source.path, *source.mark(path, key=key), ".".join(map(str, path)), text, fix))
+    def complain(path: KeyPath, what: str, fix: str, *, key: bool = False) -> None:
+        problems.append(Problem(source.path, *source.mark(path, key=key), ".".join(map(str, path)), what, fix))
 
     try:
         role, ordinal = split_instance(name.removesuffix(_SUFFIX))
@@ -125,19 +124,19 @@ def _member(name: str, source: Source) -> Member:
             near = nearest(key, ("address", "metrics"))
             misspelt.add(near)
             fix = f"did you mean `{near}`?" if near else "write `address` and `metrics`"
-            complain((key,), f"is not known here; {fix}", key=True)
+            complain((key,), "is not known here", fix, key=True)
     address = metrics = ""
     try:
         address = str(values.address(source.data["address"]))
     except KeyError:
         if "address" not in misspelt:
-            complain((), f"`address` is missing; write `{_EXAMPLE}`")
-    except ValueError as error:
-        complain(("address",), str(error))
+            complain((), "`address` is missing", f"write `{_EXAMPLE}`")
+    except WrongValue as error:
+        complain(("address",), error.what, error.remedy)
     try:
         metrics = str(values.host_port(source.data["metrics"])) if "metrics" in source.data else ""
-    except ValueError as error:
-        complain(("metrics",), str(error))
+    except WrongValue as error:
+        complain(("metrics",), error.what, error.remedy)
     if problems:
         raise ConfigError(problems)
     return Member(role, ordinal, address, metrics)

@@ -11,7 +11,7 @@ from relay.config.model import Service
 from relay.config.roster import EDGE, Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.values import IPAddress
-from relay.errors import IdentityError, OperatorError
+from relay.errors import IdentityError, OperatorError, WrongValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def identify(
 def _checked(service: Service, settings: Settings, roster: Roster, instance: str, source: str) -> str | Vacancy:
     try:
         role, ordinal = split_instance(instance)
-    except ValueError as error:
+    except WrongValue as error:
         raise IdentityError(f"{source}: {error}") from None
     if roster.get(instance) is not None:
         return instance
