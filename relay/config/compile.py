@@ -7,13 +7,13 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, TypeVar
 
 from relay.address import join_host_port
 from relay.config.model import Door, Endpoint, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
+from relay.config.snapshot import NO_SLOTS, SLOTS_MAX, EndpointRow, ProbeRow, Slots, Snapshot, TargetRow
 from relay.config.values import Target
 from relay.envelope import bpf
 from relay.envelope.rules import RuleRow, compile_rules
@@ -25,6 +25,8 @@ _DOOR_TARGETS_MAX = 32
 # which the worker forwards nothing.
 _FILTERS_MAX_BYTES = 65_536 * 8
 
+_Name = TypeVar("_Name", str, tuple[str, str])  # an endpoint's, or an endpoint's with a target's
+
 
 def compile_snapshot(
     service: Service,
@@ -33,7 +35,7 @@ def compile_snapshot(
     *,
     generation: int,
     file: str,
-    slots: Mapping[str, int] | None = None,
+    slots: Slots = NO_SLOTS,
     roster: Roster | None = None,
 ) -> Snapshot:
     """The snapshot of `instance` (such as `web_IN_0`, which must be in the roster).
@@ -60,7 +62,7 @@ def compile_snapshot(
         generation=generation,
         service=service.service,
         instance=instance,
-        endpoints=_with_slots(rows, slots or {}, file),
+        endpoints=_with_slots(rows, slots, file),
         drain_s=settings.drain_s,
         log_level=settings.log.level,
         roster=roster,
@@ -249,18 +251,17 @@ def _targets(target: Target) -> Iterable[TargetRow]:
         yield TargetRow(str(target), host=target.host, port=target.port, port_count=target.port_count)
 
 
-def _with_slots(rows: list[EndpointRow], before: Mapping[str, int], file: str) -> tuple[EndpointRow, ...]:
+def _with_slots(rows: list[EndpointRow], before: Slots, file: str) -> tuple[EndpointRow, ...]:
     """The rows with their places in the ledger: an endpoint that stays, and each of its targets, keep theirs."""
-    # A target's name has a space in it, and an endpoint's has not.
-    slots = _assign_slots([row.name for row in rows], {name: n for name, n in before.items() if " " not in name}, file)
-    names = [f"{row.name} {target.text}" for row in rows for target in row.targets if target.instance]
-    target_slots = _assign_slots(names, {name: n for name, n in before.items() if " " in name}, file)
+    slots = _assign_slots([row.name for row in rows], before.endpoints, file)
+    names = [(row.name, target.text) for row in rows for target in row.targets if target.instance]
+    target_slots = _assign_slots(names, before.targets, file)
     return tuple(
         replace(
             row,
             slot=slots[row.name],
             targets=tuple(
-                replace(target, slot=target_slots[f"{row.name} {target.text}"]) if target.instance else target
+                replace(target, slot=target_slots[row.name, target.text]) if target.instance else target
                 for target in row.targets
             ),
         )
@@ -268,7 +269,7 @@ def _with_slots(rows: list[EndpointRow], before: Mapping[str, int], file: str) -
     )
 
 
-def _assign_slots(names: list[str], before: Mapping[str, int], file: str) -> dict[str, int]:
+def _assign_slots(names: list[_Name], before: Mapping[_Name, int], file: str) -> dict[_Name, int]:
     kept = {name: before[name] for name in names if name in before}
     # A slot is not handed on at once: flows of an endpoint that is gone still count in it.
     taken = set(before.values()) | set(kept.values())

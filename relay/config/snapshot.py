@@ -5,8 +5,10 @@ It is plain data, so that it travels to workers as JSON and a new worker can rea
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from relay.address import join_host_port
 from relay.config.roster import Roster
@@ -118,6 +120,30 @@ class EndpointRow:
         return self.name.split("/", 1)[1]
 
 
+class Slots(NamedTuple):
+    """Places in the ledger: of endpoints by name, and of an edge's or a door's targets by endpoint and `TargetRow.text`."""
+
+    endpoints: Mapping[str, int] = MappingProxyType({})
+    targets: Mapping[tuple[str, str], int] = MappingProxyType({})
+
+    def to_plain(self) -> dict[str, int]:
+        """As plain data: a target as its endpoint's name, a space, and its text."""
+        return {**self.endpoints, **{f"{name} {text}": slot for (name, text), slot in self.targets.items()}}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, int]) -> Self:
+        """What `to_plain` made. No endpoint's name has a space in it."""
+        parts = {(name, text): slot for key, slot in plain.items() for name, _, text in [key.partition(" ")]}
+        return cls(
+            {name: slot for (name, text), slot in parts.items() if not text},
+            {key: slot for key, slot in parts.items() if key[1]},
+        )
+
+
+NO_SLOTS: Final = Slots()
+"""Nothing has a place yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What one instance does, whole. `generation` counts the snapshots of one daemon from 1."""
@@ -133,11 +159,12 @@ class Snapshot:
     source: str = ""
 
     @property
-    def slots(self) -> dict[str, int]:
-        """Places in the ledger, by endpoint and by endpoint and target: what the next snapshot goes by."""
-        mine = {row.name: row.slot for row in self.endpoints}
-        targets = ((f"{row.name} {each.text}", each.slot) for row in self.endpoints for each in row.targets)
-        return mine | {name: slot for name, slot in targets if slot >= 0}
+    def slots(self) -> Slots:
+        """Places in the ledger: what the next snapshot goes by."""
+        targets = (((row.name, each.text), each.slot) for row in self.endpoints for each in row.targets)
+        return Slots(
+            {row.name: row.slot for row in self.endpoints}, {target: slot for target, slot in targets if slot >= 0}
+        )
 
     def to_json(self) -> bytes:
         """The snapshot as JSON text."""

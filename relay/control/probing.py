@@ -76,7 +76,7 @@ def _what_counts(row: EndpointRow) -> tuple[object, ...]:
 
 def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> None:
     """A target that is new, or takes another's place in the ledger, has not been probed yet."""
-    before = old.slots if old is not None else {}
-    for name, slot in new.slots.items():
-        if " " in name and before.get(name) != slot:
+    before = old.slots.targets if old is not None else {}
+    for target, slot in new.slots.targets.items():
+        if before.get(target) != slot:
             ledger.words[health_at(slot)] = Health.UNKNOWN

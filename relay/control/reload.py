@@ -5,7 +5,7 @@ Also how the daemon starts: the first snapshot is a reload from nothing.
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from relay.config.compile import compile_snapshot
@@ -14,7 +14,7 @@ from relay.config.model import Service
 from relay.config.plan import Plan, plan
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
+from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
 from relay.config.source import parse
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
@@ -100,7 +100,7 @@ def prepare(
     if old is not None and before is not None:
         _refuse_another_life(split_instance(old.instance)[0], before, service.value, in_force)
     who = _who(service.value, in_force, sources, Who.of(old) if old else None, registered)
-    slots, generation = (old.slots, old.generation + 1) if old else ({}, 1)
+    slots, generation = (old.slots, old.generation + 1) if old else (NO_SLOTS, 1)
     warnings = (*service.warnings, *settings.warnings)
     try:
         snapshot = _compile(service, in_force, who, generation, slots)
@@ -159,7 +159,7 @@ def service_of(snapshot: Snapshot) -> Loaded[Service]:
 
 
 def compile_files(
-    sources: ConfigFiles, known: Who, generation: int, slots: Mapping[str, int]
+    sources: ConfigFiles, known: Who, generation: int, slots: Slots
 ) -> tuple[Snapshot, Settings, tuple[Problem, ...]]:
     """What the files say to the instance that is `known`, with warnings; nothing is opened. `slots` are those in force.
 
@@ -217,9 +217,7 @@ def _joined(service: Service, settings: Settings, vacancy: Vacancy) -> Who:
     return Who(joined.instance, roster, joined.confirmed_ns, (joined.warning,) if joined.warning else (), joined)
 
 
-def _compile(
-    service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Mapping[str, int]
-) -> Snapshot:
+def _compile(service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Slots) -> Snapshot:
     file = os.path.basename(service.source.path)
     snapshot = compile_snapshot(
         service.value, settings, who.instance, generation=generation, file=file, slots=slots, roster=who.roster

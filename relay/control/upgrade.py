@@ -16,7 +16,7 @@ from typing import Any, Final
 from relay import __version__
 from relay.config.roster import Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
+from relay.config.snapshot import Slots, Snapshot
 from relay.control.reload import FIXED, ConfigFiles, Who, compile_files
 from relay.errors import ConfigError, OperatorError, Problem
 from relay.kernel import memory
@@ -40,7 +40,7 @@ class Facts:
     settings_required: bool
     instance: str
     generation: int
-    slots: dict[str, int]  # by endpoint
+    slots: dict[str, int]  # as `Slots.to_plain`
     listens: dict[str, str]  # addresses by endpoint
     roster: list[dict[str, Any]]
     fixed: dict[str, Any]  # settings that a running daemon does not change
@@ -66,7 +66,7 @@ def facts(sources: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_f
         settings_required=sources.settings_required,
         instance=snapshot.instance,
         generation=snapshot.generation,
-        slots=snapshot.slots,
+        slots=snapshot.slots.to_plain(),
         listens={row.name: row.listen for row in snapshot.endpoints},
         roster=snapshot.roster.to_plain(),
         fixed=_fixed(settings),
@@ -123,7 +123,7 @@ def trial(text: str) -> None:
 def _compiled(sources: ConfigFiles, told: Facts) -> Tried:
     try:
         known = Who(told.instance, Roster.from_plain(told.roster))
-        snapshot, settings, warnings = compile_files(sources, known, told.generation + 1, told.slots)
+        snapshot, settings, warnings = compile_files(sources, known, told.generation + 1, Slots.from_plain(told.slots))
     except ConfigError as error:
         raise OperatorError(f"it does not take the files:\n{error}") from None
     fixed = _fixed(settings)

@@ -11,7 +11,7 @@ from relay.config.compile import drop_filter
 from relay.config.load import parse_settings
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
-from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
+from relay.config.snapshot import NO_SLOTS, SLOTS_MAX, EndpointRow, ProbeRow, Slots, Snapshot, TargetRow
 from relay.config.source import parse
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError
@@ -322,9 +322,9 @@ def test_a_slot_stays_with_its_target() -> None:
     assert target_slots(first) == {"10.0.0.1": 0, "10.0.0.2": 1, "10.0.0.3": 2}
     second = compiled("edge_IN_0", service=edge_of("10.0.0.3", "10.0.0.4", "10.0.0.1"), slots=first.slots)
     assert target_slots(second) == {"10.0.0.3": 2, "10.0.0.4": 3, "10.0.0.1": 0}, "and is not handed on at once"
-    assert second.slots == {
-        "web/a": 0, "web/a 10.0.0.3:8080": 2, "web/a 10.0.0.4:8080": 3, "web/a 10.0.0.1:8080": 0,
-    }  # fmt: skip
+    plain = {"web/a": 0, "web/a 10.0.0.3:8080": 2, "web/a 10.0.0.4:8080": 3, "web/a 10.0.0.1:8080": 0}
+    assert second.slots.to_plain() == plain
+    assert Slots.from_plain(plain) == second.slots
 
 
 @examples(30)
@@ -333,7 +333,7 @@ def test_targets_slots_over_many_reloads(steps: list[set[int]]) -> None:
     before: Snapshot | None = None
     for members in steps:
         addresses = [f"10.0.0.{n}" for n in sorted(members)]
-        after = compiled("edge_IN_0", service=edge_of(*addresses), slots=before.slots if before else {})
+        after = compiled("edge_IN_0", service=edge_of(*addresses), slots=before.slots if before else NO_SLOTS)
         now, old = target_slots(after), target_slots(before) if before else {}
         assert sorted(now) == sorted(addresses)
         assert len(set(now.values())) == len(now)
@@ -357,7 +357,7 @@ def with_endpoints(*names: str) -> Service:
 def test_a_slot_stays_with_its_endpoint() -> None:
     first = slots(compiled("web_IN_0", service=with_endpoints("a", "b", "c")))
     assert first == {"web/a": 0, "web/b": 1, "web/c": 2}
-    second = slots(compiled("web_IN_0", service=with_endpoints("c", "new", "a"), slots=first))
+    second = slots(compiled("web_IN_0", service=with_endpoints("c", "new", "a"), slots=Slots(first)))
     assert second == {"web/a": 0, "web/c": 2, "web/new": 3}, "b's slot is not handed on at once"
 
 
@@ -366,7 +366,7 @@ def test_a_slot_stays_with_its_endpoint() -> None:
 def test_slots_over_many_reloads(steps: list[set[str]]) -> None:
     before: dict[str, int] = {}
     for names in steps:
-        after = slots(compiled("web_IN_0", service=with_endpoints(*sorted(names)), slots=before))
+        after = slots(compiled("web_IN_0", service=with_endpoints(*sorted(names)), slots=Slots(before)))
         assert len(set(after.values())) == len(after)
         assert set(after.values()) <= set(range(SLOTS_MAX))
         assert all(after[name] == before[name] for name in after if name in before)
@@ -376,7 +376,7 @@ def test_slots_over_many_reloads(steps: list[set[str]]) -> None:
 
 def test_freed_slots_are_handed_on_when_there_are_no_others() -> None:
     before = {f"web/old{n}": n for n in range(SLOTS_MAX)}
-    assert slots(compiled("web_IN_0", service=with_endpoints("old5", "new"), slots=before)) == {
+    assert slots(compiled("web_IN_0", service=with_endpoints("old5", "new"), slots=Slots(before))) == {
         "web/old5": 5, "web/new": 0,
     }  # fmt: skip
 
