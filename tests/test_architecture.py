@@ -59,6 +59,8 @@ PURE: Final = (
     "relay.cli.tables",
     "relay.control.discovery",
     "relay.control.environment",
+    "relay.control.answers",
+    "relay.control.described",
     "relay.control.openapi",
 )
 IMPURE: Final = frozenset({"asyncio", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"})
@@ -67,6 +69,8 @@ LINES_MAX: Final = 400
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
+    "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
+    "relay.control.described": "the tests of the document go through it",
     "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",
     "relay.kernel.messages": "texts; the tests of worker and keeper say and hear them",
     "relay.processes.child": "two types of the keeper's",

@@ -172,11 +172,12 @@ def _run(args: argparse.Namespace) -> int:
             return 0
         case "reload":
             from relay.cli.client import AdminClient
-            from relay.cli.tables import reload_text
+            from relay.cli.tables import dry_run_text, reload_text
 
             client = AdminClient.find(args.socket, args.settings)
             answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
-            print(json.dumps(answer, indent=2) if args.json else reload_text(answer))
+            text = dry_run_text if args.dry_run else reload_text
+            print(json.dumps(answer, indent=2) if args.json else text(answer))
             return 0
         case "explain":
             return _explain(args)

@@ -1,13 +1,29 @@
 """Status for people: plain tables. Pure."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:  # for a reader: a command must not wait for what the types are made with
+    from relay.control.answers import (
+        Busy,
+        Connection,
+        EndpointStatus,
+        Explanation,
+        Identity,
+        InstanceAnswer,
+        Reach,
+        RegistryStatus,
+        Reloaded,
+        RouteAnswer,
+        Status,
+        WouldReload,
+    )
 
 _RULES_SHOWN: Final = 12  # up to the one that decides: its neighbourhood, and a screen stays a screen
 _CUTS_SHOWN: Final = 20
 
 
-def status_text(status: dict[str, Any]) -> str:
+def status_text(status: "Status") -> str:
     """`GET /v1/status` as text."""
     reload = status["reload"]
     state = "draining" if status["draining"] else "running"
@@ -56,7 +72,7 @@ def status_text(status: dict[str, Any]) -> str:
     return "\n".join([*head, "", table(titles, rows), *_target_sets(status["endpoints"])])
 
 
-def _registry(registry: Mapping[str, Any] | None) -> list[str]:
+def _registry(registry: "RegistryStatus | None") -> list[str]:
     if registry is None:
         return []
     there = ", ".join(f"{name} {count} of {most}" for name, (count, most) in registry["roles"].items())
@@ -71,7 +87,7 @@ def _registry(registry: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _leads_to(endpoint: Mapping[str, Any]) -> str:
+def _leads_to(endpoint: "EndpointStatus") -> str:
     if endpoint["distribution"] is None:
         return " ".join(endpoint["targets"])
     count = len(endpoint["targets"])
@@ -79,7 +95,7 @@ def _leads_to(endpoint: Mapping[str, Any]) -> str:
     return f"{endpoint['leads_to']}: {instances}" if endpoint["leads_to"] else instances
 
 
-def _target_sets(endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
     """An edge's targets, as a table of their own."""
     rows = [
         (
@@ -100,7 +116,7 @@ def _target_sets(endpoints: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", table(titles, rows)] if rows else []
 
 
-def route_text(answer: Mapping[str, Any]) -> str:
+def route_text(answer: "RouteAnswer") -> str:
     """`GET /v1/route` as text."""
     goes = f"goes to {answer['instance']} ({answer['target']})" if answer["target"] else "is refused: no target is up"
     lines = [f"{answer['client']} {goes}, by {answer['distribution']}; in the order of its hash:"]
@@ -110,7 +126,7 @@ def route_text(answer: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def drain_text(answer: Mapping[str, Any]) -> str:
+def drain_text(answer: "Busy") -> str:
     """`POST /v1/drain` as text."""
     if not answer["busy_for_s"]:
         return "this instance is in rotation again"
@@ -123,7 +139,7 @@ def drain_text(answer: Mapping[str, Any]) -> str:
     return f"for {_age(answer['busy_for_s'])} {how}; {connections}"
 
 
-def connections_text(connections: list[dict[str, Any]]) -> str:
+def connections_text(connections: Sequence["Connection"]) -> str:
     """`GET /v1/connections` as text."""
     rows = [
         (
@@ -139,7 +155,7 @@ def connections_text(connections: list[dict[str, Any]]) -> str:
     return table(("ENDPOINT", "PEER", "STATE", "AGE", "RECEIVED", "SENT"), rows) if rows else "no open connections"
 
 
-def explain_text(answer: Mapping[str, Any]) -> str:
+def explain_text(answer: "Explanation") -> str:
     """`GET /v1/explain` as text."""
     verdict = "may connect" if answer["verdict"] == "permit" else f"is denied ({answer['reason']})"
     lines = [f"{answer['from']} {verdict} to {answer['to']} on {answer['listen']}: {answer['why']}"]
@@ -160,7 +176,7 @@ def explain_text(answer: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def matrix_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def matrix_text(rows: Sequence["Reach"]) -> str:
     """Who may reach what, as a table."""
     if not rows:
         return "the service has no endpoints"
@@ -169,12 +185,15 @@ def matrix_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(titles, [(row["endpoint"], row["type"], row["outside"], *row["roles"].values()) for row in rows])
 
 
-def reload_text(answer: Mapping[str, Any]) -> str:
-    """`POST /v1/reload` as text: what was done or, for a dry run, what would be."""
+def reload_text(answer: "Reloaded") -> str:
+    """`POST /v1/reload` as text."""
+    done = f"generation {answer['generation']} is in force" + ("" if answer["changes"] else "; nothing changed")
+    return "\n".join([*answer["changes"], *answer["warnings"], *answer["notes"], done])
+
+
+def dry_run_text(answer: "WouldReload") -> str:
+    """`POST /v1/reload?dry_run=1` as text."""
     lines = [*answer["changes"], *answer["warnings"], *answer["notes"]]
-    if "cut" not in answer:
-        done = f"generation {answer['generation']} is in force"
-        return "\n".join([*lines, done + ("" if answer["changes"] else "; nothing changed")])
     cuts = answer["cut"]
     lines += [
         f"cut {each['connections']} of {each['endpoint']} from {each['network']} ({each['why']})"
@@ -187,12 +206,12 @@ def reload_text(answer: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"dry run: {told}; nothing was done"])
 
 
-def identity_text(answer: Mapping[str, Any]) -> str:
+def identity_text(answer: "Identity") -> str:
     """`GET /v1/identity` as text."""
     return f"{answer['instance']} of {answer['service']}, at {answer['address']}"
 
 
-def instances_text(instances: Sequence[Mapping[str, Any]]) -> str:
+def instances_text(instances: Sequence["InstanceAnswer"]) -> str:
     """`GET /v1/instances` as a table; this machine has an asterisk."""
     rows = [
         (
@@ -207,7 +226,7 @@ def instances_text(instances: Sequence[Mapping[str, Any]]) -> str:
     return table(("INSTANCE", "ADDRESS", "IS", "METRICS", "ENDPOINTS"), rows) if rows else "no such instance is there"
 
 
-def _health(instance: Mapping[str, Any]) -> str:
+def _health(instance: "InstanceAnswer") -> str:
     if instance["healthy"]:
         return "healthy"
     said = [*(["busy"] if instance["busy"] else []), *(f"DOWN: {name}" for name in instance["down"])]
@@ -221,7 +240,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _denied(endpoint: dict[str, Any]) -> str:
+def _denied(endpoint: "EndpointStatus") -> str:
     audit = f"; AUDIT, would deny: {_counts(endpoint['would_deny'])}" if endpoint["enforce"] == "audit" else ""
     return _counts(endpoint["denied"]) + audit
 

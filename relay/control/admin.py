@@ -23,6 +23,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.config.values import HostPort
+from relay.control import answers
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
 from relay.errors import ConfigError, ListenError, OperatorError, os_reason
@@ -86,14 +87,14 @@ def _is_served(path: str) -> bool:
 async def serve_admin(
     listener: socket.socket,
     *,
-    status: Callable[[], dict[str, Any]],
-    connections: Callable[[], list[dict[str, Any]]],
-    explain: Callable[[str, str | None, str | None], dict[str, Any]],
-    route: Callable[[str, str], dict[str, Any]],
-    drain: Callable[[float], dict[str, Any]],
-    reload: Callable[[], Awaitable[dict[str, Any]]],
-    dry_run: Callable[[], Awaitable[dict[str, Any]]],
-    upgrade: Callable[[], Awaitable[dict[str, Any]]],
+    status: Callable[[], answers.Status],
+    connections: Callable[[], list[answers.Connection]],
+    explain: Callable[[str, str | None, str | None], answers.Explanation],
+    route: Callable[[str, str], answers.RouteAnswer],
+    drain: Callable[[float], answers.Busy],
+    reload: Callable[[], Awaitable[answers.Reloaded]],
+    dry_run: Callable[[], Awaitable[answers.WouldReload]],
+    upgrade: Callable[[], Awaitable[answers.Upgrading]],
     discovery: Discovery,
 ) -> web.AppRunner:
     """Answer on the admin socket until the runner is cleaned up."""
@@ -104,7 +105,7 @@ async def serve_admin(
     async def get_connections(_request: web.Request) -> web.Response:
         return web.json_response(connections())
 
-    def asking(ask: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def asking(ask: Callable[[Mapping[str, str]], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             try:
                 return web.json_response(ask(request.query))
@@ -113,18 +114,18 @@ async def serve_admin(
 
         return handle
 
-    def ask_drain(asked: Mapping[str, str]) -> dict[str, Any]:
+    def ask_drain(asked: Mapping[str, str]) -> answers.Busy:
         if not asked.get("for", "").isdecimal():
             raise OperatorError("`for` is a whole number of seconds, 0 for none")
         return drain(float(asked["for"]))
 
     async def post_reload(request: web.Request) -> web.Response:
-        return await answer(dry_run if request.query.get("dry_run") == "1" else reload, 200)
+        return await (answer(dry_run, 200) if request.query.get("dry_run") == "1" else answer(reload, 200))
 
     async def post_upgrade(_request: web.Request) -> web.Response:
         return await answer(upgrade, 202)
 
-    async def answer(doing: Callable[[], Awaitable[dict[str, Any]]], success: int) -> web.Response:
+    async def answer(doing: Callable[[], Awaitable[object]], success: int) -> web.Response:
         try:
             return web.json_response(await doing(), status=success)
         except OperatorError as error:

@@ -17,7 +17,7 @@ from relay.address import Address
 from relay.config.roster import Member, difference
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.control import admin, upgrade
+from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.metrics import LedgerCollector
@@ -139,7 +139,7 @@ class Control:
 
     # --- reload -------------------------------------------------------------------------------------------------
 
-    async def _reload(self) -> dict[str, Any]:
+    async def _reload(self) -> answers.Reloaded:
         """Put the files in force. Raises OperatorError, and then nothing has changed."""
         async with self._reloading:
             self._refuse_while_busy("reloaded")
@@ -218,7 +218,7 @@ class Control:
 
     # --- live upgrade -------------------------------------------------------------------------------------------
 
-    async def _upgrade(self) -> dict[str, Any]:
+    async def _upgrade(self) -> answers.Upgrading:
         """Try the installed code out and let the keeper replace its program. Raises OperatorError: nothing has changed."""
         async with self._reloading:
             self._refuse_while_busy("upgraded")
@@ -244,11 +244,11 @@ class Control:
 
     # --- reload, continued --------------------------------------------------------------------------------------
 
-    async def _dry_run(self) -> dict[str, Any]:
+    async def _dry_run(self) -> answers.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""
         return await self._loop.run_in_executor(None, self._would)
 
-    def _would(self) -> dict[str, Any]:
+    def _would(self) -> answers.WouldReload:
         prepared = self._prepare(dry_run=True)
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
         flows = ((name, Address.parse(peer).host) for name, peer in open_now)
@@ -273,7 +273,7 @@ class Control:
         told = self._snapshot, inherited.settings, self._registered()
         return prepare(inherited.sources, *told, before=service, dry_run=dry_run)
 
-    async def _put_in_force(self, prepared: Prepared) -> dict[str, Any]:
+    async def _put_in_force(self, prepared: Prepared) -> answers.Reloaded:
         """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
         snapshot = prepared.snapshot
         parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
@@ -313,7 +313,7 @@ class Control:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def _by_signal(self, doing: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def _by_signal(self, doing: Callable[[], Awaitable[object]]) -> None:
         try:
             await doing()
         except OperatorError:
@@ -349,29 +349,29 @@ class Control:
     def _draining(self) -> bool:
         return self._ledger.words[DaemonWord.DRAIN_UNTIL_NS] != 0
 
-    def _status(self) -> dict[str, Any]:
-        registry = None
+    def _status(self) -> answers.Status:
+        registry: answers.RegistryStatus | None = None
         if self._follower is not None:
             roster, roles = self._snapshot.roster, self._loaded.value.roles
             there = {name: [len(roster.of(name)), roles[name].count] for name in self._loaded.value.counted}
-            registry = self._follower.status() | {"roles": there}
-        found = status(self._ledger, self._snapshot, os.getppid(), self._program)
-        return found | {"draining": self._draining(), "registry": registry}
+            registry = self._follower.status(there)
+        return status(self._ledger, self._snapshot, os.getppid(), self._program, registry)
 
-    def _explain(self, endpoint: str, address: str | None, instance: str | None) -> dict[str, Any]:
+    def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
         return explain(find_endpoint(self._snapshot, endpoint), find_source(self._snapshot, address, instance))
 
-    def _route(self, endpoint: str, client: str) -> dict[str, Any]:
+    def _route(self, endpoint: str, client: str) -> answers.RouteAnswer:
         return route(find_endpoint(self._snapshot, endpoint), self._ledger, client)
 
-    def _drain(self, for_s: float) -> dict[str, Any]:
+    def _drain(self, for_s: float) -> answers.Busy:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
         until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
         self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
-        return busy(self._ledger, self._snapshot) | {"told": self._follower is not None and self._follower.tells}
+        told = self._follower is not None and self._follower.tells
+        return busy(self._ledger, self._snapshot, told=told)
 
-    def _connections(self) -> list[dict[str, Any]]:
+    def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._snapshot)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from relay.address import join_host_port
 from relay.config import values
@@ -12,6 +12,7 @@ from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Metrics
 from relay.config.values import HostPort, Ports
 from relay.config.wording import nearest
+from relay.control import answers
 from relay.errors import UnknownError
 
 _NAMED_MAX: Final = 20  # names in a message; more of them nobody reads
@@ -28,7 +29,7 @@ class Fleet:
     avoided: frozenset[str] = frozenset()  # ids of those that did not answer this machine
 
 
-def identity(fleet: Fleet) -> dict[str, Any]:
+def identity(fleet: Fleet) -> answers.Identity:
     """Which instance this machine is."""
     me = _me(fleet)
     return {
@@ -43,9 +44,9 @@ def identity(fleet: Fleet) -> dict[str, Any]:
 # --- roles and instances ------------------------------------------------------------------------------------------------
 
 
-def roles(fleet: Fleet) -> list[dict[str, Any]]:
+def roles(fleet: Fleet) -> list[answers.RoleAnswer]:
     """Every role in the file's order, then the edge where there is one."""
-    found = [
+    found: list[answers.RoleAnswer] = [
         {
             "name": name,
             "kind": "counted" if role.counted else "listed",
@@ -66,13 +67,13 @@ def roles(fleet: Fleet) -> list[dict[str, Any]]:
     return found
 
 
-def instances(fleet: Fleet, role: str | None = None, *, healthy: bool = False) -> list[dict[str, Any]]:
+def instances(fleet: Fleet, role: str | None = None, *, healthy: bool = False) -> list[answers.InstanceAnswer]:
     """The instances, of one role or of all; only the healthy ones if so asked. Raises UnknownError for no role of it."""
     members = fleet.roster if role is None else fleet.roster.of(_known_role(fleet, role, edge=True))
     return [instance_view(fleet, member) for member in members if not healthy or is_healthy(fleet, member)]
 
 
-def instance(fleet: Fleet, name: str) -> dict[str, Any]:
+def instance(fleet: Fleet, name: str) -> answers.InstanceAnswer:
     """The instance with this id. Raises UnknownError."""
     member = fleet.roster.get(name)
     if member is None:
@@ -81,7 +82,7 @@ def instance(fleet: Fleet, name: str) -> dict[str, Any]:
     return instance_view(fleet, member)
 
 
-def instance_view(fleet: Fleet, member: Member) -> dict[str, Any]:
+def instance_view(fleet: Fleet, member: Member) -> answers.InstanceAnswer:
     """One instance as the API tells it."""
     return {
         "id": member.id,
@@ -109,13 +110,13 @@ def unhealthy(fleet: Fleet) -> frozenset[str]:
     return frozenset(member.id for member in fleet.roster if not is_healthy(fleet, member))
 
 
-def _endpoints(fleet: Fleet, member: Member) -> Iterator[dict[str, Any]]:
+def _endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
     for name, endpoint in fleet.service.roles[member.role].endpoints.items():
         healthy = member.serves(name) and member.id not in fleet.avoided
         yield _port(f"{member.role}/{name}", endpoint, member.address, endpoint.listen_ports, healthy)
 
 
-def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[dict[str, Any]]:
+def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
     healthy = is_healthy(fleet, member)
     for role_name, role in fleet.service.roles.items():
         for name, endpoint in role.endpoints.items():
@@ -126,7 +127,7 @@ def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[dict[str, Any]]:
                 yield _port(f"{role_name}/{name}@instance", endpoint, member.address, ports_each, healthy)
 
 
-def _port(name: str, endpoint: Endpoint, address: str, ports: Ports, healthy: bool) -> dict[str, Any]:
+def _port(name: str, endpoint: Endpoint, address: str, ports: Ports, healthy: bool) -> answers.EndpointOfInstance:
     return {
         "name": name,
         "type": endpoint.type,
@@ -148,7 +149,7 @@ def _instance_ports(role: Role, endpoint: Endpoint) -> Ports | None:
 # --- endpoints ----------------------------------------------------------------------------------------------------------
 
 
-def endpoints(fleet: Fleet, role: str | None = None) -> list[dict[str, Any]]:
+def endpoints(fleet: Fleet, role: str | None = None) -> list[answers.EndpointAnswer]:
     """The declared endpoints with who has them, of one role or of all. Raises UnknownError for no role of the service."""
     names = fleet.service.roles if role is None else (_known_role(fleet, role),)
     return [
@@ -158,7 +159,7 @@ def endpoints(fleet: Fleet, role: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def _endpoint_view(fleet: Fleet, role_name: str, role: Role, name: str, endpoint: Endpoint) -> dict[str, Any]:
+def _endpoint_view(fleet: Fleet, role_name: str, role: Role, name: str, endpoint: Endpoint) -> answers.EndpointAnswer:
     internal = endpoint.type == "internal"
     return {
         "name": f"{role_name}/{name}",
@@ -182,7 +183,7 @@ def _endpoint_view(fleet: Fleet, role_name: str, role: Role, name: str, endpoint
     }
 
 
-def _edges(fleet: Fleet, role_name: str, role: Role, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
+def _edges(fleet: Fleet, role_name: str, role: Role, endpoint: Endpoint) -> Iterator[answers.EdgeOfEndpoint]:
     ports = _instance_ports(role, endpoint)
     public = endpoint.public_port
     for edge in fleet.roster.of(EDGE):
@@ -198,14 +199,14 @@ def _edges(fleet: Fleet, role_name: str, role: Role, endpoint: Endpoint) -> Iter
         }
 
 
-def _range(ports: Ports) -> dict[str, int]:
+def _range(ports: Ports) -> answers.PortRange:
     return {"first": ports.first, "last": ports.last}
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------------
 
 
-def prometheus(fleet: Fleet) -> list[dict[str, Any]]:
+def prometheus(fleet: Fleet) -> list[answers.TargetGroup]:
     """Whom to scrape, as https://prometheus.io/docs/prometheus/latest/http_sd/ has it; the sick ones as well.
 
     No label is called `role`: the metrics have one of their own.
@@ -264,7 +265,7 @@ def _host_port(text: str) -> HostPort | None:
 # --- changes ------------------------------------------------------------------------------------------------------------
 
 
-def changes(old: Fleet, new: Fleet) -> Iterator[tuple[str, dict[str, Any]]]:
+def changes(old: Fleet, new: Fleet) -> Iterator[tuple[str, answers.InstanceAnswer]]:
     """Who has `left`, `joined` or `changed` from one state to the next, with the instance (one that left: as it was)."""
     if old == new:  # a comparison of the same objects: most looks find nothing
         return

@@ -7,7 +7,7 @@ import ipaddress
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from relay.config.compile import compile_snapshot
 from relay.config.load import load_service
@@ -15,6 +15,7 @@ from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot
+from relay.control import answers
 from relay.control.status import target_status
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
@@ -55,7 +56,7 @@ def find_endpoint(snapshot: Snapshot, name: str) -> EndpointRow:
     )
 
 
-def explain_file(path: str, to: str, address: str | None, instance: str | None) -> dict[str, Any]:
+def explain_file(path: str, to: str, address: str | None, instance: str | None) -> answers.Explanation:
     """`explain` by a service file alone, for any role's endpoint. Raises OperatorError."""
     service = load_service(path).value
     role = to.partition("/")[0]
@@ -80,7 +81,7 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
     return answer
 
 
-def explain(row: EndpointRow, source: str) -> dict[str, Any]:
+def explain(row: EndpointRow, source: str) -> answers.Explanation:
     """The envelope's verdict on a connection from the address `source`, and the rules that were looked at, in order."""
     verdict = row.envelope.decide(ipaddress.ip_address(source).packed)
     last = verdict.rule if verdict.rule is not None else len(row.rules) - 1
@@ -99,7 +100,7 @@ def explain(row: EndpointRow, source: str) -> dict[str, Any]:
     }
 
 
-def _rule(rule: RuleRow) -> dict[str, Any]:
+def _rule(rule: RuleRow) -> answers.RuleAnswer:
     return {"action": "permit" if rule.permit else "deny", "network": rule.network, "source": rule.source}
 
 
@@ -117,7 +118,7 @@ def _why(row: EndpointRow, rule: int | None) -> str:
     return "no rule matches; a `permit` stands in the list, so everyone else may not connect"
 
 
-def route(row: EndpointRow, ledger: Ledger, client: str) -> dict[str, Any]:
+def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     """Where an edge would send `client` (`address`, or `address:port`) for an endpoint, and why. Raises OperatorError.
 
     By the same ranking and health as a worker. Which targets a worker has met a failure of, that worker alone knows.
@@ -156,7 +157,7 @@ def _client(text: str) -> tuple[bytes, int | None]:
             raise OperatorError(f"`{text}` is no client; write an address, or `ADDRESS:PORT`") from None
 
 
-def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | None = None) -> list[dict[str, Any]]:
+def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | None = None) -> list[answers.Cut]:
     """Of open connections (endpoint's name, source address), those that `new` no longer allows, most first.
 
     `old` is the snapshot under which they came: directly, where its endpoint was behind no edge.
@@ -185,9 +186,9 @@ def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | 
     ]
 
 
-def matrix(service: Service) -> list[dict[str, Any]]:
+def matrix(service: Service) -> list[answers.Reach]:
     """Who may reach which endpoint: from outside, in words; and of each role all, some or none of its instances."""
-    found = []
+    found: list[answers.Reach] = []
     stand_ins = [Member(name, 0, f"{_SOMEWHERE}{n:x}") for n, name in enumerate(service.counted)]
     roster = Roster.of_service(service, stand_ins)
     for role_name, role in service.roles.items():

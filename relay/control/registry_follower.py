@@ -5,12 +5,13 @@ import contextlib
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from relay.config.model import Service
 from relay.config.roster import Member, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
+from relay.control import answers
 from relay.control.services import Services
 from relay.control.status import is_busy
 from relay.errors import IdentityError
@@ -160,8 +161,8 @@ class Follower:
         there = {member.id for member in self._snapshot().roster}
         return sorted(member.id for member in self._registry.current.members if member.id not in there)
 
-    def status(self) -> dict[str, Any]:
-        """Its part of `relay status`."""
+    def status(self, roles: dict[str, list[int]]) -> answers.RegistryStatus:
+        """Its part of `relay status`. `roles`: how many of each are there, and may be."""
         seen, words = self._registry.current, self._ledger.words
         at_ns = words[DaemonWord.ROSTER_AT_NS]
         return {
@@ -171,6 +172,7 @@ class Follower:
             "trouble": self._trouble(),
             "rejected": words[DaemonWord.ROSTER_REJECTED],
             "left_out": self.left_out(),
+            "roles": roles,
         }
 
 

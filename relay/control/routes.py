@@ -25,7 +25,7 @@ from aiohttp import ClientConnectionResetError, web
 from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.control import discovery
+from relay.control import answers, discovery
 from relay.control.discovery import Fleet
 from relay.control.environment import variables
 from relay.control.name_service import zone_of
@@ -132,7 +132,7 @@ class Discovery:
             body = self._bodies[asked] = json.dumps(ask(fleet, request)).encode()
         return body
 
-    def _hosts(self, fleet: Fleet) -> dict[str, str]:
+    def _hosts(self, fleet: Fleet) -> answers.HostsBlock:
         zone = zone_of(fleet, discovery.unhealthy(fleet), self._names, 0)
         return {"service": fleet.service.service, "block": hosts.block(zone)}
 
@@ -162,7 +162,7 @@ class Discovery:
         return response
 
 
-def _instances(fleet: Fleet, asked: web.Request) -> list[dict[str, Any]]:
+def _instances(fleet: Fleet, asked: web.Request) -> list[answers.InstanceAnswer]:
     healthy = _TRUTHS.get(asked.query.get("healthy", "0"))
     if healthy is None:
         raise OperatorError("`healthy` is 1, or 0 for all")

@@ -2,10 +2,11 @@
 
 import os
 import time
-from typing import Any
+from typing import Final, Literal
 
 from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.control import answers
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -21,9 +22,17 @@ from relay.ledger.layout import (
 from relay.ledger.ledger import Ledger
 from relay.processes.renewal import behind
 
+_HEALTH: Final[dict[Health, Literal["unknown", "up", "down"]]] = {
+    Health.UNKNOWN: "unknown",
+    Health.UP: "up",
+    Health.DOWN: "down",
+}
 
-def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int) -> dict[str, Any]:
-    """The answer to `GET /v1/status`. Counts are since the daemon started; ages and durations are in seconds.
+
+def status(
+    ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int, registry: answers.RegistryStatus | None = None
+) -> answers.Status:
+    """The answer to `GET /v1/status`.
 
     `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
     the version that it tells is its own.
@@ -38,20 +47,22 @@ def status(ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int) ->
         "keeper": {"pid": keeper_pid},
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
+        "draining": ledger.words[DaemonWord.DRAIN_UNTIL_NS] != 0,
         "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
         "workers": [_worker(ledger, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
-        "busy_for_s": busy(ledger, snapshot)["busy_for_s"],
+        "busy_for_s": busy_for_s(ledger),
         "reload": {
             "last_successful": bool(words[DaemonWord.RELOAD_OK]),
             "last_success_timestamp": words[DaemonWord.RELOAD_OK_AT_NS] / 1e9,
             "failed": words[DaemonWord.RELOADS_FAILED],
         },
+        "registry": registry,
         "endpoints": [endpoint(ledger, row) for row in snapshot.endpoints],
     }
 
 
-def endpoint(ledger: Ledger, row: EndpointRow) -> dict[str, Any]:
+def endpoint(ledger: Ledger, row: EndpointRow) -> answers.EndpointStatus:
     """One endpoint's part of the status."""
     slot = row.slot
     return {
@@ -77,7 +88,7 @@ def endpoint(ledger: Ledger, row: EndpointRow) -> dict[str, Any]:
     }
 
 
-def target_status(ledger: Ledger, target: TargetRow) -> dict[str, Any]:
+def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
     """One target of an edge's endpoint: what its probes say, and what this edge's connections met."""
     now_ns = time.monotonic_ns()
     rows = ledger.worker(0).target_rows(target.slot)
@@ -87,7 +98,7 @@ def target_status(ledger: Ledger, target: TargetRow) -> dict[str, Any]:
     return {
         "target": target.text,
         "instance": target.instance,
-        "health": Health(ledger.words[health_at(target.slot)]).name.lower(),
+        "health": _HEALTH[Health(ledger.words[health_at(target.slot)])],
         "active": ledger.target_total(target.slot, TargetCount.ACTIVE),
         "connected": connected,
         "failures": ledger.target_total(target.slot, TargetCount.FAILURES),
@@ -102,18 +113,24 @@ def is_busy(ledger: Ledger) -> bool:
     return bool(ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns())
 
 
-def busy(ledger: Ledger, snapshot: Snapshot) -> dict[str, Any]:
-    """The answer to `POST /v1/drain`: for how long edges are told to send nobody, and who is still connected."""
+def busy_for_s(ledger: Ledger) -> float:
+    """For how long it still does."""
     left_ns = ledger.words[DaemonWord.BUSY_UNTIL_NS] - time.time_ns()
+    return round(max(0, left_ns) / 1e9, 3)
+
+
+def busy(ledger: Ledger, snapshot: Snapshot, *, told: bool) -> answers.Busy:
+    """The answer to `POST /v1/drain`; `told`: the registry is."""
     return {
-        "busy_for_s": round(max(0, left_ns) / 1e9, 3),
+        "busy_for_s": busy_for_s(ledger),
         "behind_edge": [row.name for row in snapshot.endpoints if row.edges],
         "active": sum(ledger.active(row.slot) for row in snapshot.endpoints),
+        "told": told,
     }
 
 
-def connections(ledger: Ledger, snapshot: Snapshot) -> list[dict[str, Any]]:
-    """The answer to `GET /v1/connections`: every open one. Byte counts are at most a second old."""
+def connections(ledger: Ledger, snapshot: Snapshot) -> list[answers.Connection]:
+    """The answer to `GET /v1/connections`: every open one."""
     names = {row.slot: row.name for row in snapshot.endpoints}
     now_ns = time.monotonic_ns()
     return [
@@ -152,7 +169,7 @@ def worker_restarts(ledger: Ledger) -> int:
     )
 
 
-def _worker(ledger: Ledger, n: int) -> dict[str, Any]:
+def _worker(ledger: Ledger, n: int) -> answers.WorkerStatus:
     part = ledger.worker(n)
     return {
         "pid": part[Word.PID],

@@ -7,8 +7,9 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
+from relay.control import answers
 from relay.control.discovery import Fleet, changes, instances
 
 # That are kept, for who comes back and who reads slowly: 500 KiB of instances with two endpoints each.
@@ -126,10 +127,13 @@ class Feed:
     def _roster(self) -> bytes:
         assert self._fleet is not None, "`frames` has looked"
         if self._whole is None or self._whole[0] != self._number:
-            everything = {"service": self._fleet.service.service, "instances": instances(self._fleet)}
+            everything: answers.Everything = {
+                "service": self._fleet.service.service,
+                "instances": instances(self._fleet),
+            }
             self._whole = self._number, self._frame("roster", everything)
         return self._whole[1]
 
-    def _frame(self, kind: str, data: dict[str, Any]) -> bytes:
+    def _frame(self, kind: str, data: answers.Everything | answers.InstanceAnswer) -> bytes:
         text = json.dumps(data, separators=(",", ":"))  # has no newline, which would end the data
         return f"id: {self._epoch}-{self._number}\nevent: {kind}\ndata: {text}\n\n".encode()

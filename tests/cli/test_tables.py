@@ -7,7 +7,7 @@ import pytest
 from relay.cli.tables import connections_text, drain_text, instances_text, route_text, status_text, table
 
 
-def status(**keys: Any) -> dict[str, Any]:
+def status(**keys: Any) -> Any:
     endpoint = {
         "name": "web/http-in", "type": "input", "protocol": "http", "listen": "10.0.0.4:8080",
         "targets": ["127.0.0.1:3000", "[::1]:3000"], "target_up": True, "active": 3, "accepted": 70,
@@ -97,7 +97,7 @@ def test_the_targets_of_an_edge_are_a_table_of_their_own() -> None:
 
 
 def test_where_a_client_goes() -> None:
-    answer = {
+    answer: Any = {
         "to": "web/in", "client": "203.0.113.9", "distribution": "source-ip", "target": "10.0.0.1:8080",
         "instance": "web_IN_1", "order": [member(0, health="down"), member(1)],
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_where_a_client_goes() -> None:
 
 
 def test_out_of_rotation_and_back() -> None:
-    answer: dict[str, Any] = {"busy_for_s": 600.0, "behind_edge": ["web/in"], "active": 3, "told": False}
+    answer: Any = {"busy_for_s": 600.0, "behind_edge": ["web/in"], "active": 3, "told": False}
     assert drain_text(answer) == "for 10.0m the edges' probes are refused; 3 connections go on"
     assert drain_text(answer | {"behind_edge": [], "active": 1}) == (
         "for 10.0m NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told; 1 connection goes on"
@@ -127,7 +127,7 @@ def test_no_endpoints() -> None:
 
 
 def test_connections() -> None:
-    one = {
+    one: Any = {
         "endpoint": "web/in", "peer": "[2001:db8::1]:5", "state": "splice", "age_s": 90.0, "received_bytes": 5,
         "sent_bytes": 3 * 1024**3, "worker": 0,
     }  # fmt: skip
@@ -150,7 +150,7 @@ def test_connections() -> None:
     ],
 )
 def test_ages_and_sizes(age_s: float, size_bytes: int, words: tuple[str, str]) -> None:
-    one = {
+    one: Any = {
         "endpoint": "e", "peer": "p", "state": "s", "age_s": age_s, "received_bytes": size_bytes, "sent_bytes": 0,
     }  # fmt: skip
     assert tuple(connections_text([one]).splitlines()[1].split()[3:5]) == words
@@ -171,8 +171,8 @@ def test_a_table_lines_up_and_has_no_trailing_blanks() -> None:
     ],
 )
 def test_how_an_instance_is(keys: dict[str, Any], told: str) -> None:
-    instance = {"id": "web_IN_0", "address": "10.0.0.4", "self": False, "metrics": None, "endpoints": []}
-    (_, line) = instances_text([{**instance, "healthy": False, "busy": False, "down": [], **keys}]).splitlines()
+    instance: Any = {"id": "web_IN_0", "address": "10.0.0.4", "self": False, "metrics": None, "endpoints": []}
+    (_, line) = instances_text([instance | {"healthy": False, "busy": False, "down": []} | keys]).splitlines()
     assert line == f"web_IN_0  10.0.0.4  {told}{' ' * max(0, 2 - len(told))}  -        -"
 
 

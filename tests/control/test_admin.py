@@ -129,28 +129,34 @@ class Api:
         self.upgrades = 0
         self.failure: OperatorError | None = None
 
-    async def reload(self) -> dict[str, Any]:
+    def status(self) -> Any:
+        return {"instance": "web_IN_0"}
+
+    def connections(self) -> Any:
+        return [{"peer": "x"}]
+
+    async def reload(self) -> Any:
         self.reloads += 1
         await asyncio.sleep(0)
         if self.failure:
             raise self.failure
         return {"generation": 2}
 
-    async def dry_run(self) -> dict[str, Any]:
+    async def dry_run(self) -> Any:
         return {"cut": []}
 
-    def explain(self, to: str, address: str | None, instance: str | None) -> dict[str, Any]:
+    def explain(self, to: str, address: str | None, instance: str | None) -> Any:
         if self.failure:
             raise self.failure
         return {"to": to, "from": address, "as": instance}
 
-    def route(self, to: str, client: str) -> dict[str, Any]:
+    def route(self, to: str, client: str) -> Any:
         return {"to": to, "client": client}
 
-    def drain(self, for_s: float) -> dict[str, Any]:
+    def drain(self, for_s: float) -> Any:
         return {"busy_for_s": for_s}
 
-    async def upgrade(self) -> dict[str, Any]:
+    async def upgrade(self) -> Any:
         self.upgrades += 1
         if self.failure:
             raise self.failure
@@ -171,8 +177,8 @@ async def api(path: str) -> AsyncIterator[Api]:
     with open_admin_socket(path) as listener, discovery_of() as (discovery, _):
         runner = await serve_admin(
             listener,
-            status=lambda: {"instance": "web_IN_0"},
-            connections=lambda: [{"peer": "x"}],
+            status=made.status,
+            connections=made.connections,
             explain=made.explain,
             route=made.route,
             drain=made.drain,

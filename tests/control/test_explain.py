@@ -3,7 +3,6 @@
 import ipaddress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +15,7 @@ from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.config.source import parse
+from relay.control.answers import Explanation
 from relay.control.explain import explain, explain_file, find_endpoint, find_source, matrix, route, who_is_cut
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
@@ -57,7 +57,7 @@ def snapshot(instance: str = "web_IN_0", text: str = SERVICE) -> Snapshot:
     return compile_snapshot(service(text), Settings(), instance, generation=1, file="service.yaml")
 
 
-def asked(endpoint: str, source: str, instance: str = "web_IN_0") -> dict[str, Any]:
+def asked(endpoint: str, source: str, instance: str = "web_IN_0") -> Explanation:
     return explain(find_endpoint(snapshot(instance), endpoint), source)
 
 
@@ -111,7 +111,9 @@ def test_a_file_alone_tells_of_every_role(tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
     file.write_text(SERVICE)
     assert explain_file(str(file), "store/postgres", None, "web_IN_0")["verdict"] == "permit"
-    assert explain_file(str(file), "web/http-in", "203.0.113.1", None)["rule"]["source"] == "service.yaml:12"
+    rule = explain_file(str(file), "web/http-in", "203.0.113.1", None)["rule"]
+    assert rule is not None
+    assert rule["source"] == "service.yaml:12"
     with pytest.raises(OperatorError, match="no role `shop` with instances"):
         explain_file(str(file), "shop/postgres", "192.0.2.1", None)
 

@@ -133,7 +133,7 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     async with following(ledger, monkeypatch) as made:
         made.registry.say(ONE)
         await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_NS] == made.registry.current.confirmed_ns)
-        status = made.follower.status()
+        status: Any = made.follower.status({})
         assert (status["kind"], status["members"], status["trouble"], status["rejected"]) == ("etcd", 1, "", 0)
         assert 0 <= status["age_s"] <= time.monotonic() - began_s + 0.001  # it is told in milliseconds
         lines: list[dict[str, str]] = []
@@ -149,7 +149,7 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
         await made.until(lambda: len(made.registry.announced) > told + 2)
         made.registry.said_conflict = "web_IN_0 at 10.0.0.9 is another machine"
         await made.until(lambda: logged(2))
-        assert made.follower.status()["trouble"] == made.registry.said_conflict
+        assert made.follower.status({})["trouble"] == made.registry.said_conflict
         made.registry.said_conflict = ""
         made.registry.say(ONE)
         await made.until(lambda: logged(3))
@@ -164,8 +164,8 @@ async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, mo
     async with following(ledger, monkeypatch) as made:
         made.hindrance = "it has more endpoints than there are rows"
         made.registry.say(ONE)
-        await made.until(lambda: bool(made.follower.status()["trouble"]))
-        status = made.follower.status()
+        await made.until(lambda: bool(made.follower.status({})["trouble"]))
+        status: Any = made.follower.status({})
         assert status["trouble"] == "it does not come into force: it has more endpoints than there are rows"
         at_ns = ledger.words[DaemonWord.ROSTER_AT_NS]
         made.registry.say(ONE, OTHER)
@@ -174,7 +174,7 @@ async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, mo
         assert ledger.words[DaemonWord.ROSTER_AT_NS] == at_ns, "what stands is older than what it says"
         made.hindrance = ""
         await made.until(
-            lambda: not made.follower.status()["trouble"] and ledger.words[DaemonWord.ROSTER_AT_NS] > at_ns
+            lambda: not made.follower.status({})["trouble"] and ledger.words[DaemonWord.ROSTER_AT_NS] > at_ns
         )
 
 
@@ -186,8 +186,8 @@ async def test_a_mistake_of_ours_costs_nobody_else_anything(ledger: Ledger, monk
         made.registry.breaks = True
         made.registry.say(ONE, OTHER)
         await made.until(
-            lambda: made.follower.status()["trouble"] == "relay cannot read its answer (ZeroDivisionError)"
+            lambda: made.follower.status({})["trouble"] == "relay cannot read its answer (ZeroDivisionError)"
         )
         assert any("ZeroDivisionError" in line.get("traceback", "") for line in made.logged.lines())
         made.registry.breaks = False
-        await made.until(lambda: made.brought[-1] == (ONE, OTHER) and not made.follower.status()["trouble"])
+        await made.until(lambda: made.brought[-1] == (ONE, OTHER) and not made.follower.status({})["trouble"])

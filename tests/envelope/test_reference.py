@@ -159,7 +159,7 @@ def test_every_endpoint_of_every_instance(service: dict[str, Any], flow: bool) -
                 for envelope in envelopes:
                     verdict = envelope.decide(packed_host(source))
                     assert (verdict.permit, verdict.rule) == (expected.permit, number), (row.name, source, text)
-                answer = explain(of_control, source)
+                answer: Any = explain(of_control, source)
                 shall = explained(service, nodes, expected, reference.find(service, row.name))
                 assert {key: answer[key] for key in shall} == shall, (row.name, source, text)
 

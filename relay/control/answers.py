@@ -1,0 +1,380 @@
+"""What the admin API and the discovery API answer, as types. The code that makes an answer, the published schema (openapi.py)
+and the command line all go by these.
+
+Counts are since the daemon started; ages and durations are in seconds.
+"""
+
+from typing import Annotated, Literal
+
+from typing_extensions import TypedDict  # typing's own says too little about its keys before Python 3.12
+
+from relay.control.described import Says, Within
+
+Count = Annotated[int, Within(0)]
+Port = Annotated[int, Within(1, 65535)]
+AddressText = Annotated[str, Says("host:port, or [v6]:port")]
+EndpointType = Literal["input", "internal"]
+ProtocolName = Literal["tcp", "http", "https"]
+Permission = Literal["permit", "deny"]
+
+
+class PortRange(TypedDict):
+    """Ports next to each other; one port, where both are the same."""
+
+    first: Port
+    last: Port
+
+
+class Error(TypedDict):
+    """What is wrong with a request."""
+
+    error: str
+
+
+class Refusal(TypedDict):
+    """Why nothing was changed; each problem of a file on a line of its own."""
+
+    error: str
+    problems: list[str]
+
+
+# --- discovery ----------------------------------------------------------------------------------------------------------
+
+
+class Identity(TypedDict):
+    """Which instance this machine is."""
+
+    service: str
+    instance: str
+    role: str
+    ordinal: Count
+    address: str
+
+
+class HostsBlock(TypedDict):
+    """The service's names as lines for a hosts file."""
+
+    service: str
+    block: str
+
+
+class Use(TypedDict):
+    """A door out: where a role's own programs reach another role's endpoint."""
+
+    endpoint: str
+    listen: AddressText
+
+
+class RoleAnswer(TypedDict):
+    """A role, and who of it is there. `count`: how many there may be."""
+
+    name: str
+    kind: Literal["listed", "counted"]
+    count: Count
+    instances: list[str]
+    endpoints: list[str]
+    uses: dict[str, Use]
+
+
+class EndpointOfInstance(TypedDict):
+    """One endpoint of one instance."""
+
+    name: str
+    type: EndpointType
+    protocol: ProtocolName
+    address: AddressText
+    ports: PortRange
+    healthy: bool
+
+
+class InstanceAnswer(TypedDict):
+    """One instance. `self`: it is this machine."""
+
+    id: str
+    role: str
+    ordinal: Count
+    address: str
+    metrics: AddressText | None
+    healthy: bool
+    busy: bool
+    down: list[str]
+    self: bool
+    endpoints: list[EndpointOfInstance]
+
+
+class InstanceOfEndpoint(TypedDict):
+    """One instance that has an endpoint."""
+
+    instance: str
+    address: AddressText
+    healthy: bool
+
+
+class InstanceBehindEdge(TypedDict):
+    """Where an edge leads to one instance and no other."""
+
+    instance: str
+    address: AddressText
+
+
+class EdgeOfEndpoint(TypedDict):
+    """One edge in front of an endpoint."""
+
+    instance: str
+    address: AddressText | None
+    instances: list[InstanceBehindEdge]
+    healthy: bool
+
+
+EndpointAnswer = TypedDict(
+    "EndpointAnswer",
+    {
+        "name": str,
+        "role": str,
+        "endpoint": str,
+        "type": EndpointType,
+        "protocol": ProtocolName,
+        "ports": PortRange,
+        "public_port": Port | None,
+        "instance_ports": PortRange | None,
+        "from": list[str] | None,
+        "instances": list[InstanceOfEndpoint],
+        "edges": list[EdgeOfEndpoint],
+    },
+)
+"""A declared endpoint, and who has it."""
+
+TargetLabels = TypedDict(
+    "TargetLabels", {"instance": str, "service": str, "__meta_relay_role": str, "__meta_relay_ordinal": str}
+)
+
+
+class TargetGroup(TypedDict):
+    """Whom to scrape: https://prometheus.io/docs/prometheus/latest/http_sd/."""
+
+    targets: list[AddressText]
+    labels: TargetLabels
+
+
+EnvironmentVariables = dict[str, str]
+
+
+class Everything(TypedDict):
+    """The first event of a watch: who is there."""
+
+    service: str
+    instances: list[InstanceAnswer]
+
+
+# --- status -------------------------------------------------------------------------------------------------------------
+
+
+class ProcessStatus(TypedDict):
+    """The keeper."""
+
+    pid: Count
+
+
+class ControlStatus(TypedDict):
+    """The control process."""
+
+    pid: Count
+    restarts: Count
+
+
+class WorkerStatus(TypedDict):
+    """One worker."""
+
+    pid: Count
+    holder_pid: Count
+    survives_crash: bool
+    restarts: Count
+    flows_adopted: Count
+    generation: Count
+    heartbeat_age_s: float
+    accept_pauses: Count
+    pipes: Count
+    pipes_degraded: Count
+    pipes_refused: Count
+    log_lines_dropped: Count
+
+
+class RegistryStatus(TypedDict):
+    """What is known of the registry. `age_s`: since it was last heard; null: never. `roles`: there, and expected."""
+
+    kind: Literal["etcd", "directory"]
+    members: Count
+    age_s: float | None
+    trouble: str
+    rejected: Count
+    left_out: list[str]
+    roles: dict[str, list[Count]]
+
+
+class ReloadStatus(TypedDict):
+    """The last reload. `last_success_timestamp`: seconds since 1970."""
+
+    last_successful: bool
+    last_success_timestamp: float
+    failed: Count
+
+
+class TargetStatus(TypedDict):
+    """One of several targets: what probes say of it, and what connections met."""
+
+    target: AddressText
+    instance: str
+    health: Literal["unknown", "up", "down"]
+    active: Count
+    connected: Count
+    failures: Count
+    ejections: Count
+    ejected_for_s: float
+    mean_connect_s: float | None
+
+
+class EndpointStatus(TypedDict):
+    """One endpoint, or a door out, as it is at work."""
+
+    name: str
+    type: Literal["input", "internal", "door"]
+    protocol: ProtocolName
+    listen: AddressText
+    leads_to: str
+    distribution: Literal["five-tuple", "source-ip", "least-connections", "instance"] | None
+    targets: list[str]
+    target_set: list[TargetStatus]
+    target_up: bool | None
+    active: Count
+    accepted: Count
+    denied: dict[str, Count]
+    enforce: Literal["strict", "audit"]
+    deny: Literal["reset", "drop"]
+    would_deny: dict[str, Count]
+    closed: dict[str, Count]
+    received_bytes: Count
+    sent_bytes: Count
+    connect_failures: Count
+
+
+class Status(TypedDict):
+    """What is open, and what it did so far."""
+
+    version: str
+    service: str
+    instance: str
+    generation: Count
+    uptime_s: float
+    keeper: ProcessStatus
+    program: Count
+    upgrading: bool
+    draining: bool
+    control: ControlStatus
+    workers: list[WorkerStatus]
+    worker_restarts: Count
+    busy_for_s: float
+    reload: ReloadStatus
+    registry: RegistryStatus | None
+    endpoints: list[EndpointStatus]
+
+
+class Connection(TypedDict):
+    """One open connection. Byte counts are at most a second old."""
+
+    endpoint: str
+    peer: str
+    state: str
+    age_s: float
+    received_bytes: Count
+    sent_bytes: Count
+    worker: Count
+
+
+# --- why ----------------------------------------------------------------------------------------------------------------
+
+
+class RuleAnswer(TypedDict):
+    """One rule. `source`: where it is written, or whose address it is."""
+
+    action: Permission
+    network: str
+    source: str
+
+
+Explanation = TypedDict(
+    "Explanation",
+    {
+        "from": str,
+        "to": str,
+        "listen": AddressText,
+        "edges": list[str],
+        "verdict": Permission,
+        "reason": str | None,
+        "enforce": Literal["strict", "audit"],
+        "rule": RuleAnswer | None,
+        "looked_at": list[RuleAnswer],
+        "otherwise": Permission,
+        "why": str,
+    },
+)
+"""The envelope's verdict on a source, and the rules that were looked at, in order."""
+
+
+class RouteAnswer(TypedDict):
+    """Where an edge would send a client."""
+
+    to: str
+    client: str
+    distribution: str
+    target: AddressText | None
+    instance: str | None
+    order: list[TargetStatus]
+
+
+class Reach(TypedDict):
+    """Who may reach one endpoint: from outside, in words, and of each role."""
+
+    endpoint: str
+    type: EndpointType
+    outside: str
+    roles: dict[str, str]
+
+
+# --- what is done -------------------------------------------------------------------------------------------------------
+
+
+class Busy(TypedDict):
+    """For how long this instance asks for no new connections, who is told, and how many go on."""
+
+    busy_for_s: float
+    behind_edge: list[str]
+    active: Count
+    told: bool
+
+
+class Reloaded(TypedDict):
+    """What has changed."""
+
+    generation: Count
+    changes: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+
+class Cut(TypedDict):
+    """Open connections from one network that would be cut."""
+
+    endpoint: str
+    network: str
+    why: str
+    connections: Count
+
+
+class WouldReload(Reloaded):
+    """What would change, and who would be cut."""
+
+    cut: list[Cut]
+
+
+Upgrading = TypedDict("Upgrading", {"from": str, "to": str, "program": Count})
+"""The new program has tried itself out, and begins. `program`: its number."""
