@@ -11,7 +11,7 @@ from relay.config.load import SERVICE_FILE, SETTINGS_FILE
 from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
-from relay.control.reload import ConfigFiles, Prepared, prepare
+from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
 from relay.kernel import channel, memory
 from relay.ledger.layout import DaemonWord
@@ -27,7 +27,7 @@ from relay.processes.keeper import Keeper
 _FLOWS_MAX = 262_144
 
 
-def run(sources: ConfigFiles) -> int:
+def run(files: ConfigFiles) -> int:
     """Run the daemon until it is told to stop; its exit status. Raises OperatorError when it cannot start.
 
     Or go on running it, where this program has replaced another one (processes/handover.py).
@@ -38,7 +38,7 @@ def run(sources: ConfigFiles) -> int:
         state, settings = _taken_over(before)
     else:
         before = None
-        prepared = prepare(sources)
+        prepared = start(files)
         settings = prepared.settings
         state = _state(prepared, settings, _control_listeners(settings))
     workers = tuple(control_end for _, control_end in state.worker_ends)
@@ -48,7 +48,7 @@ def run(sources: ConfigFiles) -> int:
             listener.close()  # or its address would stay open as long as control lives
         control.main(
             control.ControlInherits(
-                sources=sources,
+                files=files,
                 settings=settings,
                 snapshot=state.snapshot,
                 ledger=state.ledger,
@@ -148,7 +148,7 @@ def _raise_nofile() -> int:
     return hard
 
 
-def environment_sources(service: str | None, settings: str | None, instance: str | None) -> ConfigFiles:
+def config_files(service: str | None, settings: str | None, instance: str | None) -> ConfigFiles:
     """Where the configuration is: the command line first, then RELAY_SERVICE and RELAY_SETTINGS, then /etc/relay."""
     named = settings or os.environ.get("RELAY_SETTINGS")
     return ConfigFiles(

@@ -69,6 +69,7 @@ LINES_MAX: Final = 400
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
+    "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.described": "the tests of the document go through it",
     "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",

@@ -141,9 +141,9 @@ def _run(args: argparse.Namespace) -> int:
     # Each command imports what it needs: `relay check` must not wait for an HTTP server's modules.
     match args.command:
         case "run":
-            from relay.daemon import environment_sources, run
+            from relay.daemon import config_files, run
 
-            return run(environment_sources(args.service, args.settings, args.id))
+            return run(config_files(args.service, args.settings, args.id))
         case "check":
             return _check(args.files)
         case "schema":

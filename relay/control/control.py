@@ -20,11 +20,12 @@ from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
+from relay.control.in_force import InForce
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.probing import Prober, forget_newcomers
 from relay.control.registry_follower import Follower
-from relay.control.reload import ConfigFiles, Prepared, follow, prepare, service_of
+from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
 from relay.control.status import busy, connections, status
 from relay.errors import ConfigError, OperatorError, os_reason
@@ -45,7 +46,7 @@ _REFRESH_S: Final = 1.0  # the shortest time for which a target that failed is l
 class ControlInherits:
     """What the keeper gives a new control process."""
 
-    sources: ConfigFiles
+    files: ConfigFiles
     settings: Settings
     snapshot: Snapshot
     ledger: Ledger
@@ -61,8 +62,7 @@ class Control:
 
     def __init__(self, inherited: ControlInherits) -> None:
         self._inherited = inherited
-        self._snapshot = inherited.snapshot
-        self._loaded = service_of(inherited.snapshot)
+        self._in_force = InForce(service_of(inherited.snapshot), inherited.snapshot)
         self._ledger = inherited.ledger
         self._log = Logger(inherited.log_sink, "control", inherited.snapshot.log_level)
         self._loop = asyncio.get_running_loop()
@@ -75,7 +75,7 @@ class Control:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._prober = Prober(inherited.ledger, self._log)
-        self._discovery = Discovery(inherited.ledger, inherited.settings, lambda: (self._loaded.value, self._snapshot))
+        self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
 
@@ -103,12 +103,12 @@ class Control:
         if (listener := inherited.listeners.get("discovery")) is not None:
             runners.append(await admin.serve_discovery(listener, self._discovery))
         if (listener := inherited.listeners.get("metrics")) is not None:
-            collector = LedgerCollector(self._ledger, lambda: self._snapshot)
+            collector = LedgerCollector(self._ledger, self._in_force)
             runners.append(await admin.serve_metrics(listener, collector))
         self._naming.follow(self._discovery.fleet())
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
-        self._prober.follow(self._snapshot)
+        self._prober.follow(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
         await self._prober.end()
@@ -180,13 +180,13 @@ class Control:
         async with self._reloading:
             if self._draining() or self._upgrading():
                 return ""  # we are called again
-            before = self._snapshot.roster
+            before = self._in_force.roster
             try:
-                changed = partial(follow, self._loaded, self._inherited.settings, self._snapshot, members)
+                changed = partial(follow, self._inherited.settings, self._in_force, members)
                 prepared = await self._loop.run_in_executor(None, changed)
                 if prepared is not None:
                     answer = await self._put_in_force(prepared)
-                    facts = difference(before, self._snapshot.roster)
+                    facts = difference(before, self._in_force.roster)
                     self._log.event("info", "roster", generation=answer["generation"], **facts)
             except OperatorError as error:
                 trouble = "; ".join(str(error).splitlines())
@@ -202,8 +202,8 @@ class Control:
             return
         while self._follower is None:
             try:
-                here = inherited.settings, self._loaded.value, os.getppid(), self._ledger, self._log
-                self._follower = Follower.of(*here, self._in_force, self._roster)
+                here = inherited.settings, self._in_force, os.getppid(), self._ledger, self._log
+                self._follower = Follower.of(*here, self._roster)
             except OperatorError as error:  # its files were right when the daemon started
                 if str(error) != said:
                     said = str(error)
@@ -214,7 +214,7 @@ class Control:
     def _registered(self) -> tuple[Member, ...]:
         """Whom the registry tells of. Before it has told anything, those who are there."""
         told = self._follower.members if self._follower is not None else ()
-        return told or self._snapshot.roster.members
+        return told or self._in_force.roster.members
 
     # --- live upgrade -------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class Control:
             result = memory.create("relay-trial")
             try:
                 told = upgrade.facts(
-                    self._inherited.sources, self._snapshot, self._inherited.settings, ledger.fd, result
+                    self._inherited.files, self._in_force.snapshot, self._inherited.settings, ledger.fd, result
                 )
                 version = await upgrade.try_out(told)
                 # From here on the keeper may be of the new program, which does not read what this one writes.
@@ -253,11 +253,11 @@ class Control:
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
         flows = ((name, Address.parse(peer).host) for name, peer in open_now)
         return {
-            "generation": self._snapshot.generation,
+            "generation": self._in_force.snapshot.generation,
             "changes": [str(change) for change in prepared.plan.changes],
             "warnings": [str(warning) for warning in prepared.warnings],
             "notes": list(prepared.notes),
-            "cut": who_is_cut(flows, prepared.snapshot, self._snapshot),
+            "cut": who_is_cut(flows, prepared.snapshot, self._in_force.snapshot),
         }
 
     def _failed(self, error: OperatorError) -> OperatorError:
@@ -269,16 +269,17 @@ class Control:
         return error
 
     def _prepare(self, *, dry_run: bool = False) -> Prepared:
-        inherited, service = self._inherited, self._loaded.value
-        told = self._snapshot, inherited.settings, self._registered()
-        return prepare(inherited.sources, *told, before=service, dry_run=dry_run)
+        inherited = self._inherited
+        return reload(inherited.files, inherited.settings, self._in_force, self._registered(), dry_run=dry_run)
 
     async def _put_in_force(self, prepared: Prepared) -> answers.Reloaded:
         """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
         snapshot = prepared.snapshot
         parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
-        forget_newcomers(self._ledger, self._snapshot, snapshot)  # before a worker can send one of them anybody
-        self._snapshot, self._loaded = snapshot, prepared.service
+        forget_newcomers(
+            self._ledger, self._in_force.snapshot, snapshot
+        )  # before a worker can send one of them anybody
+        self._in_force.snapshot, self._in_force.loaded = snapshot, prepared.service
         late = await self._delivery.deliver(parcel)
         self._log.level = snapshot.log_level
         self._prober.follow(snapshot)
@@ -297,7 +298,7 @@ class Control:
     def _on_worker(self, sock: socket.socket) -> None:
         while (received := channel.receive(sock)) is not None:
             message, _ = received
-            self._delivery.heard(sock, message, self._snapshot)
+            self._delivery.heard(sock, message, self._in_force.snapshot)
         if not self._reloading.locked():
             self._announce()
 
@@ -325,7 +326,7 @@ class Control:
 
     def _announce(self) -> None:
         """Tell the keeper, and through it systemd, how things stand, once all workers are at work."""
-        snapshot = self._snapshot
+        snapshot = self._in_force.snapshot
         if self._draining() or self._delivery.behind(snapshot.generation) or behind(self._ledger):
             return
         text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
@@ -333,9 +334,6 @@ class Control:
             text += "; the last reload failed, the former configuration stands"
         if text != self._said:
             self._tell_keeper(messages.ready(text))
-
-    def _in_force(self) -> Snapshot:
-        return self._snapshot
 
     def _upgrading(self) -> bool:
         return bool(behind(self._ledger)) or self._loop.time() < self._upgrading_until_s
@@ -352,16 +350,17 @@ class Control:
     def _status(self) -> answers.Status:
         registry: answers.RegistryStatus | None = None
         if self._follower is not None:
-            roster, roles = self._snapshot.roster, self._loaded.value.roles
-            there = {name: [len(roster.of(name)), roles[name].count] for name in self._loaded.value.counted}
+            roster, service = self._in_force.roster, self._in_force.service
+            there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
             registry = self._follower.status(there)
-        return status(self._ledger, self._snapshot, os.getppid(), self._program, registry)
+        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry)
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
-        return explain(find_endpoint(self._snapshot, endpoint), find_source(self._snapshot, address, instance))
+        snapshot = self._in_force.snapshot
+        return explain(find_endpoint(snapshot, endpoint), find_source(snapshot, address, instance))
 
     def _route(self, endpoint: str, client: str) -> answers.RouteAnswer:
-        return route(find_endpoint(self._snapshot, endpoint), self._ledger, client)
+        return route(find_endpoint(self._in_force.snapshot, endpoint), self._ledger, client)
 
     def _drain(self, for_s: float) -> answers.Busy:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
@@ -369,10 +368,10 @@ class Control:
         self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
         told = self._follower is not None and self._follower.tells
-        return busy(self._ledger, self._snapshot, told=told)
+        return busy(self._ledger, self._in_force.snapshot, told=told)
 
     def _connections(self) -> list[answers.Connection]:
-        return connections(self._ledger, self._snapshot)
+        return connections(self._ledger, self._in_force.snapshot)
 
 
 def _lines(error: OperatorError) -> list[str]:

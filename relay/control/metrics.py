@@ -1,14 +1,15 @@
 """Prometheus metrics: one collector that renders the ledger at each scrape. Labels come from the configuration alone."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from relay import __version__
-from relay.config.snapshot import EndpointRow, Snapshot
+from relay.config.snapshot import EndpointRow
+from relay.control.in_force import InForce
 from relay.control.status import is_busy, worker_restarts
 from relay.ledger.layout import (
     CAUSES,
@@ -57,13 +58,13 @@ _TARGET_COUNTERS = (
 class LedgerCollector(Collector):
     """Renders the ledger by the snapshot in force."""
 
-    def __init__(self, ledger: Ledger, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, ledger: Ledger, in_force: InForce) -> None:
         self._ledger = ledger
-        self._snapshot = snapshot
+        self._in_force = in_force
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family, for one scrape."""
-        rows = self._snapshot().endpoints
+        rows = self._in_force.snapshot.endpoints
         yield from self._counters(rows)
         yield from self._labelled(rows)
         yield from self._gauges(rows)

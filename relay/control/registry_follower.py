@@ -7,11 +7,10 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
-from relay.config.model import Service
 from relay.config.roster import Member, split_instance
 from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
 from relay.control import answers
+from relay.control.in_force import InForce
 from relay.control.services import Services
 from relay.control.status import is_busy
 from relay.errors import IdentityError
@@ -41,7 +40,7 @@ class Follower:
         memory: Memory | None,
         ledger: Ledger,
         log: Logger,
-        snapshot: Callable[[], Snapshot],
+        in_force: InForce,
         put: Callable[[tuple[Member, ...]], Awaitable[str]],
         metrics: str,
     ) -> None:
@@ -50,7 +49,7 @@ class Follower:
         self._memory = memory
         self._ledger = ledger
         self._log = log
-        self._snapshot = snapshot
+        self._in_force = in_force
         self._put = put
         self._metrics = metrics
         self._services = Services(ledger)
@@ -63,17 +62,16 @@ class Follower:
     def of(
         cls,
         settings: Settings,
-        service: Service,
+        in_force: InForce,
         keeper_pid: int,
         ledger: Ledger,
         log: Logger,
-        snapshot: Callable[[], Snapshot],
         put: Callable[[tuple[Member, ...]], Awaitable[str]],
     ) -> Self:
         """As the settings say, which name a registry. Raises OperatorError for files that cannot be read."""
         metrics = str(settings.metrics.listen) if settings.metrics is not None else ""
-        registry, memory = _registry(settings, service, keeper_pid, ledger, log, snapshot())
-        return cls(registry, memory, ledger, log, snapshot, put, metrics)
+        registry, memory = _registry(settings, in_force, keeper_pid, ledger, log)
+        return cls(registry, memory, ledger, log, in_force, put, metrics)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -122,7 +120,7 @@ class Follower:
     async def _tell(self) -> None:
         remembered: tuple[Member, ...] | None = None
         while True:
-            snapshot, words = self._snapshot(), self._ledger.words
+            snapshot, words = self._in_force.snapshot, self._ledger.words
             await self._services.ask(snapshot)
             busy = is_busy(self._ledger) or words[DaemonWord.DRAIN_UNTIL_NS] != 0
             self._registry.announce(self._metrics, busy, self._services.down(snapshot))
@@ -158,7 +156,7 @@ class Follower:
 
     def left_out(self) -> list[str]:
         """The ids of those who are registered and have no place in the roster: see `Roster.of_service`."""
-        there = {member.id for member in self._snapshot().roster}
+        there = {member.id for member in self._in_force.snapshot.roster}
         return sorted(member.id for member in self._registry.current.members if member.id not in there)
 
     def status(self, roles: dict[str, list[int]]) -> answers.RegistryStatus:
@@ -177,9 +175,10 @@ class Follower:
 
 
 def _registry(
-    settings: Settings, service: Service, keeper_pid: int, ledger: Ledger, log: Logger, snapshot: Snapshot
+    settings: Settings, in_force: InForce, keeper_pid: int, ledger: Ledger, log: Logger
 ) -> tuple[RegistryClient, Memory | None]:
     configured = settings.registry
+    service, snapshot = in_force.service, in_force.snapshot
     assert configured is not None, "the caller looked"
     if configured.directory is not None:
         return Directory(configured.directory), None

@@ -16,6 +16,7 @@ from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
 from relay.config.source import parse
+from relay.control.in_force import InForce
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
 from relay.fleet.join import Joined, abandon, join, known_at_start
@@ -75,57 +76,59 @@ class Who:
         return Who(self.instance, Roster.of_service(service, there, me=told))
 
 
-def prepare(
-    sources: ConfigFiles,
-    old: Snapshot | None = None,
-    running: Settings | None = None,
-    registered: Iterable[Member] = (),
-    *,
-    before: Service | None = None,
-    dry_run: bool = False,
-) -> Prepared:
-    """Read the files and open what must be opened beyond `old`. `running` are the settings that the daemon started with.
+def start(files: ConfigFiles) -> Prepared:
+    """Read the files and open all that they declare. The registry is asked who is there, and a number is taken if need be.
 
-    `before` is the service in force: what etcd knows this machine by must stay. `registered` are whom the registry told
-    of. Without `old` this is a start, which asks the registry itself, and takes a number there if it has to. A `dry_run`
-    tries the addresses and opens nothing. Raises OperatorError (ConfigError, IdentityError, ListenError, RegistryError), and
-    then nothing was opened.
+    Raises OperatorError (ConfigError, IdentityError, ListenError, RegistryError), and then nothing was opened.
     """
-    service = load_service(sources.service)
-    settings = load_settings(sources.settings, required=sources.settings_required)
-    notes = tuple(_needs_restart(settings.value, running)) if running else ()
-    in_force = (
-        settings.value.model_copy(update={key: getattr(running, key) for key in FIXED}) if running else settings.value
-    )
-    if old is not None and before is not None:
-        _refuse_another_life(split_instance(old.instance)[0], before, service.value, in_force)
-    who = _who(service.value, in_force, sources, Who.of(old) if old else None, registered)
-    slots, generation = (old.slots, old.generation + 1) if old else (NO_SLOTS, 1)
-    warnings = (*service.warnings, *settings.warnings)
+    service, settings = _read(files)
+    who = _at_start(service.value, settings.value, files)
     try:
-        snapshot = _compile(service, in_force, who, generation, slots)
-        prepared = _opened(service, snapshot, in_force, old, warnings, (*who.notes, *notes), dry_run=dry_run)
+        snapshot = _compile(service, settings.value, who, 1, NO_SLOTS)
+        prepared = _opened(service, snapshot, settings.value, None, (*service.warnings, *settings.warnings), who.notes)
     except OperatorError:
         if who.joined is not None:
-            abandon(in_force, who.joined)
+            abandon(settings.value, who.joined)
         raise
     return replace(prepared, roster_at_ns=who.confirmed_ns)
 
 
-def follow(
-    service: Loaded[Service], settings: Settings, old: Snapshot, registered: Iterable[Member]
-) -> Prepared | None:
+def reload(
+    files: ConfigFiles, running: Settings, in_force: InForce, registered: Iterable[Member], *, dry_run: bool = False
+) -> Prepared:
+    """Read the files and open what must be opened beyond what is in force.
+
+    `running` are the settings that the daemon started with; `registered` are whom the registry told of. A `dry_run` tries the
+    addresses and opens nothing. Raises OperatorError as `start` does, and then nothing was opened.
+    """
+    service, new = _read(files)
+    settings = new.value.model_copy(update={key: getattr(running, key) for key in FIXED})
+    old = in_force.snapshot
+    # What etcd knows this machine by must stay.
+    _refuse_another_life(split_instance(old.instance)[0], in_force.service, service.value, settings)
+    who = _still(service.value, settings, files, Who.of(old), registered)
+    snapshot = _compile(service, settings, who, old.generation + 1, old.slots)
+    warnings, notes = (*service.warnings, *new.warnings), _needs_restart(new.value, running)
+    return _opened(service, snapshot, settings, old, warnings, notes, dry_run=dry_run)
+
+
+def follow(settings: Settings, in_force: InForce, registered: Iterable[Member]) -> Prepared | None:
     """What is to be put in force because the roster has changed, by the service file that is in force; None: nothing.
 
     Raises OperatorError, and then nothing was opened.
     """
-    who = Who.of(old).seeing(service.value, registered)
+    old = in_force.snapshot
+    who = Who.of(old).seeing(in_force.service, registered)
     if who.roster == old.roster:
         return None
-    snapshot = _compile(service, settings, who, old.generation + 1, old.slots)
+    snapshot = _compile(in_force.loaded, settings, who, old.generation + 1, old.slots)
     # A control that was started anew has the settings that the daemon began with; these two a reload changes.
     snapshot = replace(snapshot, drain_s=old.drain_s, log_level=old.log_level)
-    return _opened(service, snapshot, settings, old, (), ())
+    return _opened(in_force.loaded, snapshot, settings, old, (), ())
+
+
+def _read(files: ConfigFiles) -> tuple[Loaded[Service], Loaded[Settings]]:
+    return load_service(files.service), load_settings(files.settings, required=files.settings_required)
 
 
 def _opened(
@@ -159,33 +162,33 @@ def service_of(snapshot: Snapshot) -> Loaded[Service]:
 
 
 def compile_files(
-    sources: ConfigFiles, known: Who, generation: int, slots: Slots
+    files: ConfigFiles, known: Who, generation: int, slots: Slots
 ) -> tuple[Snapshot, Settings, tuple[Problem, ...]]:
     """What the files say to the instance that is `known`, with warnings; nothing is opened. `slots` are those in force.
 
     Raises OperatorError.
     """
-    service = load_service(sources.service)
-    settings = load_settings(sources.settings, required=sources.settings_required)
-    who = _who(service.value, settings.value, sources, known, known.roster)
+    service, settings = _read(files)
+    who = _still(service.value, settings.value, files, known, known.roster)
     snapshot, _ = _as_the_kernel_lets(_compile(service, settings.value, who, generation, slots))
     return snapshot, settings.value, (*service.warnings, *settings.warnings)
 
 
-def _who(
-    service: Service, settings: Settings, sources: ConfigFiles, known: Who | None, registered: Iterable[Member]
-) -> Who:
-    """Who this machine is by the files, and who is in the service. At a start (`known` is None) the registry is asked."""
-    at_ns = 0
-    if known is None:
-        registered, at_ns = known_at_start(service, settings)
-    # What etcd tells of makes nobody an instance: a number must be taken, or there may be two with it.
-    by_directory = settings.registry is not None and settings.registry.directory is not None
-    found = identify(service, settings, sources.instance, registered=registered if by_directory else ())
+def _at_start(service: Service, settings: Settings, files: ConfigFiles) -> Who:
+    """Who this machine is, and who is in the service: the registry is asked."""
+    registered, at_ns = known_at_start(service, settings)
+    found = _identified(service, settings, files, registered)
     if isinstance(found, str):
         return Who(found, Roster.of_service(service, registered), at_ns)
-    if known is None:
-        return _joined(service, settings, found)
+    return _joined(service, settings, found)
+
+
+def _still(service: Service, settings: Settings, files: ConfigFiles, known: Who, registered: Iterable[Member]) -> Who:
+    """Who this machine is by changed files, and who is in the service. Raises OperatorError where it would be another."""
+    registered = tuple(registered)
+    found = _identified(service, settings, files, registered)
+    if isinstance(found, str):
+        return Who(found, Roster.of_service(service, registered))
     role, ordinal = split_instance(known.instance)
     if role != found.role or found.ordinal not in (None, ordinal):
         wanted = found.role if found.ordinal is None else f"{found.role}_IN_{found.ordinal}"
@@ -196,6 +199,14 @@ def _who(
             f"{what}, and this machine is {known.instance}; stop relay here first, or raise `instances`"
         )
     return known.seeing(service, registered)
+
+
+def _identified(
+    service: Service, settings: Settings, files: ConfigFiles, registered: Iterable[Member]
+) -> str | Vacancy:
+    # What etcd tells of makes nobody an instance: a number must be taken, or there may be two with it.
+    by_directory = settings.registry is not None and settings.registry.directory is not None
+    return identify(service, settings, files.instance, registered=registered if by_directory else ())
 
 
 def _refuse_another_life(role: str, before: Service, after: Service, settings: Settings) -> None:
@@ -247,8 +258,8 @@ def _refuse_clashes(snapshot: Snapshot, settings: Settings) -> None:
                 raise OperatorError(f"{key} {where} is also where {row.name} listens; change one of the two")
 
 
-def _needs_restart(new: Settings, running: Settings) -> list[str]:
+def _needs_restart(new: Settings, running: Settings) -> tuple[str, ...]:
     changed = [key for key in FIXED if getattr(new, key) != getattr(running, key)]
     if new.log.format != running.log.format:
         changed.append("log.format")
-    return [f"`{key}` in the settings changed; that takes a restart" for key in changed]
+    return tuple(f"`{key}` in the settings changed; that takes a restart" for key in changed)

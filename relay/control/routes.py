@@ -22,12 +22,11 @@ from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
 
-from relay.config.model import Service
 from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
 from relay.control import answers, discovery
 from relay.control.discovery import Fleet
 from relay.control.environment import variables
+from relay.control.in_force import InForce
 from relay.control.name_service import zone_of
 from relay.control.openapi import document
 from relay.control.status import avoided, is_busy
@@ -47,9 +46,9 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Discovery:
-    """The discovery API of this machine. `in_force` tells the service file and the snapshot that stand now."""
+    """The discovery API of this machine."""
 
-    def __init__(self, ledger: Ledger, settings: Settings, in_force: Callable[[], tuple[Service, Snapshot]]) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings, in_force: InForce) -> None:
         self._ledger = ledger
         self._metrics = settings.metrics.listen if settings.metrics is not None else None
         self._names = settings.names
@@ -85,7 +84,7 @@ class Discovery:
             "/v1/instances/{id}": ((), lambda fleet, asked: discovery.instance(fleet, asked.match_info["id"])),
             "/v1/endpoints": (("role",), lambda fleet, asked: discovery.endpoints(fleet, asked.query.get("role"))),
             "/v1/prometheus": ((), lambda fleet, _: discovery.prometheus(fleet)),
-            "/v1/environment": ((), lambda _fleet, _: variables(*self._in_force())),
+            "/v1/environment": ((), lambda _fleet, _: variables(self._in_force.service, self._in_force.snapshot)),
             "/v1/hosts": ((), lambda fleet, _: self._hosts(fleet)),
             "/v1/openapi.json": ((), lambda _fleet, _: told),
         }
@@ -96,7 +95,7 @@ class Discovery:
 
     def fleet(self) -> Fleet:
         """The service, who is there, and how they do."""
-        service, snapshot = self._in_force()
+        service, snapshot = self._in_force.service, self._in_force.snapshot
         roster, away = snapshot.roster, avoided(self._ledger, snapshot)
         if is_busy(self._ledger):
             roster = roster.busy(snapshot.instance)

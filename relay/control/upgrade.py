@@ -55,15 +55,15 @@ class Tried:
     warnings: tuple[Problem, ...]
 
 
-def facts(sources: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd: int, result_fd: int) -> Facts:
+def facts(files: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd: int, result_fd: int) -> Facts:
     """Of the running daemon."""
     return Facts(
         handover_format=handover.FORMAT,
         ledger_fd=ledger_fd,
         result_fd=result_fd,
-        service=sources.service,
-        settings=sources.settings,
-        settings_required=sources.settings_required,
+        service=files.service,
+        settings=files.settings,
+        settings_required=files.settings_required,
         instance=snapshot.instance,
         generation=snapshot.generation,
         slots=snapshot.slots.to_plain(),
@@ -114,16 +114,16 @@ def trial(text: str) -> None:
             f"take the connections over; {advice}"
         )
     loop_factory()
-    sources = ConfigFiles(told.service, told.settings, told.settings_required, told.instance)
-    prepared = _compiled(sources, told)
+    files = ConfigFiles(told.service, told.settings, told.settings_required, told.instance)
+    prepared = _compiled(files, told)
     with os.fdopen(os.dup(told.result_fd), "wb") as file:
         pickle.dump(prepared, file)
 
 
-def _compiled(sources: ConfigFiles, told: Facts) -> Tried:
+def _compiled(files: ConfigFiles, told: Facts) -> Tried:
     try:
         known = Who(told.instance, Roster.from_plain(told.roster))
-        snapshot, settings, warnings = compile_files(sources, known, told.generation + 1, Slots.from_plain(told.slots))
+        snapshot, settings, warnings = compile_files(files, known, told.generation + 1, Slots.from_plain(told.slots))
     except ConfigError as error:
         raise OperatorError(f"it does not take the files:\n{error}") from None
     fixed = _fixed(settings)

@@ -9,11 +9,14 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 
 from relay.config.compile import compile_snapshot
+from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, TargetRow
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.config.source import parse
 from relay.control.discovery import Fleet
+from relay.control.in_force import InForce
 from relay.control.openapi import document
 from relay.control.routes import Discovery
 from relay.ledger.ledger import Ledger
@@ -90,12 +93,25 @@ def check_answer(method: str, path: str, status: int, value: Any) -> None:
     jsonschema.Draft202012Validator(schema).validate(value)
 
 
+def standing(snapshot: Snapshot) -> InForce:
+    """This snapshot in force, by the file of the shop, which most who read the snapshot never look at."""
+    return InForce(parse_service(parse(TEXT.encode(), "service.yaml")), snapshot)
+
+
 class Truth:
     """What is in force: a snapshot of `store_IN_0`, by a roster that tests change."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.snapshot = self.with_roster(Roster.of_service(SHOP, [WEB_0]))
+        self.in_force = standing(self.with_roster(Roster.of_service(SHOP, [WEB_0])))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.in_force.snapshot
+
+    @snapshot.setter
+    def snapshot(self, new: Snapshot) -> None:
+        self.in_force.snapshot = new
 
     def with_roster(self, roster: Roster) -> Any:
         return compile_snapshot(SHOP, Settings(), "store_IN_0", generation=1, file="service.yaml", roster=roster)
@@ -106,4 +122,4 @@ def discovery_of() -> Iterator[tuple[Discovery, Truth]]:
     """The discovery API of one that serves nothing yet, and what it tells of."""
     with new_ledger() as ledger:
         truth = Truth(ledger)
-        yield Discovery(ledger, Settings(), lambda: (SHOP, truth.snapshot)), truth
+        yield Discovery(ledger, Settings(), truth.in_force), truth

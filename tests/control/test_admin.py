@@ -16,7 +16,7 @@ from relay.control.admin import open_admin_socket, open_tcp_socket, serve_admin,
 from relay.control.metrics import LedgerCollector
 from relay.errors import ConfigError, ListenError, OperatorError, Problem
 from tests.config.rig import endpoint_row, snapshot_of
-from tests.control.rig import discovery_of
+from tests.control.rig import discovery_of, standing
 from tests.dataplane.rig import no_descriptors
 from tests.ledger.rig import new_ledger
 
@@ -248,7 +248,7 @@ async def test_a_scrape() -> None:
     with new_ledger() as ledger, open_tcp_socket(HostPort("127.0.0.1", 0), "metrics") as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         snapshot = snapshot_of(endpoint_row())
-        runner = await serve_metrics(listener, LedgerCollector(ledger, lambda: snapshot))
+        runner = await serve_metrics(listener, LedgerCollector(ledger, standing(snapshot)))
         async with aiohttp.ClientSession() as session:
             async with session.get(f"{url}/metrics") as response:
                 assert response.status == 200

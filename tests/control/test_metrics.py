@@ -25,6 +25,7 @@ from relay.ledger.layout import (
 )
 from relay.ledger.ledger import Ledger
 from tests.config.rig import endpoint_row, snapshot_of
+from tests.control.rig import standing
 from tests.ledger.rig import add, new_ledger
 
 Labels = dict[str, str]
@@ -117,7 +118,7 @@ def ledger() -> Iterator[Ledger]:
 
 def scrape(ledger: Ledger, snapshot: Snapshot = SNAPSHOT) -> Samples:
     found: Samples = {}
-    for family in text_string_to_metric_families(render(LedgerCollector(ledger, lambda: snapshot)).decode()):
+    for family in text_string_to_metric_families(render(LedgerCollector(ledger, standing(snapshot))).decode()):
         assert family.documentation
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
@@ -136,7 +137,7 @@ def test_the_names_are_the_promised_ones_and_no_others(ledger: Ledger) -> None:
 
 
 def test_types_are_what_the_names_say(ledger: Ledger) -> None:
-    text = render(LedgerCollector(ledger, lambda: EDGE)).decode()
+    text = render(LedgerCollector(ledger, standing(EDGE))).decode()
     families = list(text_string_to_metric_families(text))
     assert len(families) > 15
     for family in families:
@@ -332,8 +333,8 @@ def test_busy_ends_by_itself(left_s: int, busy: float, ledger: Ledger) -> None:
 
 
 def test_it_renders_by_the_snapshot_in_force(ledger: Ledger) -> None:
-    current = [SNAPSHOT]
-    collector = LedgerCollector(ledger, lambda: current[0])
+    current = standing(SNAPSHOT)
+    collector = LedgerCollector(ledger, current)
     assert b'endpoint="api"' in render(collector)
-    current[0] = snapshot_of(SNAPSHOT.endpoints[0])
+    current.snapshot = snapshot_of(SNAPSHOT.endpoints[0])
     assert b'endpoint="api"' not in render(collector)

@@ -15,7 +15,7 @@ from relay.fleet.registry import RegistryClient, Seen
 from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
 from tests.config.rig import endpoint_row, snapshot_of
-from tests.control.rig import Logged
+from tests.control.rig import Logged, standing
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 
@@ -70,7 +70,7 @@ class Following:
         self.brought: list[tuple[Member, ...]] = []
         self.hindrance = ""
         self.follower = Follower(
-            self.registry, None, ledger, self.logged.log, lambda: SNAPSHOT, self._put, "10.0.0.4:9464"
+            self.registry, None, ledger, self.logged.log, standing(SNAPSHOT), self._put, "10.0.0.4:9464"
         )
 
     async def _put(self, members: tuple[Member, ...]) -> str:

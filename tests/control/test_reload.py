@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from relay.control import reload
-from relay.control.reload import ConfigFiles, Prepared, prepare
+from relay.control.in_force import InForce
+from relay.control.reload import ConfigFiles, Prepared, start
 from relay.errors import ConfigError, IdentityError, ListenError, OperatorError
 from relay.kernel.listening import close_all
 from tests.dataplane.rig import no_descriptors
@@ -37,7 +38,11 @@ class Files:
 
     def prepare(self, old: Prepared | None = None) -> Prepared:
         """Start, or reload what is in force."""
-        found = prepare(self.sources, old.snapshot, old.settings) if old else prepare(self.sources)
+        found = (
+            reload.reload(self.sources, old.settings, InForce(old.service, old.snapshot), ())
+            if old
+            else start(self.sources)
+        )
         self.prepared.append(found)
         return found
 
@@ -195,10 +200,10 @@ def test_settings_that_take_effect_at_once(files: Files) -> None:
 
 def test_a_note_comes_again_until_the_restart(files: Files) -> None:
     files.write(wanted := ports("a"))
-    start = files.prepare()
+    begun = files.prepare()
     files.write(wanted, settings="workers: 2\n")
-    first = files.prepare(start)
-    second = prepare(files.sources, first.snapshot, start.settings)
+    first = files.prepare(begun)
+    second = reload.reload(files.sources, begun.settings, InForce(first.service, first.snapshot), ())
     assert first.notes == second.notes != ()
 
 
