@@ -167,12 +167,18 @@ def _path(error: ErrorDetails) -> KeyPath:
         return loc
     if _in_name(error):
         return loc[:-1]
-    return (*loc[:4], _KEY_OF_FIELD.get(str(loc[4]), loc[4])) if len(loc) == 5 and loc[0] == "roles" else loc
+    match loc:
+        case ("roles", role, kind, name, field):
+            return "roles", role, kind, name, _KEY_OF_FIELD.get(str(field), field)
+    return loc
 
 
 def _in_name(error: ErrorDetails) -> bool:
-    """Whether it is the name of a role or endpoint that is wrong: pydantic puts `[key]` behind it."""
-    return error["loc"][-1:] == ("[key]",) and len(error["loc"]) in (3, 5) and error["type"] != "extra_forbidden"
+    """Whether it is the name of a role, a list or an endpoint that is wrong: pydantic puts `[key]` behind it."""
+    match error["loc"]:
+        case ("roles" | "access_lists", _, "[key]") | ("roles", _, "endpoints" | "uses", _, "[key]"):
+            return error["type"] != "extra_forbidden"
+    return False
 
 
 def _without(data: dict[str, Any], errors: list[ErrorDetails], unknown: Unknown) -> dict[str, Any]:
@@ -181,15 +187,20 @@ def _without(data: dict[str, Any], errors: list[ErrorDetails], unknown: Unknown)
     for path, near in unknown.items():
         holder = _at(rest, path[:-1])
         value = holder.pop(path[-1])
-        if near is not None and near not in holder and len(path) > 4:  # inside an endpoint
-            holder[near] = value
+        match path:
+            case ("roles", _, "endpoints" | "uses", _, _, *_) if near is not None and near not in holder:
+                holder[near] = value
     meant = _meant(unknown)
     for error in errors:
         path = _path(error)
         if path in unknown or path in meant or path[0] in ("version", "service"):
             continue
         # Half an endpoint would clash with others in ways that its author never wrote.
-        path = path[:4] if path[2:3] in (("endpoints",), ("uses",)) else path[:2]
+        match path:
+            case ("roles", role, "endpoints" | "uses" as kind, name, *_):
+                path = "roles", role, kind, name
+            case _:
+                path = path[:2]
         holder = _at(rest, path[:-1])
         if isinstance(holder, dict):
             holder.pop(path[-1], None)

@@ -24,7 +24,6 @@ class KeyValue:
 
     key: str
     value: bytes | None
-    create_revision: int = 0
     mod_revision: int = 0
     lease: int = 0
 

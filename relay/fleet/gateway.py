@@ -173,7 +173,6 @@ def _key_value(plain: dict[str, Any]) -> KeyValue:
     return KeyValue(
         base64.b64decode(plain["key"]).decode(errors="replace"),
         base64.b64decode(plain.get("value", "")),
-        int(plain.get("create_revision", 0)),
         int(plain.get("mod_revision", 0)),
         int(plain.get("lease", 0)),
     )

@@ -254,6 +254,7 @@ def attach_filter(sock: SocketType, program: bytes) -> None:
     """
     code = ctypes.create_string_buffer(program, len(program))
     sock.setsockopt(SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
+    del code  # not before: the kernel reads it in the call
 
 
 def detach_filter(fd: int) -> None:

@@ -124,7 +124,7 @@ def test_a_warning_alone_is_shown_and_is_no_failure(capsys: Capture, tmp_path: P
 def test_check_does_not_need_the_daemons_libraries(tmp_path: Path) -> None:
     """It runs in editors and commit hooks: an HTTP server's modules would make it wait."""
     code = (
-        "import sys; from relay.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from relay.cli.main import main; status = main(sys.argv[1:]); "
         "print(sorted({'aiohttp', 'uvloop', 'prometheus_client'} & sys.modules.keys())); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, "check", str(SAMPLES / "service.yaml")]

@@ -79,7 +79,7 @@ def test_misuse(capsys: Capture) -> None:
 
 def test_it_does_not_need_the_daemons_libraries() -> None:
     code = (
-        "import sys; from relay.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from relay.cli.main import main; status = main(sys.argv[1:]); "
         "print(sorted({'aiohttp', 'uvloop', 'prometheus_client'} & sys.modules.keys()), file=sys.stderr); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, "import", *SHOP]

@@ -39,14 +39,14 @@ def test_an_answer() -> None:
     responses = [{"response_put": {"header": {"revision": "3"}}}, {"response_range": {"kvs": [kv], "count": "7"}}]
     answer = read_answer({"header": HEADER, "succeeded": True, "responses": [*responses, {"response_range": {}}]})
     assert (answer.revision, answer.succeeded, answer.counts) == (9007199254740993, True, (7, 0))
-    assert answer.found == ((KeyValue("/a", b"", 2, 9007199254740993),), ())
+    assert answer.found == ((KeyValue("/a", b"", 9007199254740993),), ())
     assert not read_answer({"header": HEADER}).succeeded
 
 
 def test_a_watchs_messages() -> None:
     assert read_batch(200, line(created=True)).events == ()
     deleted = {"type": "DELETE", "kv": {"key": "L2E=", "mod_revision": "6"}}
-    assert read_batch(200, line(events=[deleted])).events == (KeyValue("/a", None, 0, 6),)
+    assert read_batch(200, line(events=[deleted])).events == (KeyValue("/a", None, 6),)
     assert read_batch(200, line(canceled=True, compact_revision="4")).compacted
     with pytest.raises(Refused, match="cancelled: permission denied"):
         read_batch(200, line(canceled=True, created=True, cancel_reason="permission denied"))
