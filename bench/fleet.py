@@ -29,9 +29,9 @@ from typing import Any
 import instances
 from forwarders import find_program
 from instances import Plan, Report, View
-from observed import Observed, Waits, rss_mib, write_files
 from process import BenchError, Process, read_stat
 from run import BENCH, LOAD, build_load, free_ports, machine_facts, run_to_the_end
+from whole_relay import Observed, Waits, rss_mib, write_files
 
 from relay.config.roster import Member
 from relay.fleet.entries import EntryKeys, read_entry

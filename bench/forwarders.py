@@ -103,7 +103,7 @@ log: {{level: {level}, format: json}}
 """
 
 
-ALTERED = str(BENCH / "altered.py")
+ALTERED = str(BENCH / "variants.py")
 
 
 def relay_version() -> str:
@@ -119,7 +119,7 @@ def relay_version() -> str:
 
 
 def relay_command(program: tuple[str, ...], log_level: str, folder: Path, ports: Ports) -> list[str]:
-    """`program` is what Python runs: `-m relay`, or altered.py and what it shall alter."""
+    """`program` is what Python runs: `-m relay`, or variants.py and what it shall alter."""
     service, settings = folder / "service.yaml", folder / "instance.yaml"
     service.write_text(f"""\
 version: 1
@@ -147,7 +147,7 @@ roles:
 
 
 def relay_adapter(name: str = "relay", *alteration: str, log_level: str = "warning") -> Adapter:
-    """relay as it is, or with what altered.py alters in it."""
+    """relay as it is, or with what variants.py alters in it."""
     program = (ALTERED, *alteration) if alteration else ("-m", "relay")
     return Adapter(name, relay_version, partial(relay_command, program, log_level), denies=True)
 

@@ -14,6 +14,7 @@ from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
 from relay.kernel import channel, memory
+from relay.ledger import convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -84,7 +85,7 @@ def _taken_over(before: Handover) -> tuple[Inherited, Settings]:
         os.set_inheritable(fd, False)
     prepared = upgrade.take(before.prepared)
     os.close(before.prepared)
-    ledger = Ledger.attach(before.ledger)
+    ledger = convert.take_over(before.ledger)
     log_sink = _socket(before.log_sink)
     state = Inherited(
         snapshot=prepared.snapshot,

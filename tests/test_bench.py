@@ -215,7 +215,7 @@ def test_what_is_altered_is_gone(daemons: Daemons, alteration: str, counted: int
     with Echo() as echo:
         port = free_port()
         daemon = daemons(
-            one_endpoint(port, echo.target), {"workers": 1}, program=(str(BENCH / "altered.py"), alteration)
+            one_endpoint(port, echo.target), {"workers": 1}, program=(str(BENCH / "variants.py"), alteration)
         )
         with dial(port) as client:
             assert echoed(client) == b"ping"

@@ -37,12 +37,12 @@ class Judge:
 
     probe: ProbeRow
     began_s: float
-    health: Health = Health.UNKNOWN
+    health: int = Health.UNKNOWN
     _good_s: float | None = None  # when the last good answer came
     _good_in_a_row: int = 0
     _falls_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLAPS))
 
-    def hear(self, answer: ProbeAnswer, now_s: float) -> Health:
+    def hear(self, answer: ProbeAnswer, now_s: float) -> int:
         """The target's health after one more answer.
 
         A bad answer is down at once; none is down after the timeout. One good answer is up, but of a target that has
@@ -57,7 +57,7 @@ class Judge:
         self._good_in_a_row = 0
         since_s = self.began_s if self._good_s is None else self._good_s
         if answer is ProbeAnswer.BAD or now_s - since_s >= self.probe.timeout_s:
-            if self.health is Health.UP:
+            if self.health == Health.UP:
                 self._falls_s.append(now_s)
             self.health = Health.DOWN
         return self.health

@@ -49,21 +49,21 @@ class Prober:
         assert row.probe is not None  # `follow` looked
         words, at = self._ledger.words, health_at(target.slot)
         # What an earlier control process found out stands until something else is found.
-        judge = Judge(row.probe, time.monotonic(), Health(words[at]))
+        judge = Judge(row.probe, time.monotonic(), words[at])
         await asyncio.sleep(random.uniform(0, min(_FIRST_WITHIN_S, row.probe.interval_s)))
         while True:
             began_s = time.monotonic()
             answer = await ask(row, target)
-            before, after = Health(words[at]), judge.hear(answer, time.monotonic())
-            if after is not before and after is not Health.UNKNOWN:
+            before, after = words[at], judge.hear(answer, time.monotonic())
+            if after != before and after != Health.UNKNOWN:
                 words[at] = after
                 self._say(row, target, after, answer)
             interval_s = row.probe.interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
             await asyncio.sleep(max(0.0, began_s + interval_s - time.monotonic()))
 
-    def _say(self, row: EndpointRow, target: TargetRow, health: Health, answer: ProbeAnswer) -> None:
+    def _say(self, row: EndpointRow, target: TargetRow, health: int, answer: ProbeAnswer) -> None:
         facts = {"endpoint": row.name, "target": target.text, "instance": target.instance}
-        if health is Health.UP:
+        if health == Health.UP:
             self._log.event("info", "target up", **facts)
         else:
             why = "no answer in time" if answer is ProbeAnswer.NONE else "a wrong answer, or none to be had"

@@ -11,6 +11,7 @@ from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
     REASONS,
+    STATE_NAMES,
     Count,
     DaemonWord,
     Health,
@@ -22,7 +23,7 @@ from relay.ledger.layout import (
 from relay.ledger.ledger import Ledger
 from relay.processes.renewal import behind
 
-_HEALTH: Final[dict[Health, Literal["unknown", "up", "down"]]] = {
+_HEALTH: Final[dict[int, Literal["unknown", "up", "down"]]] = {
     Health.UNKNOWN: "unknown",
     Health.UP: "up",
     Health.DOWN: "down",
@@ -98,7 +99,7 @@ def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
     return {
         "target": target.text,
         "instance": target.instance,
-        "health": _HEALTH[Health(ledger.words[health_at(target.slot)])],
+        "health": _HEALTH[ledger.words[health_at(target.slot)]],
         "active": ledger.target_total(target.slot, TargetCount.ACTIVE),
         "connected": connected,
         "failures": ledger.target_total(target.slot, TargetCount.FAILURES),
@@ -137,14 +138,14 @@ def connections(ledger: Ledger, snapshot: Snapshot) -> list[answers.Connection]:
         {
             "endpoint": names.get(flow.slot, "?"),
             "peer": flow.peer,
-            "state": flow.state.name.lower(),
+            "state": STATE_NAMES[flow.state],
             "age_s": round((now_ns - flow.started_ns) / 1e9, 3),
             "received_bytes": flow.received_bytes,
             "sent_bytes": flow.sent_bytes,
             "worker": flow.worker,
         }
         for flow in ledger.flows()
-        if flow.state is not State.END  # counted as closed already
+        if flow.state != State.END  # counted as closed already
     ]
 
 

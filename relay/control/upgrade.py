@@ -21,7 +21,7 @@ from relay.control.reload import FIXED, ConfigFiles, Who, compile_files
 from relay.errors import ConfigError, OperatorError, Problem
 from relay.kernel import memory
 from relay.kernel.loop import loop_factory
-from relay.ledger import layout
+from relay.ledger import convert, layout
 from relay.processes import handover
 
 _TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
@@ -108,7 +108,8 @@ def trial(text: str) -> None:
     if raw["handover_format"] != handover.FORMAT:
         raise OperatorError(f"relay {__version__} cannot take over from the running version; {advice}")
     told = Facts(**{name: raw[name] for name in Facts.__dataclass_fields__})
-    if (running := layout.layout_version(told.ledger_fd)) != layout.VERSION:
+    if not convert.is_known(told.ledger_fd):
+        running = layout.layout_version(told.ledger_fd)
         raise OperatorError(
             f"relay {__version__} keeps its ledger in layout {layout.VERSION}, the running one in {running}, so it could not "
             f"take the connections over; {advice}"

@@ -87,7 +87,7 @@ class Adoption:
 
     def _goes_on(self, record: FlowRecord) -> bool:
         """Whether the flow can be taken over: it has not ended, its socket is open, and its endpoint exists."""
-        return record.state is not State.END and record.slot in self.gates and record.client_fd in self.left
+        return record.state != State.END and record.slot in self.gates and record.client_fd in self.left
 
     def _in_order(self, here: list[FlowRecord], scratch: tuple[int, Pipe] | None) -> list[FlowRecord]:
         """Whose bytes are in the scratch pipe; then who has something to say; then the others.
@@ -110,7 +110,7 @@ class Adoption:
 
     def _counted(self, record: FlowRecord) -> int:
         """How likely the end of a flow that is over is counted: never, perhaps, surely."""
-        if record.state is not State.END:
+        if record.state != State.END:
             return 0
         return 1 if record.index + 1 == self.plane.ledger[Word.ENDING] else 2
 
@@ -127,7 +127,7 @@ class Adoption:
         edge = via[1].host if via is not None else ""
         peer = Address.parse(record.peer)
         # Before the edge's header was taken the connection was the edge's own, for the limits.
-        source = edge if edge and record.state is State.HEADER else peer.host
+        source = edge if edge and record.state == State.HEADER else peer.host
         gate.readmit(source)
         session = Session(self.plane, gate, client, source, peer, record.started_ns, record.index)
         session.via = edge
@@ -196,14 +196,14 @@ class Adoption:
 
 def _cause(record: FlowRecord) -> str:
     """Why a flow that does not go on is over."""
-    return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state is State.END else "error"
+    return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state == State.END else "error"
 
 
 def held_by(records: Iterable[FlowRecord]) -> set[int]:
     """Descriptors that are surely sockets of these flows. What may be stale in a record is left out."""
     held = set()
     for record in records:
-        if record.state is not State.END:
+        if record.state != State.END:
             held.add(record.client_fd)
         if record.state in _MOVING:
             held.add(record.target_fd)

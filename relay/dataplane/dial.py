@@ -20,7 +20,7 @@ class Dial(Arrival):
     __slots__ = ("_route", "_state", "_target")
 
     _route: Route
-    _state: State
+    _state: int
     _target: AnySocket | None
 
     @abstractmethod
@@ -28,7 +28,7 @@ class Dial(Arrival):
         """The target answered."""
 
     @abstractmethod
-    def _stand(self, state: State, target_fd: int) -> None:
+    def _stand(self, state: int, target_fd: int) -> None:
         """Put into the ledger where the flow stands."""
 
     @abstractmethod

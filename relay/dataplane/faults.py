@@ -24,7 +24,7 @@ from relay.dataplane.pipes import PipePool
 from relay.kernel.poller import Poller
 from relay.kernel.sockets import Accepted
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import Word
+from relay.ledger.layout import SCRATCH, Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 from relay.targets.pool import Pool
@@ -110,9 +110,6 @@ WALKS: Final = {
 
 # A socket's error is told once, and here the one that was told it dies. It comes where somebody resets.
 _FAILS: Final = {"walk": ("splice.splice",), "walk-http": ("splice.splice",), "walk-edge": (), "walk-header": ()}
-_VISITS: Final = (
-    256  # the worker's word from which on they are counted, kind by kind; nobody else has a use for these words
-)
 # How likely it dies at a step that it wants: so it is the first one of its kind at times, and at times a later one.
 _LIKELY: Final = 0.5
 # A worker that has not met what it wants by then dies where it is: that is rare, or comes after a death alone.
@@ -127,7 +124,7 @@ def names(walk: str = "walk") -> list[str]:
 
 def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
     """Make this worker die at a step of this walk that its predecessors have visited the least."""
-    first = ledger.word_index(Word.PID) + _VISITS
+    first = ledger.word_index(SCRATCH)  # how often each kind was visited
     at = {name: first + n for n, name in enumerate(names(walk))}
     least = min(ledger.words[each] for each in at.values())
     wanted = {name for name, each in at.items() if ledger.words[each] == least}

@@ -16,11 +16,8 @@ from relay.targets.pool import Pool
 
 # Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
 _REMEMBERED_MAX: Final = 16384
-_ACCEPTED: Final = int(Count.ACCEPTED)
-_ACTIVE: Final = int(Count.ACTIVE)
-_WINDOW: Final = int(Count.RATE_WINDOW)
-_REASON: Final = {name: int(Count.DENIED) + n for n, name in enumerate(REASONS)}
-_CAUSE: Final = {name: int(Count.CLOSED) + n for n, name in enumerate(CAUSES)}
+_REASON: Final = {name: Count.DENIED + n for n, name in enumerate(REASONS)}
+_CAUSE: Final = {name: Count.CLOSED + n for n, name in enumerate(CAUSES)}
 _SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so that `30/m` means 30 and not none
 
 
@@ -109,7 +106,7 @@ class Gate:
         if self.pool is not None and not self.pool.any_up():
             return "no_target"
         self._enter(source, 1)
-        if declared.connections is not None and self._total(_ACTIVE) > declared.connections:
+        if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:
             reason = "connections"
         elif declared.per_source is not None and self._from(source) > declared.per_source:
             reason = "per_source"
@@ -122,7 +119,7 @@ class Gate:
 
     def accepted(self) -> None:
         """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
-        self._words[self.row + _ACCEPTED] += 1
+        self._words[self.row + Count.ACCEPTED] += 1
 
     def readmit(self, source: str) -> None:
         """Count in a connection that was let in by a predecessor, which has counted it as accepted."""
@@ -151,7 +148,7 @@ class Gate:
         self._words[self.row + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
 
     def _enter(self, source: str, change: int) -> None:
-        self._words[self.row + _ACTIVE] += change
+        self._words[self.row + Count.ACTIVE] += change
         sources = self._per_source
         count = sources.get(source, 0) + change
         if count:
@@ -184,10 +181,12 @@ class Gate:
         window_s = 1 if rate_per_s >= 1 else _SLOW_WINDOW_S
         window = int(now_s / window_s)
         words = self._words
-        own = words[self.row + _WINDOW]
-        words[self.row + _WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
-        used = sum([word & 0xFFFFFFFF for row in self._rows if (word := words[row + _WINDOW]) >> 32 == window])
+        own = words[self.row + Count.RATE_WINDOW]
+        words[self.row + Count.RATE_WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
+        used = sum(
+            [word & 0xFFFFFFFF for row in self._rows if (word := words[row + Count.RATE_WINDOW]) >> 32 == window]
+        )
         if used > rate_per_s * window_s:
-            words[self.row + _WINDOW] -= 1
+            words[self.row + Count.RATE_WINDOW] -= 1
             return True
         return False

@@ -36,10 +36,7 @@ from relay.ledger.ledger import FlowRecord
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
 _CLEAN: Final = ("client_fin", "target_fin")  # all that was sent has been passed on
-_SPLICE: Final = State.SPLICE  # a name of its own: it is looked up for every message
 # And these for every connection: as an enum's member one costs as much as the rest of `flag`.
-_UP_FIN: Final = int(Flag.UP_FIN)
-_DOWN_FIN: Final = int(Flag.DOWN_FIN)
 
 
 class Session(Dial):
@@ -99,16 +96,16 @@ class Session(Dial):
             self._stand(State.LOOK, -1)
             self._await_first_bytes(State.LOOK)
 
-    def _stand(self, state: State, target_fd: int) -> None:
+    def _stand(self, state: int, target_fd: int) -> None:
         """Put into the ledger where the flow stands: with its first target at once, if that answers at once."""
         ledger = self._plane.ledger
         if self._recorded:
-            if state is _SPLICE:
+            if state == State.SPLICE:
                 ledger.aim(self._record, self._route.slot)
             return ledger.advance(self._record, state, target_fd)
         self._recorded = True
         slot, client_fd = self.gate.declared.slot, self._client.fileno()
-        target_slot = self._route.slot if state is _SPLICE else -1
+        target_slot = self._route.slot if state == State.SPLICE else -1
         ledger.begin(self._record, state, slot, client_fd, target_fd, self._started_ns, str(self.peer), target_slot)
         self.gate.accepted()
         return None
@@ -124,14 +121,14 @@ class Session(Dial):
             # LOOK took nothing from the socket, and in DIAL nothing has been sent on: both begin anew.
             first_bytes.forget(self._client)
             # Its FIN may count as one; a header has more, and is taken at once.
-            if record.state is State.HEADER and first_bytes.taken_bytes(self._client) > 1:
+            if record.state == State.HEADER and first_bytes.taken_bytes(self._client) > 1:
                 self._identified(Address.parse(record.peer))
             elif record.state in (State.HEADER, State.LOOK):
                 self._await_first_bytes(record.state)
             else:
                 self._dial()
             return
-        self._state, self._target = _SPLICE, target
+        self._state, self._target = State.SPLICE, target
         self._route.resume(record.target_slot, self._client)
         self._up, self._down = lanes(self._client, target, self.gate.row, self._record)
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
@@ -146,7 +143,7 @@ class Session(Dial):
             self._broken(self._up, 2)
         self._settle()
 
-    def _await_first_bytes(self, state: State) -> None:
+    def _await_first_bytes(self, state: int) -> None:
         self._state = state
         self._await(self.gate.declared.first_byte_s)
         self._watch_client(READ | PEER_FIN)
@@ -163,8 +160,8 @@ class Session(Dial):
         self._route.reached(self._connect_s)
         plane.ledger.observe_connect(gate.row, self._connect_s)
         plane.waiting.discard(self)
-        self._state = _SPLICE
-        self._stand(_SPLICE, target.fileno())
+        self._state = State.SPLICE
+        self._stand(State.SPLICE, target.fileno())
         self._up, self._down = lanes(self._client, target, gate.row, self._record)
         poller = plane.poller
         poller.want(self._client.fileno(), self._client_interest, READ, self._on_client)
@@ -175,8 +172,8 @@ class Session(Dial):
     # --- SPLICE -------------------------------------------------------------------------------------------------
 
     def _on_client(self, events: int) -> None:
-        if self._state is not _SPLICE:
-            self._read_header(events) if self._state is State.HEADER else self._look(events)
+        if self._state != State.SPLICE:
+            self._read_header(events) if self._state == State.HEADER else self._look(events)
         elif events != READ:
             self._ready(self._up, self._down, events, 1)  # type: ignore[arg-type]
         # Every message passes here: bytes came, and usually all of them went on.
@@ -186,7 +183,7 @@ class Session(Dial):
             self._settle()
 
     def _on_target(self, events: int) -> None:
-        if self._state is not _SPLICE:
+        if self._state != State.SPLICE:
             failed = self._target.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # type: ignore[union-attr]
             self._dial_failed("connect_failed") if failed else self._connected()
         elif events != READ:
@@ -251,10 +248,10 @@ class Session(Dial):
             # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
             return self.cut("target_fin" if down.fin or up.abandoned else "client_fin")
         if up_done and not up.fin:
-            self._plane.ledger.flag(self._record, _UP_FIN)  # before it is sent: see `resume`
+            self._plane.ledger.flag(self._record, Flag.UP_FIN)  # before it is sent: see `resume`
             up.finish()
         if down_done and not down.fin:
-            self._plane.ledger.flag(self._record, _DOWN_FIN)
+            self._plane.ledger.flag(self._record, Flag.DOWN_FIN)
             down.finish()
         return self._watch()
 
@@ -274,7 +271,7 @@ class Session(Dial):
         unsent = unsent_bytes(other)
         if not unsent or is_gone(other):
             return self.cut(f"{self._reset_by}_reset")
-        if self._state is not State.CLOSE or unsent != self._unsent_mark:
+        if self._state != State.CLOSE or unsent != self._unsent_mark:
             self._state, self._unsent_mark = State.CLOSE, unsent
             self._stand(State.CLOSE, self._target.fileno() if self._target else -1)
             self._watch_client(None)
@@ -284,7 +281,7 @@ class Session(Dial):
 
     def read_on(self) -> None:
         """Pipes may be had again."""
-        if self._state is State.SPLICE:
+        if self._state == State.SPLICE:
             self._watch()
 
     # --- the end ------------------------------------------------------------------------------------------------
@@ -294,27 +291,27 @@ class Session(Dial):
         for lane in (self._up, self._down):
             if lane is not None and lane.abandoned:
                 self._plane.mover.discard(lane)
-        if self._state is _SPLICE:  # its deadline is `idle`, see `sweep`
+        if self._state == State.SPLICE:  # its deadline is `idle`, see `sweep`
             return
-        if self._state is State.CLOSE and now_s < self._deadline_s:
+        if self._state == State.CLOSE and now_s < self._deadline_s:
             self._deliver_then_reset()
         elif now_s >= self._deadline_s:
             if self._state in (State.HEADER, State.LOOK):
                 self.cut("first_byte_timeout")
-            elif self._state is State.CLOSE:
+            elif self._state == State.CLOSE:
                 self.cut(f"{self._reset_by}_reset")
             elif self._target is None:
                 self.cut("error")  # the target was never asked
             else:
                 self._dial_failed("connect_timeout")
-        elif self._state is State.DIAL and self._target_interest is None:
+        elif self._state == State.DIAL and self._target_interest is None:
             self._drop_target()
             self._connect(self._route.target, again=True)  # type: ignore[arg-type]  # DIAL has begun with one
 
     def sweep(self, now_s: float) -> None:
         """About once a second: bytes so far into the ledger; end a flow that has moved none for too long."""
         up, down = self._up, self._down
-        if up is None or down is None or self._state is not _SPLICE:
+        if up is None or down is None or self._state != State.SPLICE:
             return
         moved = up.total_bytes + down.total_bytes
         idle_s = self.gate.declared.idle_s
@@ -336,7 +333,7 @@ class Session(Dial):
 
     def cut(self, cause: str) -> None:
         """The only way out, taken once. But for an end by both FINs both sides get a reset: a FIN says that all was sent."""
-        if self._state is State.END:
+        if self._state == State.END:
             return
         self._state = State.END
         plane, gate, up, down = self._plane, self.gate, self._up, self._down

@@ -31,9 +31,6 @@ _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops sending keeps nobody else waiting
 _NOWHERE: Final = bytearray(64 * 1024)
 
-_RECEIVED: Final = int(Count.RECEIVED)
-_SENT: Final = int(Count.SENT)
-
 
 class Turn(IntEnum):
     """What a turn of a lane came to."""
@@ -239,7 +236,7 @@ class Mover:
 
 def lanes(client: AnySocket, target: AnySocket, row: int, record: int) -> tuple[Lane, Lane]:
     """The two directions of a flow, (client to target, target to client), counted in the endpoint's `row`."""
-    return Lane(client, target, row + _RECEIVED, record, 0), Lane(target, client, row + _SENT, record, 1)
+    return Lane(client, target, row + Count.RECEIVED, record, 0), Lane(target, client, row + Count.SENT, record, 1)
 
 
 def interest(out: Lane, back: Lane, hup: int, starved: bool) -> int | None:

@@ -2,26 +2,30 @@
 
 import os
 import struct
-from enum import IntEnum
 from typing import Final
 
 from relay.errors import RelayBug
 
 MAGIC: Final = 0x31474C59414C4552  # "RELAYLG1", little-endian
-VERSION: Final = 4  # of everything below; a change of layout is a change of this number
+VERSION: Final = 5  # of everything below. Whoever changes the layout changes it, and convert.py
 
 WORD_BYTES: Final = 8
 HEADER_WORDS: Final = 512  # one page: attaching reads nothing else
-WORKER_WORDS: Final = 512
-SLOT_WORDS: Final = 64
+WORKER_WORDS: Final = 1024  # a page of words that have a meaning, and one of SCRATCH
+SLOT_WORDS: Final = 128
 SLOTS: Final = 1024  # endpoints one instance can declare; untouched rows cost no memory
 RECORD_BYTES: Final = 128
 SOURCE_ENTRIES: Final = 16_384  # of one worker's table of sources, see sources.py: 256 KiB, taken as it is used
 
 SOURCE_WORDS: Final = 2 * SOURCE_ENTRIES
 TARGETS: Final = 1024  # instances times endpoints that one edge can lead to
-TARGET_WORDS: Final = 8
-FIRST_WORKER: Final = HEADER_WORDS + TARGETS  # the health is one word for each target
+TARGET_WORDS: Final = 16
+FIRST_WORKER: Final = HEADER_WORDS + TARGETS  # of a new ledger; the health is one word for each target
+SCRATCH: Final = 512  # from this word of a worker on: for whoever wants to try something out
+
+REASONS_MAX: Final = 16  # room for more, in every row that there is
+CAUSES_MAX: Final = 32
+STATES_MAX: Final = 16
 
 ENVELOPE_REASONS: Final = ("access", "roster")
 """Why the envelope refuses a connection, or would where it is not enforced, in the order of the counters."""
@@ -56,119 +60,135 @@ DURATION_BOUNDS_S: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
 """Upper bounds of `relay_connection_duration_seconds`: from one request to a database session of a day."""
 
 
-class DaemonWord(IntEnum):
+class DaemonWord:
     """Words of the header."""
 
-    MAGIC = 0
-    VERSION = 1
-    WORKERS = 2
-    FLOWS_PER_WORKER = 3
-    STARTED_NS = 4  # CLOCK_REALTIME
-    RELOAD_OK = 5  # 1 or 0: did the last reload take
-    RELOAD_OK_AT_NS = 6  # CLOCK_REALTIME of the last one that took
-    RELOADS_FAILED = 7
-    CONTROL_RESTARTS = 8
-    HOLDER_RESTARTS = 9
-    DRAIN_UNTIL_NS = 10  # CLOCK_MONOTONIC; 0: not draining
-    ROSTER_AT_NS = 13  # CLOCK_REALTIME at which a registry last confirmed the roster; 0: none is asked
-    ROSTER_REJECTED = 14  # entries of a registry that were not believed
-    NAMES_QUERIES = 16  # the first of as many words as NAMES_RCODES has
-    BUSY_UNTIL_NS = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
-    GENERATION = 15  # of the snapshot by which the keeper holds what it holds
-    PROGRAM = 11  # times the keeper replaced its program: which one it runs now
+    MAGIC: Final = 0
+    VERSION: Final = 1
+    WORKERS: Final = 2
+    FLOWS_PER_WORKER: Final = 3
+    STARTED_NS: Final = 4  # CLOCK_REALTIME
+    RELOAD_OK: Final = 5  # 1 or 0: did the last reload take
+    RELOAD_OK_AT_NS: Final = 6  # CLOCK_REALTIME of the last one that took
+    RELOADS_FAILED: Final = 7
+    CONTROL_RESTARTS: Final = 8
+    HOLDER_RESTARTS: Final = 9
+    DRAIN_UNTIL_NS: Final = 10  # CLOCK_MONOTONIC; 0: not draining
+    ROSTER_AT_NS: Final = 13  # CLOCK_REALTIME at which a registry last confirmed the roster; 0: none is asked
+    ROSTER_REJECTED: Final = 14  # entries of a registry that were not believed
+    NAMES_QUERIES: Final = 16  # the first of as many words as NAMES_RCODES has
+    BUSY_UNTIL_NS: Final = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
+    GENERATION: Final = 15  # of the snapshot by which the keeper holds what it holds
+    PROGRAM: Final = 11  # times the keeper replaced its program: which one it runs now
+    WORKERS_AT: Final = 32  # index of the first worker's words
+    END: Final = 33
 
 
-class Word(IntEnum):
+class Word:
     """Words of a worker."""
 
-    PID = 0
-    HEARTBEAT_NS = 1  # CLOCK_MONOTONIC, once a second
-    GENERATION = 2  # of the snapshot it works by
-    ACCEPT_PAUSES = 3  # times it stopped accepting for want of descriptors or memory
-    PIPES = 4  # open now
-    PIPES_DEGRADED = 5  # pipes that the kernel gave smaller than asked, ever
-    PIPES_REFUSED = 6  # times no pipe was to be had
-    LOG_DROPPED = 7  # log lines that nobody took in time
-    FLOWS_ADOPTED = 8
-    FLOWS_HIGH = 9  # records from here on were never used: reading them would only cost memory
-    SCRATCH_R = 10  # the scratch pipe's ends (0: none)
-    SCRATCH_W = 11
-    SCRATCH_OWNER = 12  # whose bytes are in it, see `owner_of`; 0: nobody's
-    SNAPSHOT_FD = 13  # a memory file with the snapshot in force; 0: the one that the holder started with
-    RESTARTS = 14  # times the holder started this worker again
-    UNSHARED = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
-    HOLDER_PID = 16
-    PROGRAM = 17  # which one it runs, as in the header
-    ENDING = 18  # 1 + the record of the flow that ended last: of those at END the only one that may not be counted yet
+    PID: Final = 0
+    HEARTBEAT_NS: Final = 1  # CLOCK_MONOTONIC, once a second
+    GENERATION: Final = 2  # of the snapshot it works by
+    ACCEPT_PAUSES: Final = 3  # times it stopped accepting for want of descriptors or memory
+    PIPES: Final = 4  # open now
+    PIPES_DEGRADED: Final = 5  # pipes that the kernel gave smaller than asked, ever
+    PIPES_REFUSED: Final = 6  # times no pipe was to be had
+    LOG_DROPPED: Final = 7  # log lines that nobody took in time
+    FLOWS_ADOPTED: Final = 8
+    FLOWS_HIGH: Final = 9  # records from here on were never used: reading them would only cost memory
+    SCRATCH_R: Final = 10  # the scratch pipe's ends (0: none)
+    SCRATCH_W: Final = 11
+    SCRATCH_OWNER: Final = 12  # whose bytes are in it, see `owner_of`; 0: nobody's
+    SNAPSHOT_FD: Final = 13  # a memory file with the snapshot in force; 0: the one that the holder started with
+    RESTARTS: Final = 14  # times the holder started this worker again
+    UNSHARED: Final = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
+    HOLDER_PID: Final = 16
+    PROGRAM: Final = 17  # which one it runs, as in the header
+    ENDING: Final = 18  # 1 + the record that ended last: of those at END the only one that may not be counted yet
+    LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
+    END: Final = 20
 
 
-class Count(IntEnum):
+class Count:
     """Words of an endpoint in one worker."""
 
-    ACCEPTED = 0
-    RECEIVED = 1  # bytes from the client that the target's socket took
-    SENT = 2  # bytes from the target that the client's socket took
-    CONNECT_FAILURES = 3
-    TARGET_UP = 4  # the last dial: when (CLOCK_MONOTONIC, ns) << 1 | whether it was answered; 0: none yet
-    CONNECT_SUM_NS = 5
-    DURATION_SUM_NS = 6
-    ACTIVE = 7  # open now, of this worker
-    RATE_WINDOW = 8  # number of the second (or minute) << 32 | connections let in in it
-    HOLDER = 9  # whose row it is, see `claim`
-    DENIED = 10
-    CLOSED = DENIED + len(REASONS)
-    CONNECT_BUCKETS = CLOSED + len(CAUSES)
-    DURATION_BUCKETS = CONNECT_BUCKETS + len(CONNECT_BOUNDS_S) + 1
-    WOULD_DENY = DURATION_BUCKETS + len(DURATION_BOUNDS_S) + 1  # let in, because the envelope is not enforced
-    END = WOULD_DENY + len(ENVELOPE_REASONS)
+    ACCEPTED: Final = 0
+    RECEIVED: Final = 1  # bytes from the client that the target's socket took
+    SENT: Final = 2  # bytes from the target that the client's socket took
+    CONNECT_FAILURES: Final = 3
+    TARGET_UP: Final = 4  # the last dial: when (CLOCK_MONOTONIC, ns) << 1 | whether it was answered; 0: none yet
+    CONNECT_SUM_NS: Final = 5
+    DURATION_SUM_NS: Final = 6
+    ACTIVE: Final = 7  # open now, of this worker
+    RATE_WINDOW: Final = 8  # number of the second (or minute) << 32 | connections let in in it
+    HOLDER: Final = 9  # whose row it is, see `claim`
+    # Each of these is the first of as many as there is room for.
+    DENIED: Final = 16
+    CLOSED: Final = 32
+    CONNECT_BUCKETS: Final = 64
+    DURATION_BUCKETS: Final = 80
+    WOULD_DENY: Final = 96  # let in, because the envelope is not enforced
+    END: Final = 112
 
 
-if Count.END > SLOT_WORDS:
+if len(REASONS) > REASONS_MAX or len(CAUSES) > CAUSES_MAX or max(len(CONNECT_BOUNDS_S), len(DURATION_BOUNDS_S)) > 15:
     raise RelayBug("an endpoint's counters do not fit their row")
 
 
-class TargetCount(IntEnum):
+class TargetCount:
     """Words of a target in one worker."""
 
-    CONNECTED = 0  # dials that were answered
-    FAILURES = 1
-    ACTIVE = 2
-    EJECTED_UNTIL_NS = 3  # CLOCK_MONOTONIC; until then others are tried first
-    EJECTIONS = 4
-    FAILED_IN_A_ROW = 5
-    CONNECT_SUM_NS = 6
-    HOLDER = 7  # whose row it is, see `claim`
+    CONNECTED: Final = 0  # dials that were answered
+    FAILURES: Final = 1
+    ACTIVE: Final = 2
+    EJECTED_UNTIL_NS: Final = 3  # CLOCK_MONOTONIC; until then others are tried first
+    EJECTIONS: Final = 4
+    FAILED_IN_A_ROW: Final = 5
+    CONNECT_SUM_NS: Final = 6
+    HOLDER: Final = 7  # whose row it is, see `claim`
 
 
-class Health(IntEnum):
+class Health:
     """What a target's probes say."""
 
-    UNKNOWN = 0  # not probed yet: new connections are sent
-    UP = 1
-    DOWN = 2
+    UNKNOWN: Final = 0  # not probed yet: new connections are sent
+    UP: Final = 1
+    DOWN: Final = 2
 
 
-class State(IntEnum):
+class State:
     """Where a flow stands; the first word of its record. FREE means that there is no flow."""
 
-    FREE = 0
-    LOOK = 1  # waiting for the first bytes that the declared protocol asks for
-    DIAL = 2  # waiting for the target
-    SPLICE = 3  # bytes move
-    HEADER = 6  # waiting for the edge to say who the client is
-    CLOSE = 4  # one side was reset; the other has not yet taken what was sent before
-    END = 5  # over; its descriptors are being closed
+    FREE: Final = 0
+    LOOK: Final = 1  # waiting for the first bytes that the declared protocol asks for
+    DIAL: Final = 2  # waiting for the target
+    SPLICE: Final = 3  # bytes move
+    HEADER: Final = 6  # waiting for the edge to say who the client is
+    CLOSE: Final = 4  # one side was reset; the other has not yet taken what was sent before
+    END: Final = 5  # over; its descriptors are being closed
 
 
-class Flag(IntEnum):
+STATE_NAMES: Final = {
+    State.LOOK: "look",
+    State.DIAL: "dial",
+    State.SPLICE: "splice",
+    State.HEADER: "header",
+    State.CLOSE: "close",
+    State.END: "end",
+}
+"""What people are told of a flow that there is."""
+
+
+class Flag:
     """What a flow's record says beside its state; bits."""
 
-    CLIENT_RESET = 1
-    TARGET_RESET = 2
-    UP_FIN = 4  # the end of the stream was passed on to the target, or is about to be
-    DOWN_FIN = 8
-    PROBE = 16  # the edge's own: it asks whether the application takes connections
-    CAUSE_SHIFT = 8  # from this bit on, in END: the index of its cause
+    CLIENT_RESET: Final = 1
+    TARGET_RESET: Final = 2
+    UP_FIN: Final = 4  # the end of the stream was passed on to the target, or is about to be
+    DOWN_FIN: Final = 8
+    PROBE: Final = 16  # the edge's own: it asks whether the application takes connections
+    CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause
 
 
 def health_at(slot: int) -> int:

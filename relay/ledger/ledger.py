@@ -48,13 +48,6 @@ from relay.ledger.layout import (
 )
 
 # Plain numbers for the way of a connection: an enum's member costs a look-up through its metaclass each time.
-_CONNECT_BUCKETS: Final = int(Count.CONNECT_BUCKETS)
-_CONNECT_SUM: Final = int(Count.CONNECT_SUM_NS)
-_DURATION_BUCKETS: Final = int(Count.DURATION_BUCKETS)
-_DURATION_SUM: Final = int(Count.DURATION_SUM_NS)
-
-
-_STATES: Final = {int(state): state for state in State}
 
 
 @dataclass(slots=True)
@@ -66,7 +59,7 @@ class FlowRecord:
 
     worker: int
     index: int
-    state: State
+    state: int
     slot: int
     client_fd: int
     target_fd: int  # -1: none
@@ -99,7 +92,6 @@ _BYTES: Final = 5  # of the record's words
 _LOW_BYTE: Final = 0 if sys.byteorder == "little" else _INT - 1
 _ENDED: Final = {cause: n << Flag.CAUSE_SHIFT for n, cause in enumerate(CAUSES)}
 _LOW_FLAGS: Final = (1 << Flag.CAUSE_SHIFT) - 1
-_END: Final = int(State.END)
 _PEER_OFFSET: Final = 64
 _PEER: Final = struct.Struct("64s")
 
@@ -123,12 +115,15 @@ class Ledger:
             raise RelayBug(f"ledger has layout {self.words[DaemonWord.VERSION]}, this program has {VERSION}")
         self.workers = self.words[DaemonWord.WORKERS]
         self.flows_per_worker = self.words[DaemonWord.FLOWS_PER_WORKER]
+        # Once: a later program may grow the ledger and have its parts elsewhere (convert.py) while this one still works.
+        self._first_worker = self.words[DaemonWord.WORKERS_AT]
 
     @classmethod
     def create(cls, workers: int, flows_per_worker: int, now_ns: int) -> "Ledger":
         """A new ledger of zeros for so many workers; `now_ns` is CLOCK_REALTIME. Pages cost memory once written."""
         fd = os.memfd_create("relay-ledger", os.MFD_CLOEXEC)
-        size = FIRST_WORKER * WORD_BYTES + workers * _worker_bytes(flows_per_worker)
+        part_bytes = worker_bytes(flows_per_worker)
+        size = FIRST_WORKER * WORD_BYTES + workers * part_bytes
         os.ftruncate(fd, size)
         memory = mmap.mmap(fd, size)
         words = memoryview(memory).cast("Q")
@@ -136,26 +131,29 @@ class Ledger:
         words[DaemonWord.WORKERS] = workers
         words[DaemonWord.FLOWS_PER_WORKER] = flows_per_worker
         words[DaemonWord.STARTED_NS] = now_ns
+        words[DaemonWord.WORKERS_AT] = FIRST_WORKER
+        for n in range(workers):
+            words[FIRST_WORKER + n * part_bytes // WORD_BYTES + Word.LAYOUT] = VERSION
         words[DaemonWord.MAGIC] = MAGIC  # last: a header with the magic is whole
         words.release()
         return cls(fd, memory)
 
     @classmethod
     def attach(cls, fd: int) -> "Ledger":
-        """The ledger in a memory file that another program made. Raises RelayBug for another layout: ask `layout` first."""
+        """The ledger in a memory file that another program made. Raises RelayBug for another layout: see convert.py."""
         return cls(fd, mmap.mmap(fd, os.fstat(fd).st_size))
 
     def worker(self, index: int) -> "WorkerLedger":
         """The part that worker `index` (from 0) writes."""
         if not 0 <= index < self.workers:
             raise RelayBug(f"no worker {index} in a ledger of {self.workers}")
-        return WorkerLedger(self._memory, self.words, index, self.flows_per_worker)
+        return WorkerLedger(self._memory, self.words, index, self.flows_per_worker, self._first_worker)
 
     def total(self, slot: int, count: int) -> int:
         """The sum over all workers of one counter of the endpoint in `slot`."""
         return sum(self.words[self.worker(n).row(slot) + count] for n in range(self.workers))
 
-    def target_total(self, slot: int, count: TargetCount) -> int:
+    def target_total(self, slot: int, count: int) -> int:
         """The sum over all workers of one counter of a target."""
         return sum(self.words[row + count] for row in self.worker(0).target_rows(slot))
 
@@ -182,10 +180,10 @@ class Ledger:
 class WorkerLedger:
     """What one worker writes: its words, its counters, its flow records."""
 
-    def __init__(self, memory: mmap.mmap, words: memoryview, index: int, flows: int) -> None:
-        stride = _worker_bytes(flows) // WORD_BYTES
-        base = FIRST_WORKER + index * stride
-        self._all_bases = tuple(FIRST_WORKER + n * stride for n in range(words[DaemonWord.WORKERS]))
+    def __init__(self, memory: mmap.mmap, words: memoryview, index: int, flows: int, first: int) -> None:
+        stride = worker_bytes(flows) // WORD_BYTES
+        base = first + index * stride
+        self._all_bases = tuple(first + n * stride for n in range(words[DaemonWord.WORKERS]))
         self.index = index
         self.words = words
         self.capacity_flows = flows
@@ -198,13 +196,14 @@ class WorkerLedger:
         self.all_sources_at = tuple(each + WORKER_WORDS + SLOTS * SLOT_WORDS for each in self._all_bases)
         self._targets_from_base = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS
         self._records = (base + self._targets_from_base + TARGETS * TARGET_WORDS) * WORD_BYTES
+        self.records_at = self._records // WORD_BYTES  # index into `words` of its first flow record
         records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
         self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
 
-    def __getitem__(self, word: Word) -> int:
+    def __getitem__(self, word: int) -> int:
         return int(self.words[self._base + word])
 
-    def __setitem__(self, word: Word, value: int) -> None:
+    def __setitem__(self, word: int, value: int) -> None:
         self.words[self._base + word] = value
 
     def row(self, slot: int) -> int:
@@ -265,22 +264,22 @@ class WorkerLedger:
 
     def observe_connect(self, row: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connect_duration_seconds`."""
-        self.words[row + _CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
-        self.words[row + _CONNECT_SUM] += int(value_s * 1e9)
+        self.words[row + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
+        self.words[row + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
 
     def observe_duration(self, row: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connection_duration_seconds`."""
-        self.words[row + _DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
-        self.words[row + _DURATION_SUM] += int(value_s * 1e9)
+        self.words[row + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
+        self.words[row + Count.DURATION_SUM_NS] += int(value_s * 1e9)
 
-    def word_index(self, word: Word) -> int:
+    def word_index(self, word: int) -> int:
         """Index into `words` of one of the worker's words, for a store that must cost nothing."""
         return self._base + word
 
     def begin(
         self,
         index: int,
-        state: State,
+        state: int,
         slot: int,
         client_fd: int,
         target_fd: int,
@@ -305,7 +304,7 @@ class WorkerLedger:
         )
         self._ints[index * _RECORD_INTS] = state  # last: see the module's text
 
-    def advance(self, index: int, state: State, target_fd: int) -> None:
+    def advance(self, index: int, state: int, target_fd: int) -> None:
         """The flow has a target socket (-1: none now), and stands at `state`."""
         at = index * _RECORD_INTS
         self._ints[at + _TARGET] = target_fd
@@ -340,7 +339,7 @@ class WorkerLedger:
         ints, at = self._ints, index * _RECORD_INTS
         self.words[self._ending] = index + 1
         ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
-        ints[at] = _END
+        ints[at] = State.END
 
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
@@ -362,7 +361,7 @@ class WorkerLedger:
             yield FlowRecord(
                 self.index,
                 index,
-                _STATES[state],
+                state,
                 slot,
                 client,
                 target,
@@ -381,7 +380,8 @@ def _holder(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _worker_bytes(flows: int) -> int:
+def worker_bytes(flows: int) -> int:
+    """How large one worker's part is: whole pages."""
     words = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS + TARGETS * TARGET_WORDS
     raw = words * WORD_BYTES + flows * RECORD_BYTES
     return -(-raw // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -8,6 +8,7 @@ from relay import __version__
 from relay.config.snapshot import Snapshot
 from relay.kernel import process
 from relay.kernel.sockets import descriptors
+from relay.ledger import convert
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -92,6 +93,9 @@ def _let_go(state: Inherited) -> None:
 
 
 def _hold(state: Inherited, index: int) -> None:
+    convert.finish(
+        state.ledger, index
+    )  # nobody writes there any more, and the next to do so is a worker of this program
     state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # an earlier holder's, or in the old program's form
     hold(
         index,

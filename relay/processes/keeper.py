@@ -23,6 +23,7 @@ from typing import Any, Final
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
 from relay.kernel import channel, memory, messages, process
+from relay.ledger import convert
 from relay.ledger.layout import DaemonWord, Word
 from relay.processes import handover, succession
 from relay.processes.child import Child, Phase
@@ -79,6 +80,7 @@ class Keeper:
             self._reap()
             self._on_time()
             self._renewal.step(time.monotonic())
+            convert.refresh(self._state.ledger)
         self._end_control()
         return 0
 
@@ -302,7 +304,7 @@ class Keeper:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
-        if not self._renewal.done:
+        if not self._renewal.done or convert.pending(self._state.ledger):
             at_s.append(now_s + LOOK_S)
         return -1 if not at_s else max(0, int((min(at_s) - now_s) * 1000) + 1)
 

@@ -15,16 +15,6 @@ from relay.targets.choose import Ranking, bucket
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
 
-_CONNECTED: Final = int(TargetCount.CONNECTED)
-_FAILURES: Final = int(TargetCount.FAILURES)
-_ACTIVE: Final = int(TargetCount.ACTIVE)
-_EJECTED: Final = int(TargetCount.EJECTED_UNTIL_NS)
-_EJECTIONS: Final = int(TargetCount.EJECTIONS)
-_IN_A_ROW: Final = int(TargetCount.FAILED_IN_A_ROW)
-_CONNECT_SUM: Final = int(TargetCount.CONNECT_SUM_NS)
-_HOLDER: Final = int(TargetCount.HOLDER)
-_DOWN: Final = int(Health.DOWN)
-
 
 class Pool:
     """Chooses among the targets of `row`, which has a distribution."""
@@ -34,7 +24,7 @@ class Pool:
         self._distribution = row.distribution
         self._words = ledger.words
         self._rows = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
-        self._holders = [self._words[row + _HOLDER] for row in self._rows]
+        self._holders = [self._words[row + TargetCount.HOLDER] for row in self._rows]
         self._all_rows = [ledger.target_rows(each.slot) for each in row.targets]
         self._health = [health_at(each.slot) for each in row.targets]
         self._ranking = Ranking([each.text for each in row.targets])
@@ -49,7 +39,7 @@ class Pool:
     def any_up(self) -> bool:
         """Whether there is a target that its probes have not found down."""
         words = self._words
-        return any(words[at] != _DOWN for at in self._health)
+        return any(words[at] != Health.DOWN for at in self._health)
 
     def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
         """The place of the target for a connection to `port` from `source` (packed); None: there is none left.
@@ -58,11 +48,13 @@ class Pool:
         """
         words = self._words
         left = [
-            n for n in self._order(source, source_port, port) if not tried >> n & 1 and words[self._health[n]] != _DOWN
+            n
+            for n in self._order(source, source_port, port)
+            if not tried >> n & 1 and words[self._health[n]] != Health.DOWN
         ]
         if not left:
             return None
-        ready = [n for n in left if words[self._rows[n] + _EJECTED] <= now_ns] or left
+        ready = [n for n in left if words[self._rows[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
         if self._distribution == "least-connections":
             return min(ready, key=self.active)  # of equals the first in the order, which spreads them
         return ready[0]
@@ -81,18 +73,18 @@ class Pool:
     def active(self, place: int) -> int:
         """Connections to the target now, from all workers."""
         words = self._words
-        return sum([words[row + _ACTIVE] for row in self._all_rows[place]])
+        return sum([words[row + TargetCount.ACTIVE] for row in self._all_rows[place]])
 
     def answered(self, place: int, took_s: float) -> None:
         """A dial was answered."""
         words, row = self._words, self._rows[place]
-        words[row + _CONNECTED] += 1
-        words[row + _CONNECT_SUM] += int(took_s * 1e9)
+        words[row + TargetCount.CONNECTED] += 1
+        words[row + TargetCount.CONNECT_SUM_NS] += int(took_s * 1e9)
 
     def proved(self, place: int) -> None:
         """The target is as it should be: former failures do not count any more."""
         words, row = self._words, self._rows[place]
-        words[row + _EJECTED] = words[row + _IN_A_ROW] = 0
+        words[row + TargetCount.EJECTED_UNTIL_NS] = words[row + TargetCount.FAILED_IN_A_ROW] = 0
 
     def failed(self, place: int, now_ns: int) -> None:
         """A dial was refused, or not answered: others first, for a while that grows with each failure.
@@ -101,22 +93,22 @@ class Pool:
         short outage would eject it for as long as a long one.
         """
         words, row = self._words, self._rows[place]
-        words[row + _FAILURES] += 1
-        if words[row + _EJECTED] > now_ns:
+        words[row + TargetCount.FAILURES] += 1
+        if words[row + TargetCount.EJECTED_UNTIL_NS] > now_ns:
             return
-        rest_s = EJECT_S[min(words[row + _IN_A_ROW], len(EJECT_S) - 1)]
-        words[row + _EJECTIONS] += 1
-        words[row + _IN_A_ROW] += 1
-        words[row + _EJECTED] = now_ns + int(rest_s * 1e9)
+        rest_s = EJECT_S[min(words[row + TargetCount.FAILED_IN_A_ROW], len(EJECT_S) - 1)]
+        words[row + TargetCount.EJECTIONS] += 1
+        words[row + TargetCount.FAILED_IN_A_ROW] += 1
+        words[row + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(rest_s * 1e9)
 
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
         row = self._rows[place]
         # A connection goes on when its target has left the set, and some reloads later another target has the row.
-        if self._words[row + _HOLDER] == self._holders[place]:
-            self._words[row + _ACTIVE] += change
+        if self._words[row + TargetCount.HOLDER] == self._holders[place]:
+            self._words[row + TargetCount.ACTIVE] += change
 
     def recount(self) -> None:
         """Forget who is connected: a predecessor's connections are about to be counted anew."""
         for row in self._rows:
-            self._words[row + _ACTIVE] = 0
+            self._words[row + TargetCount.ACTIVE] = 0

@@ -41,7 +41,7 @@ UNKNOWN, UP, DOWN = Health.UNKNOWN, Health.UP, Health.DOWN
     ],
     ids=["good", "bad", "none-from-the-start", "none-after-good", "good-counts-anew", "bad-and-back", "never-up"],
 )
-def test_answers_and_what_they_make(steps: list[tuple[float, ProbeAnswer, Health]]) -> None:
+def test_answers_and_what_they_make(steps: list[tuple[float, ProbeAnswer, int]]) -> None:
     """With the defaults, 15 s and 31 s: (when, what came, what the target is then)."""
     judge = Judge(PROBE, 1000.0)
     assert judge.health is UNKNOWN

@@ -163,7 +163,7 @@ def closing(stack: contextlib.ExitStack) -> tuple[Rig, socket.socket]:
     def all_sent() -> bool:
         with contextlib.suppress(BlockingIOError):
             client.recv(65536)
-        return session._state is State.CLOSE
+        return session._state == State.CLOSE
 
     rig.until(all_sent, "all is in the send buffer")
     return rig, client
@@ -222,7 +222,7 @@ def test_http_that_comes_byte_by_byte(stack: contextlib.ExitStack, target: Targe
     for at in range(len(HELLO) - 1):
         client.send(HELLO[at : at + 1])
         rig.until(lambda at=at: session._looked_bytes == at + 1, "it is looked at")  # type: ignore[misc]
-        assert session._state is State.LOOK
+        assert session._state == State.LOOK
         assert not target.was_dialled(), "nothing is dialled before the line is whole"
     rig.tick(time.monotonic())
     client.send(HELLO[-1:] + b"rest")
@@ -382,7 +382,7 @@ def test_a_target_that_does_not_answer(stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     session = rig.session()
     [flow] = rig.ledger.flows()
-    assert flow.state is State.DIAL
+    assert flow.state == State.DIAL
     rig.tick(before_s + 1.0)
     assert session in rig.plane.sessions
     rig.tick(time.monotonic() + 2.5)
@@ -408,7 +408,7 @@ def test_what_the_client_sends_while_dialling_waits_and_does_not_spin(stack: con
     rig = rig_to(stack, silent_target(stack), protocol="http")
     client = rig.connect()
     client.send(HELLO)
-    rig.until(lambda: rig.session()._state is State.DIAL, "it is dialled")
+    rig.until(lambda: rig.session()._state == State.DIAL, "it is dialled")
     client.send(b"more")
     assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []
 

@@ -57,7 +57,7 @@ def test_words_and_counters_do_not_overlap(ledger: Ledger) -> None:
     written: list[tuple[WorkerLedger, str, int, int]] = []
     for n in range(ledger.workers):
         part = ledger.worker(n)
-        for word in Word:
+        for word in range(Word.LAYOUT):
             value += 1
             part[word] = value
             written.append((part, "word", word, value))
@@ -71,7 +71,7 @@ def test_words_and_counters_do_not_overlap(ledger: Ledger) -> None:
             begin(part, index)
     for part, kind, where, expected in written:
         if not (kind == "word" and where == Word.FLOWS_HIGH):
-            assert (part[Word(where)] if kind == "word" else part.words[where]) == expected
+            assert (part[where] if kind == "word" else part.words[where]) == expected
     assert len(list(ledger.flows())) == 6
 
 
@@ -371,7 +371,7 @@ def test_targets_and_their_health_overlap_nothing(ledger: Ledger) -> None:
         begin(part, 15)
         for slot in (0, SLOTS - 1):
             add(part, slot, Count.END - 1)
-        for word in Word:
+        for word in range(Word.LAYOUT):
             part[word] = 1
     assert {place: ledger.words[place] for place in written} == written
     assert ledger.words[DaemonWord.WORKERS] == 3

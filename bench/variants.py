@@ -1,6 +1,6 @@
 """relay with one thing altered, to measure what that thing costs. For the bench alone: what it runs is not relay.
 
-    python bench/altered.py no-records|no-ledger|two-descriptors run ...
+    python bench/variants.py no-records|no-ledger|two-descriptors run ...
 
 no-records       no flow records, and nothing about who is in the scratch pipe: a crash would lose every connection
 no-ledger        the same, and the counters in an array of the worker's own: what is not shared survives nothing
@@ -94,7 +94,7 @@ def leave_out_records() -> None:
     import relay.dataplane.worker  # noqa: F401
 
     if missing := (RECORDS | {"SCRATCH_OWNER", "SCRATCH_R"}) - finder.left_out:
-        sys.exit(f"altered.py: bring it up to date, for nothing writes {', '.join(missing)} now")
+        sys.exit(f"variants.py: bring it up to date, for nothing writes {', '.join(missing)} now")
 
 
 def keep_counters_private() -> None:
@@ -103,8 +103,8 @@ def keep_counters_private() -> None:
 
     attach = WorkerLedger.__init__
 
-    def attach_to_an_array(self, memory, words, index, flows) -> None:  # type: ignore[no-untyped-def]
-        attach(self, memory, words, index, flows)
+    def attach_to_an_array(self, memory, words, *rest) -> None:  # type: ignore[no-untyped-def]
+        attach(self, memory, words, *rest)
         self.words = array("Q", words)
 
     def shared_word(self, word) -> int:  # type: ignore[no-untyped-def]
