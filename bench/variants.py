@@ -115,7 +115,7 @@ def keep_counters_private() -> None:
         with memoryview(self._memory) as memory, memory.cast("Q") as words:
             words[self._base + word] = value
 
-    WorkerLedger.__init__ = attach_to_an_array  # type: ignore[method-assign]
+    WorkerLedger.__init__ = attach_to_an_array  # type: ignore[method-assign,assignment]
     WorkerLedger.__getitem__ = shared_word  # type: ignore[method-assign]
     WorkerLedger.__setitem__ = set_shared_word  # type: ignore[method-assign]
 

@@ -1,6 +1,7 @@
 """The shape of the program: what imports what, how large a file may be, and that every module has its tests."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT: Final = Path(__file__).parents[1]
 # operating system; a connection's way from accept to close; the processes; then who is there, and what watches over it.
 # A module imports what is in its own room, or in one above it.
 ROOMS: Final = (
-    "address", "errors", "log", "systemd",
+    "address", "errors", "log", "steps", "systemd",
     "envelope", "ledger", "config", "csdef", "kernel", "targets", "dataplane", "processes", "fleet", "names", "control",
     "daemon", "cli", "__main__",
 )  # fmt: skip
@@ -69,6 +70,7 @@ LINES_MAX: Final = 400
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
+    "relay.steps": "the end-to-end tests have workers die at each of them",
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.described": "the tests of the document go through it",
@@ -192,6 +194,11 @@ def test_pure_modules(module: str) -> None:
 
 def test_the_envelope_is_pure_as_a_whole() -> None:
     assert {module for module in FILES if module.startswith("relay.envelope.")} <= set(PURE)
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    names = Counter(node.name for module in FILES for node in tree(module).body if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_files_can_be_read_in_one_go() -> None:

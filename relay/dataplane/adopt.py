@@ -30,6 +30,7 @@ from relay.kernel.sockets import (
 )
 from relay.ledger.layout import CAUSES, Flag, State, Word
 from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
+from relay.steps import step
 
 _CLEAN: Final = ("client_fin", "target_fin")
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
@@ -114,6 +115,7 @@ class Adoption:
             return 0
         return 1 if record.index + 1 == self.plane.ledger[Word.ENDING] else 2
 
+    @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
         gate = self.gates[record.slot]
         client = Accepted(record.client_fd)
@@ -136,6 +138,7 @@ class Adoption:
         except Exception as error:
             self.failed(session, error)
 
+    @step
     def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:
         """The pipe that holds bytes of this direction: the flow's own, or the scratch pipe if its bytes are in it."""
         if scratch is not None and scratch[0] == owner_of(record.index, direction):
@@ -152,6 +155,7 @@ class Adoption:
             self.plane.ledger.hold(record.index, direction, NO_PIPE)
         return None
 
+    @step
     def _scratch(self) -> tuple[int, Pipe] | None:
         """The dead worker's scratch pipe and whose bytes are in it; None when it is empty."""
         ledger = self.plane.ledger
@@ -162,6 +166,7 @@ class Adoption:
         self.left -= {r, w}
         return owner, self.pool.adopt(r, w)
 
+    @step
     def _finish(self, record: FlowRecord) -> None:
         """Close what a flow that is over has still open, as its cause demands."""
         clean = _cause(record) in _CLEAN
@@ -177,6 +182,7 @@ class Adoption:
                     sock.close()
         self.plane.ledger.end((record.index,))
 
+    @step
     def _arrivals(self) -> None:
         """Connections that were accepted and not yet recorded: they come from a listener's address, and nobody has them."""
         now_ns = time.monotonic_ns()

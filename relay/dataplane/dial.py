@@ -12,6 +12,7 @@ from relay.errors import os_reason
 from relay.kernel.poller import WRITE
 from relay.kernel.sockets import CAPACITY, NOT_TRANSPARENT, AnySocket, connect, target_socket
 from relay.ledger.layout import State
+from relay.steps import step
 
 
 class Dial(Arrival):
@@ -105,6 +106,7 @@ class Dial(Arrival):
             self.cut(cause)
 
 
+@step
 def introduce(target: AnySocket, client: AnySocket, version: str, peer: Address) -> bool:
     """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`.
 

@@ -9,96 +9,86 @@ an endpoint whose connections are looked at, and whose target is told who the cl
 tests alone: without the variable nothing here is imported.
 """
 
-import functools
 import os
 import random
 import signal
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from relay.dataplane import dial, first_bytes, listener, session, splice
-from relay.dataplane.adopt import Adoption
-from relay.dataplane.gate import Gate
-from relay.dataplane.listener import Listener
-from relay.dataplane.pipes import PipePool
-from relay.kernel.poller import Poller
-from relay.kernel.sockets import Accepted
-from relay.ledger.by_source import SourceCounts
+from relay import steps
 from relay.ledger.layout import SCRATCH, Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
-from relay.targets.pool import Pool
 
-_Steps = tuple[tuple[Any, str], ...]
+_Steps = tuple[str, ...]
 
 # In the order of a connection's way: accept, decide, dial, move, close; then what a successor does.
 _EVERYBODY: Final[_Steps] = (
-    (Listener, "take"),
-    (Gate, "admit"),
-    (listener, "not_blocking"),
-    (dial, "target_socket"),
-    (dial, "connect"),
-    (WorkerLedger, "begin"),
-    (Gate, "accepted"),
-    (Poller, "want"),
-    (splice, "splice"),
-    (splice, "no_delay"),
-    (PipePool, "take"),
-    (splice.Mover, "_new_scratch"),
-    (WorkerLedger, "hold"),
-    (splice.Mover, "_keep"),
-    (PipePool, "adopt"),  # after one that leaves a pipe to adopt
-    (PipePool, "give_back"),
-    (WorkerLedger, "moved"),
-    (WorkerLedger, "flag"),
-    (splice.Lane, "finish"),
-    (WorkerLedger, "ending"),
-    (Adoption, "_finish"),  # after one that leaves an end to finish
-    (session, "finish_on_close"),
-    (Gate, "release"),
-    (Poller, "close"),
-    (Poller, "bury"),
-    (Accepted, "close"),
-    (WorkerLedger, "end"),
-    (Adoption, "_scratch"),
-    (WorkerLedger, "reconcile"),
-    (Adoption, "_resume"),
-    (Adoption, "_pipe"),
-    (Gate, "readmit"),
-    (session.Session, "resume"),
-    (Adoption, "_arrivals"),
+    "Listener.take",
+    "Gate.admit",
+    "sockets.not_blocking",
+    "sockets.target_socket",
+    "sockets.connect",
+    "WorkerLedger.begin",
+    "Gate.accepted",
+    "Poller.want",
+    "splice.splice",
+    "sockets.no_delay",
+    "PipePool.take",
+    "Mover._new_scratch",
+    "WorkerLedger.hold",
+    "Mover._keep",
+    "PipePool.adopt",  # after one that leaves a pipe to adopt
+    "PipePool.give_back",
+    "WorkerLedger.moved",
+    "WorkerLedger.flag",
+    "Lane.finish",
+    "WorkerLedger.ending",
+    "Adoption._finish",  # after one that leaves an end to finish
+    "sockets.finish_on_close",
+    "Gate.release",
+    "Poller.close",
+    "Poller.bury",
+    "Accepted.close",
+    "WorkerLedger.end",
+    "Adoption._scratch",
+    "WorkerLedger.reconcile",
+    "Adoption._resume",
+    "Adoption._pipe",
+    "Gate.readmit",
+    "Session.resume",
+    "Adoption._arrivals",
 )
 _DENIALS_AND_RESETS: Final[_Steps] = (
-    (Gate, "denied"),
-    (splice.Mover, "abandon"),
-    (splice.Mover, "drop"),
-    (session, "reset_on_close"),
+    "Gate.denied",
+    "Mover.abandon",
+    "Mover.drop",
+    "sockets.reset_on_close",
 )
 # Where a target answers at once there is nothing to advance to but CLOSE, or from LOOK. A Unix socket's peer has no
 # resets to send, and nothing is on its way any more when one is closed.
-_TCP: Final[_Steps] = (*_DENIALS_AND_RESETS, (splice.Mover, "discard"), (WorkerLedger, "advance"))
+_TCP: Final[_Steps] = (*_DENIALS_AND_RESETS, "Mover.discard", "WorkerLedger.advance")
 _HTTP: Final[_Steps] = (
     *_DENIALS_AND_RESETS,
-    (first_bytes, "first_bytes"),
-    (WorkerLedger, "advance"),
-    (session, "introduce"),
-    (SourceCounts, "add"),
+    "first_bytes.first_bytes",
+    "WorkerLedger.advance",
+    "dial.introduce",
+    "SourceCounts.add",
 )
 _EDGE: Final[_Steps] = (
-    (first_bytes, "first_bytes"),
-    (WorkerLedger, "advance"),
-    (Pool, "choose"),
-    (session, "introduce"),
-    (Pool, "enter"),
-    (WorkerLedger, "aim"),
+    "first_bytes.first_bytes",
+    "WorkerLedger.advance",
+    "Pool.choose",
+    "dial.introduce",
+    "Pool.enter",
+    "WorkerLedger.aim",
 )
 _HEADER: Final[_Steps] = (
-    (first_bytes, "header"),
-    (WorkerLedger, "identify"),
-    (first_bytes, "take"),
-    (Gate, "identify"),
-    (first_bytes, "first_bytes"),
-    (WorkerLedger, "advance"),
+    "first_bytes.header",
+    "WorkerLedger.identify",
+    "first_bytes.take",
+    "Gate.identify",
+    "first_bytes.first_bytes",
+    "WorkerLedger.advance",
 )
 WALKS: Final = {
     "walk": _EVERYBODY + _TCP,
@@ -118,7 +108,7 @@ _PATIENCE_STEPS: Final = 5_000
 
 def names(walk: str = "walk") -> list[str]:
     """Every kind of step of this walk."""
-    kinds = [f"{when} {_name(owner, attribute)}" for owner, attribute in WALKS[walk] for when in ("before", "after")]
+    kinds = [f"{when} {name}" for name in WALKS[walk] for when in ("before", "after")]
     return kinds + [f"failed {name}" for name in _FAILS[walk]]
 
 
@@ -132,6 +122,8 @@ def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
 
     def step(name: str) -> None:
         nonlocal patience
+        if name not in at and not name.startswith("failed"):
+            return  # of another walk
         patience -= 1
         if patience < 0 or (name in wanted and chance.random() < _LIKELY):
             log.event("error", "fault", step=name)
@@ -139,26 +131,4 @@ def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
                 ledger.words[at[name]] += 1
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for owner, attribute in WALKS[walk]:
-        setattr(owner, attribute, _stepping(getattr(owner, attribute), _name(owner, attribute), step))
-
-
-def _name(owner: Any, attribute: str) -> str:
-    return f"{owner.__name__}.{attribute}".rpartition("relay.dataplane.")[2]
-
-
-def _stepping(call: Callable[..., Any], name: str, step: Callable[[str], None]) -> Callable[..., Any]:
-    @functools.wraps(call)
-    def stepping(*args: Any, **keys: Any) -> Any:
-        step(f"before {name}")
-        try:
-            result = call(*args, **keys)
-        except BlockingIOError:  # there was nothing to do
-            raise
-        except OSError:
-            step(f"failed {name}")
-            raise
-        step(f"after {name}")
-        return result
-
-    return stepping
+    steps.watch(step)

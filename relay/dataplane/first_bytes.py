@@ -7,6 +7,7 @@ from typing import Final, Literal
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 from relay.kernel.sockets import AnySocket, readable_bytes
+from relay.steps import step
 
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
 
@@ -15,6 +16,7 @@ _RECEIVED_AT: Final = 128  # tcpi_bytes_received in struct tcp_info (linux/tcp.h
 Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
 
 
+@step
 def first_bytes(client: AnySocket, protocol: Literal["http", "https"], seen_bytes: int) -> tuple[Verdict, int]:
     """The verdict on what has come so far, and how many bytes that is; `seen_bytes` had come the last time.
 
@@ -26,6 +28,7 @@ def first_bytes(client: AnySocket, protocol: Literal["http", "https"], seen_byte
     return verdict, len(data)
 
 
+@step
 def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
     """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
     data = client.recv(proxyproto.V2_LIMIT_BYTES, socket.MSG_PEEK)
@@ -36,6 +39,7 @@ def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | pr
     return verdict, len(data)
 
 
+@step
 def take(client: AnySocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
     client.recv(header_bytes)

@@ -12,6 +12,7 @@ from relay.config.snapshot import EndpointRow
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
 from relay.ledger.ledger import WorkerLedger
+from relay.steps import step
 from relay.targets.pool import Pool
 
 # Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
@@ -71,6 +72,7 @@ class Gate:
             return via in self._edges
         return self.audits or self.permits(source)
 
+    @step
     def admit(self, source: str, now_s: float) -> str | None:
         """Let a connection in (None), or say why not: one of `ledger.REASONS`.
 
@@ -86,6 +88,7 @@ class Gate:
             return None
         return self._admit(source, now_s)
 
+    @step
     def identify(self, edge: str, source: str, now_s: float) -> str | None:
         """As `admit`, of the client that the edge names for a connection that was let in from it.
 
@@ -117,14 +120,17 @@ class Gate:
         self._enter(source, -1)
         return reason
 
+    @step
     def accepted(self) -> None:
         """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
         self._words[self.row + Count.ACCEPTED] += 1
 
+    @step
     def readmit(self, source: str) -> None:
         """Count in a connection that was let in by a predecessor, which has counted it as accepted."""
         self._enter(source, 1)
 
+    @step
     def release(self, source: str, cause: str) -> None:
         """A connection that was let in has ended, for one of `ledger.CAUSES`."""
         self._enter(source, -1)
@@ -139,6 +145,7 @@ class Gate:
         """The dial that began then was answered."""
         self._words[self.row + Count.TARGET_UP] = dialled_ns << 1 | 1
 
+    @step
     def denied(self, reason: str, count: int = 1) -> None:
         """Count a refusal, or several."""
         self._words[self.row + _REASON[reason]] += count

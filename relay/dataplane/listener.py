@@ -26,6 +26,7 @@ from relay.kernel.sockets import (
     dropped_packets,
     not_blocking,
 )
+from relay.steps import step
 
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes
 
@@ -119,6 +120,7 @@ class Listener:
             self.take(fd, address, now_ns)
         return None
 
+    @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
         """A connection came off the backlog: ask the gate, and start a session or refuse."""
         plane, gate = self._plane, self.gate

@@ -33,6 +33,7 @@ from relay.kernel.sockets import (
 )
 from relay.ledger.layout import Flag, State
 from relay.ledger.ledger import FlowRecord
+from relay.steps import step
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
 _CLEAN: Final = ("client_fin", "target_fin")  # all that was sent has been passed on
@@ -110,6 +111,7 @@ class Session(Dial):
         self.gate.accepted()
         return None
 
+    @step
     def resume(self, record: FlowRecord, target: AnySocket | None, up: Pipe | None, down: Pipe | None) -> None:
         """Go on where a dead worker stood: its record, the flow's target, and pipes with bytes in them.
 

@@ -15,7 +15,6 @@ Two rules make the rest simple (each learnt from a forwarder that broke it; sozu
 
 import os
 from enum import IntEnum
-from os import splice
 from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Final
 
@@ -24,12 +23,15 @@ from relay.kernel.poller import READ, WRITE
 from relay.kernel.sockets import AnySocket, no_delay
 from relay.ledger.layout import Count, Word
 from relay.ledger.ledger import NO_PIPE, WorkerLedger, owner_of
+from relay.steps import named, step
 
 # SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
 # part it holds the data back for 200 ms (golang/go#10948).
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops sending keeps nobody else waiting
 _NOWHERE: Final = bytearray(64 * 1024)
+
+splice = named(os.splice, "splice.splice")
 
 
 class Turn(IntEnum):
@@ -79,6 +81,7 @@ class Lane:
         """Take over a pipe that a predecessor left with bytes of this lane in it."""
         self.pipe, self.held_bytes = pipe, held_bytes
 
+    @step
     def finish(self) -> None:
         """Pass the end of the stream on: shutdown(2) for writing. Only when `done`, and once."""
         self.fin = True
@@ -148,11 +151,13 @@ class Mover:
         self._words[lane.row] += came - left
         return self._keep(lane, pipe, left) if left else result
 
+    @step
     def abandon(self, lane: Lane) -> None:
         """The sink takes nothing any more: throw away what the lane holds. What still comes is for `discard`."""
         self.drop(lane)
         lane.eof = lane.fin = lane.abandoned = True
 
+    @step
     def discard(self, lane: Lane) -> None:
         """Read away, up to a bound, what an abandoned lane's source has sent.
 
@@ -168,6 +173,7 @@ class Mover:
         except OSError:  # nothing there, or broken as well, which its own lane finds out
             return
 
+    @step
     def drop(self, lane: Lane) -> None:
         """Throw away what the lane holds: nobody will take it."""
         if lane.pipe is not None:
@@ -191,6 +197,7 @@ class Mover:
             return -1
         return os.write(pipe.w, byte) if byte else 0
 
+    @step
     def _keep(self, lane: Lane, pipe: Pipe, left: int) -> Turn:
         """The sink took less than came: the rest stays in this pipe, which is the lane's until it is empty."""
         lane.pipe, lane.held_bytes = pipe, left
@@ -198,6 +205,7 @@ class Mover:
         self._new_scratch()
         return Turn.CHANGED
 
+    @step
     def _new_scratch(self) -> Pipe | None:
         pipe = self._scratch = self._pool.take()
         self._words[self._owner] = 0

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from relay.kernel.sockets import AnySocket
+from relay.steps import step
 
 Handler = Callable[[int], None]
 
@@ -53,6 +54,7 @@ class Poller:
         self._epoll.register(fd, interest)
         self._handlers[fd] = handler
 
+    @step
     def want(self, fd: int, before: int | None, after: int | None, handler: Handler) -> None:
         """Another interest for a descriptor that was watched for `before`; None: not watched."""
         if before is None:
@@ -69,6 +71,7 @@ class Poller:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    @step
     def close(self, sock: AnySocket) -> None:
         """Forget the socket now, close it when the batch is through. Closing takes it out of epoll (epoll(7), Q6)."""
         self._handlers.pop(sock.fileno(), None)
@@ -91,6 +94,7 @@ class Poller:
                 return
             linger_s = _LINGER_S
 
+    @step
     def bury(self) -> None:
         """Close what `close` was given. For use outside of a batch."""
         if not self._closing:

@@ -10,6 +10,7 @@ from typing import Final
 
 from relay.ledger.layout import SOURCE_ENTRIES as ENTRIES
 from relay.ledger.ledger import WorkerLedger
+from relay.steps import step
 
 _PROBES: Final = 32  # a source that finds no place within these counts in its own worker alone
 
@@ -30,6 +31,7 @@ class SourceCounts:
         """Connections that all workers have open for it."""
         return sum(self._count(table, name) for table in self._all)
 
+    @step
     def add(self, name: int, change: int) -> None:
         """One more or one less in this worker."""
         words, free = self._words, 0

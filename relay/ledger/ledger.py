@@ -46,6 +46,7 @@ from relay.ledger.layout import (
     TargetCount,
     Word,
 )
+from relay.steps import step
 
 # Plain numbers for the way of a connection: an enum's member costs a look-up through its metaclass each time.
 
@@ -245,6 +246,7 @@ class WorkerLedger:
         for word in range(row, row + SLOT_WORDS):
             self.words[word] = 0
 
+    @step
     def reconcile(self, slot: int, live: int, ended: list[str]) -> None:
         """Make accepted = closed + live again, after a crash between two of these stores.
 
@@ -276,6 +278,7 @@ class WorkerLedger:
         """Index into `words` of one of the worker's words, for a store that must cost nothing."""
         return self._base + word
 
+    @step
     def begin(
         self,
         index: int,
@@ -304,36 +307,43 @@ class WorkerLedger:
         )
         self._ints[index * _RECORD_INTS] = state  # last: see the module's text
 
+    @step
     def advance(self, index: int, state: int, target_fd: int) -> None:
         """The flow has a target socket (-1: none now), and stands at `state`."""
         at = index * _RECORD_INTS
         self._ints[at + _TARGET] = target_fd
         self._ints[at] = state
 
+    @step
     def moved(self, index: int, received_bytes: int, sent_bytes: int) -> None:
         """The flow's bytes so far, both ways."""
         at = (self._records + index * RECORD_BYTES) // WORD_BYTES + _BYTES
         self.words[at] = received_bytes
         self.words[at + 1] = sent_bytes
 
+    @step
     def hold(self, index: int, direction: int, pipe: tuple[int, int]) -> None:
         """The flow holds a pipe ((-1, -1): none) in this direction, 0 to the target and 1 to the client."""
         at = index * _RECORD_INTS + _PIPES + direction * 2
         self._ints[at], self._ints[at + 1] = pipe
 
+    @step
     def flag(self, index: int, flags: int) -> None:
         """Add flags to the flow's record."""
         self._ints[index * _RECORD_INTS + _FLAGS] |= flags
 
+    @step
     def identify(self, index: int, peer: str, flags: int) -> None:
         """The flow's client is `peer`, as the edge says. Before the header that says so is taken from the socket."""
         _PEER.pack_into(self._bytes, index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
         self.flag(index, flags)
 
+    @step
     def aim(self, index: int, target_slot: int) -> None:
         """The flow goes to this target."""
         self._ints[index * _RECORD_INTS + _TARGET_SLOT] = target_slot
 
+    @step
     def ending(self, index: int, cause: str) -> None:
         """The flow is over for this cause, and its descriptors are about to be closed; `end` follows."""
         ints, at = self._ints, index * _RECORD_INTS
@@ -341,6 +351,7 @@ class WorkerLedger:
         ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
         ints[at] = State.END
 
+    @step
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
         ints = self._ints

@@ -11,6 +11,7 @@ from relay.config.roster import split_instance
 from relay.config.snapshot import EndpointRow
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
+from relay.steps import step
 from relay.targets.choose import Ranking, bucket
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
@@ -41,6 +42,7 @@ class Pool:
         words = self._words
         return any(words[at] != Health.DOWN for at in self._health)
 
+    @step
     def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
         """The place of the target for a connection to `port` from `source` (packed); None: there is none left.
 
@@ -101,6 +103,7 @@ class Pool:
         words[row + TargetCount.FAILED_IN_A_ROW] += 1
         words[row + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(rest_s * 1e9)
 
+    @step
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
         row = self._rows[place]
