@@ -168,7 +168,7 @@ class _Emulation:
             raise OperatorError(f"{instance.id} did not start; its log is above")
 
     def _write_files(self, instance: Instance) -> tuple[Path, Path]:
-        data: dict[str, Any] = copy.deepcopy(self._loaded.source.data)
+        data: dict[str, Any] = copy.deepcopy(self._loaded.document.data)
         if self._loaded.value.edge is not None:
             data["edge"]["instances"] = [each.address for each in self._instances if each.role == EDGE]
         for role_name, role in data["roles"].items():

@@ -5,10 +5,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from relay.config.compile import drop_filter, envelope_rules
+from relay.config.document import Document, KeyPath, dotted
 from relay.config.model import Door, Endpoint, Service
 from relay.config.roster import EDGE, Roster, split_instance
 from relay.config.settings import Settings
-from relay.config.source import KeyPath, Source, dotted
 from relay.config.values import HostPort, IPAddress, Ports
 from relay.config.wording import nearest, shown
 from relay.errors import Problem, WrongValue
@@ -19,7 +19,7 @@ _Door = tuple[KeyPath, int]
 """One port of the endpoint at a place in the file."""
 
 
-def check_service(service: Service, source: Source) -> list[Problem]:
+def check_service(service: Service, document: Document) -> list[Problem]:
     """Errors across the keys of `service`, in the order of the file; `source` tells their places.
 
     What cannot stand beside an edge; an instance address, a role's port or a public port that is used twice; fewer
@@ -28,22 +28,22 @@ def check_service(service: Service, source: Source) -> list[Problem]:
     nowhere, or that its endpoint does not admit, or whose port is taken.
     """
     found = [
-        *_addresses(service, source),
-        *_edge(service, source),
-        *_ports(service, source),
-        *_public_ports(service, source),
-        *_instance_ports(service, source),
-        *_from(service, source),
-        *_access(service, source),
-        *_targets(service, source),
-        *_loops(service, source),
-        *_filters(service, source),
-        *_uses(service, source),
+        *_addresses(service, document),
+        *_edge(service, document),
+        *_ports(service, document),
+        *_public_ports(service, document),
+        *_instance_ports(service, document),
+        *_from(service, document),
+        *_access(service, document),
+        *_targets(service, document),
+        *_loops(service, document),
+        *_filters(service, document),
+        *_uses(service, document),
     ]
     return sorted(found)
 
 
-def check_pair(service: Service, settings: Settings, source: Source) -> Iterator[Problem]:
+def check_pair(service: Service, settings: Settings, document: Document) -> Iterator[Problem]:
     """Errors of settings beside the service that they are for; `source` tells their places."""
     roles = service.roles
     role, key = settings.role, "role"
@@ -53,14 +53,14 @@ def check_pair(service: Service, settings: Settings, source: Source) -> Iterator
         return
     if role not in roles:
         yield _problem(
-            source, (key,), f"`{role}` is no role of service {service.service}", _meant(role, list(roles), "roles")
+            document, (key,), f"`{role}` is no role of service {service.service}", _meant(role, list(roles), "roles")
         )
     elif roles[role].counted and settings.registry is None:
         what = f"role `{role}` has a count of instances, and no registry says where they are"
-        yield _problem(source, (key,), what, "write `registry`, or list the addresses in the service file")
+        yield _problem(document, (key,), what, "write `registry`, or list the addresses in the service file")
     elif key == "role" and not roles[role].counted:
         what = f"role `{role}` lists its addresses, so there is no number to take"
-        yield _problem(source, (key,), what, "remove it: this machine is the one whose address is listed")
+        yield _problem(document, (key,), what, "remove it: this machine is the one whose address is listed")
 
 
 def endpoints(service: Service) -> Iterator[tuple[str, str, Endpoint, KeyPath]]:
@@ -70,33 +70,33 @@ def endpoints(service: Service) -> Iterator[tuple[str, str, Endpoint, KeyPath]]:
             yield role_name, name, endpoint, ("roles", role_name, "endpoints", name)
 
 
-def _problem(source: Source, path: KeyPath, what: str, fix: str) -> Problem:
-    return Problem(source.path, *source.mark(path), dotted(path), what, fix)
+def _problem(document: Document, path: KeyPath, what: str, fix: str) -> Problem:
+    return Problem(document.path, *document.mark(path), dotted(path), what, fix)
 
 
-def _port_path(source: Source, path: KeyPath) -> KeyPath:
+def _port_path(document: Document, path: KeyPath) -> KeyPath:
     """Where an endpoint's private port is written: `port`, or `public_port` that stands for it."""
     written = (*path, "port")
-    return written if written in source.values else (*path, "public_port")
+    return written if written in document.values else (*path, "public_port")
 
 
-def _addresses(service: Service, source: Source) -> Iterator[Problem]:
+def _addresses(service: Service, document: Document) -> Iterator[Problem]:
     first: dict[IPAddress, str] = {}
     for role_name, role in service.roles.items():
         for index, address in enumerate(role.instances):
             holder = first.setdefault(address, instance := f"{role_name}_IN_{index}")
             if holder != instance:
                 what = f"{address} is the address of {holder} already"
-                yield _problem(source, ("roles", role_name, "instances", index), what, "write another address")
+                yield _problem(document, ("roles", role_name, "instances", index), what, "write another address")
 
 
-def _edge(service: Service, source: Source) -> Iterator[Problem]:
+def _edge(service: Service, document: Document) -> Iterator[Problem]:
     """What cannot stand beside an edge."""
     if service.edge is None:
         return
     if "edge" in service.roles:
         what = "`edge` is what the edge's own machines are called, `edge_IN_0`"
-        yield _problem(source, ("roles", "edge"), what, "give the role another name")
+        yield _problem(document, ("roles", "edge"), what, "give the role another name")
     holders = {
         address: f"{name}_IN_{n}" for name, role in service.roles.items() for n, address in enumerate(role.instances)
     }
@@ -104,7 +104,7 @@ def _edge(service: Service, source: Source) -> Iterator[Problem]:
         holder = holders.setdefault(address, instance := f"edge_IN_{index}")
         if holder != instance:
             what = f"{address} is the address of {holder} already"
-            yield _problem(source, ("edge", "instances", index), what, "write another address")
+            yield _problem(document, ("edge", "instances", index), what, "write another address")
     for role_name, role in service.roles.items():
         # The edge dials from its own address, which is how the instances know it.
         versions = {address.version for address in role.instances}
@@ -114,25 +114,25 @@ def _edge(service: Service, source: Source) -> Iterator[Problem]:
             fix = (
                 f"write addresses of IPv{apart.version}; an edge may listen on others by `address` in its instance.yaml"
             )
-            yield _problem(source, ("roles", role_name, "instances"), what, fix)
+            yield _problem(document, ("roles", role_name, "instances"), what, fix)
     for _, _, endpoint, path in endpoints(service):
         if endpoint.type == "input" and len(endpoint.listen_ports) > 1:
             what = "the edge leads to one port of an instance, and this is a range"
-            yield _problem(source, (*path, "port"), what, "declare an endpoint for each of its ports")
+            yield _problem(document, (*path, "port"), what, "declare an endpoint for each of its ports")
 
 
-def _ports(service: Service, source: Source) -> Iterator[Problem]:
+def _ports(service: Service, document: Document) -> Iterator[Problem]:
     first: dict[tuple[str, int], tuple[str, KeyPath]] = {}
     for role_name, name, endpoint, path in endpoints(service):
-        mine = (name, _port_path(source, path))
+        mine = (name, _port_path(document, path))
         holders = [(first.setdefault((role_name, port), mine), port) for port in endpoint.listen_ports.numbers]
         for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
             if not mine[1][-1] == written[-1] == "public_port":  # which is a problem of its own
-                what = f"port {port} is a port of `{holder}` (line {source.mark(written)[0]}) already"
-                yield _problem(source, mine[1], what, "give each endpoint of a role a `port` of its own")
+                what = f"port {port} is a port of `{holder}` (line {document.mark(written)[0]}) already"
+                yield _problem(document, mine[1], what, "give each endpoint of a role a `port` of its own")
 
 
-def _public_ports(service: Service, source: Source) -> Iterator[Problem]:
+def _public_ports(service: Service, document: Document) -> Iterator[Problem]:
     first: dict[int, tuple[str, KeyPath]] = {}
     for role_name, name, endpoint, path in endpoints(service):
         single = Ports(endpoint.public_port, endpoint.public_port) if endpoint.public_port else None
@@ -140,32 +140,32 @@ def _public_ports(service: Service, source: Source) -> Iterator[Problem]:
             mine = (f"{role_name}/{name}", (*path, key))
             holders = [(first.setdefault(port, mine), port) for port in (ports.numbers if ports else ())]
             for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
-                what = f"{port} is a public port of `{holder}` (line {source.mark(written)[0]}) already"
-                yield _problem(source, mine[1], what, "a public port is unique in the service: write another one")
+                what = f"{port} is a public port of `{holder}` (line {document.mark(written)[0]}) already"
+                yield _problem(document, mine[1], what, "a public port is unique in the service: write another one")
 
 
-def _instance_ports(service: Service, source: Source) -> Iterator[Problem]:
+def _instance_ports(service: Service, document: Document) -> Iterator[Problem]:
     for role_name, _, endpoint, path in endpoints(service):
         needed = service.roles[role_name].count
         if endpoint.instance_ports and len(endpoint.instance_ports) < needed:
             what = f"{len(endpoint.instance_ports)} ports are too few for the {needed} instances of `{role_name}`"
             first = endpoint.instance_ports.first
             fix = f"write one for each, such as `{Ports(first, first + needed - 1)}`"
-            yield _problem(source, (*path, "instance_ports"), what, fix)
+            yield _problem(document, (*path, "instance_ports"), what, fix)
 
 
-def _from(service: Service, source: Source) -> Iterator[Problem]:
+def _from(service: Service, document: Document) -> Iterator[Problem]:
     # The file's roles, not the model's: a role that has problems of its own is still there to be named.
-    known = list(source.data["roles"])
+    known = list(document.data["roles"])
     for _, _, endpoint, path in endpoints(service):
         for index, role_name in enumerate(endpoint.from_roles or ()):
             if role_name not in known:
                 what, fix = f"`{role_name}` is no role of this service", _meant(role_name, known, "roles")
-                yield _problem(source, (*path, "from", index), what, fix)
+                yield _problem(document, (*path, "from", index), what, fix)
 
 
-def _access(service: Service, source: Source) -> Iterator[Problem]:
-    known = source.data.get("access_lists", {})  # the file's, as above
+def _access(service: Service, document: Document) -> Iterator[Problem]:
+    known = document.data.get("access_lists", {})  # the file's, as above
     if not isinstance(known, dict):
         return  # which is a problem of its own
     for _, _, endpoint, path in endpoints(service):
@@ -174,7 +174,7 @@ def _access(service: Service, source: Source) -> Iterator[Problem]:
                 f"there is no access list `{endpoint.access}`",
                 _meant(endpoint.access, list(known), "access lists"),
             )
-            yield _problem(source, (*path, "access"), what, fix)
+            yield _problem(document, (*path, "access"), what, fix)
 
 
 def _meant(name: str, known: list[str], kind: str) -> str:
@@ -185,7 +185,7 @@ def _meant(name: str, known: list[str], kind: str) -> str:
     return f"the {kind} are {', '.join(map(shown, known))}"
 
 
-def _targets(service: Service, source: Source) -> Iterator[Problem]:
+def _targets(service: Service, document: Document) -> Iterator[Problem]:
     """A target elsewhere is reached by everybody there without relay, whatever the endpoint says."""
     for role_name, _, endpoint, path in endpoints(service):
         here = service.roles[role_name].instances
@@ -193,41 +193,43 @@ def _targets(service: Service, source: Source) -> Iterator[Problem]:
             if not endpoint.unsafe_target and not address.is_loopback and address not in here:
                 what = f"`{endpoint.target}` is on another machine, where relay does not decide who may connect"
                 fix = "write a service of this machine, or `unsafe_target: true` beside it"
-                yield _problem(source, (*path, "target"), what, fix)
+                yield _problem(document, (*path, "target"), what, fix)
 
 
-def _uses(service: Service, source: Source) -> Iterator[Problem]:
+def _uses(service: Service, document: Document) -> Iterator[Problem]:
     """A door out needs a name and a port that nothing else of its role has, and an endpoint that lets its role in."""
-    known = {name: role.get("endpoints") or {} for name, role in source.data["roles"].items() if isinstance(role, dict)}
+    known = {
+        name: role.get("endpoints") or {} for name, role in document.data["roles"].items() if isinstance(role, dict)
+    }
     for role_name, role in service.roles.items():
         listening: dict[HostPort, str] = {}
         for name, door in role.uses.items():
             path: KeyPath = ("roles", role_name, "uses", name)
             if name in role.endpoints:
                 what = f"`{name}` is an endpoint of this role already, and both are called `{role_name}/{name}`"
-                yield _problem(source, path, what, "give the door another name")
+                yield _problem(document, path, what, "give the door another name")
             if (holder := listening.setdefault(door.listen, name)) != name:
                 what = f"{door.listen} is where the door `{holder}` listens already"
-                yield _problem(source, (*path, "listen"), what, "write another port")
+                yield _problem(document, (*path, "listen"), what, "write another port")
             for endpoint_name, endpoint in role.endpoints.items():
                 ports = range(endpoint.target.port, endpoint.target.port + endpoint.target.port_count)
                 if door.listen.host in endpoint.target.addresses and door.listen.port in ports:
                     what = f"{door.listen} is the target of this role's endpoint `{endpoint_name}`"
-                    yield _problem(source, (*path, "listen"), what, "write another port")
-            yield from _door(service, source, role_name, door, known, (*path, "endpoint"))
+                    yield _problem(document, (*path, "listen"), what, "write another port")
+            yield from _door(service, document, role_name, door, known, (*path, "endpoint"))
 
 
 def _door(
-    service: Service, source: Source, role_name: str, door: Door, known: dict[str, Any], path: KeyPath
+    service: Service, document: Document, role_name: str, door: Door, known: dict[str, Any], path: KeyPath
 ) -> Iterator[Problem]:
     role, name = door.endpoint
     if role not in known:
-        yield _problem(source, path, f"`{role}` is no role of this service", _meant(role, list(known), "roles"))
+        yield _problem(document, path, f"`{role}` is no role of this service", _meant(role, list(known), "roles"))
         return
     if name not in known[role]:
         names = list(known[role]) if isinstance(known[role], dict) else []
         fix = f"did you mean {shown(f'{role}/{near}')}?" if (near := nearest(name, names)) else _listed(names)
-        yield _problem(source, path, f"role `{role}` has no endpoint `{name}`", fix)
+        yield _problem(document, path, f"role `{role}` has no endpoint `{name}`", fix)
         return
     if role not in service.roles or name not in service.roles[role].endpoints:
         return  # it has problems of its own
@@ -235,24 +237,24 @@ def _door(
     where = f"`{role}/{name}`"
     if endpoint.from_roles is not None and role_name not in endpoint.from_roles:
         fix = f"write `{role_name}` into its `from`, or remove the door"
-        yield _problem(source, path, f"{where} does not admit the role `{role_name}`", fix)
+        yield _problem(document, path, f"{where} does not admit the role `{role_name}`", fix)
     if endpoint.type == "input" and service.edge is not None:
         fix = "declare an internal endpoint for the instances of this service"
-        yield _problem(source, path, f"{where} is behind the edge, and admits the edge alone", fix)
+        yield _problem(document, path, f"{where} is behind the edge, and admits the edge alone", fix)
     here, there = ({each.version for each in service.roles[name].instances} for name in (role_name, role))
     if here and there and not here & there:
         fix = "write addresses of one IP version"
-        yield _problem(source, path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
+        yield _problem(document, path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
     if len(endpoint.listen_ports) > 1:
         fix = "declare an endpoint for the one that it shall lead to"
-        yield _problem(source, path, f"{where} has {len(endpoint.listen_ports)} ports, and a door leads to one", fix)
+        yield _problem(document, path, f"{where} has {len(endpoint.listen_ports)} ports, and a door leads to one", fix)
 
 
 def _listed(names: list[str]) -> str:
     return f"it has {', '.join(map(shown, names))}" if names else "declare it there"
 
 
-def _filters(service: Service, source: Source) -> Iterator[Problem]:
+def _filters(service: Service, document: Document) -> Iterator[Problem]:
     roster = Roster.of_service(service)
     for role_name, _, endpoint, path in endpoints(service):
         known = not isinstance(endpoint.access, str) or endpoint.access in service.access_lists
@@ -264,10 +266,10 @@ def _filters(service: Service, source: Source) -> Iterator[Problem]:
             try:
                 drop_filter(rules, unmatched, version, len(endpoint.listen_ports))
             except WrongValue as error:
-                yield _problem(source, (*path, "deny"), error.what, error.remedy)
+                yield _problem(document, (*path, "deny"), error.what, error.remedy)
 
 
-def _loops(service: Service, source: Source) -> Iterator[Problem]:
+def _loops(service: Service, document: Document) -> Iterator[Problem]:
     """One problem for each ring of endpoints that lead into one another, at the one that is written first.
 
     All instances of an endpoint lead to the same target, so a ring of listening sockets is a ring of endpoints' ports.
@@ -287,7 +289,7 @@ def _loops(service: Service, source: Source) -> Iterator[Problem]:
             continue
         ring = [path for path, _ in trail[trail.index(here) :]]
         if reported.isdisjoint(ring):
-            yield _loop(source, ring, doors)
+            yield _loop(document, ring, doors)
         reported.update(ring)
 
 
@@ -318,10 +320,10 @@ class _Doors:
         return next(((each, target_port) for each in found if each is not None), None)
 
 
-def _loop(source: Source, ring: list[KeyPath], doors: _Doors) -> Problem:
-    first = min(range(len(ring)), key=lambda at: source.mark(ring[at], key=True))
+def _loop(document: Document, ring: list[KeyPath], doors: _Doors) -> Problem:
+    first = min(range(len(ring)), key=lambda at: document.mark(ring[at], key=True))
     path, others = ring[first], dict.fromkeys(ring[first + 1 :] + ring[:first])
     target = doors.endpoints[path].target
     way = ", ".join(f"`{other[1]}/{other[3]}`" for other in others if other != path)
     what = f"`{target}` is this endpoint's own listener" if not way else f"`{target}` leads back here by way of {way}"
-    return _problem(source, (*path, "target"), what, "write the address of the service behind it")
+    return _problem(document, (*path, "target"), what, "write the address of the service behind it")

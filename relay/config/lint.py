@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from relay.config.check import endpoints
+from relay.config.document import Document, KeyPath, dotted
 from relay.config.fields import Rule
 from relay.config.model import Service
-from relay.config.source import KeyPath, Source, dotted
 from relay.config.values import IPAddress, IPNetwork
 from relay.errors import Problem
 
 __all__ = ["lint_service"]
 
 
-def lint_service(service: Service, source: Source) -> list[Problem]:
+def lint_service(service: Service, document: Document) -> list[Problem]:
     """Warnings about `service`, in the order of the file; `source` tells their places.
 
     An access list that no endpoint names; a rule that never matches; a network with host bits; a permit for everyone;
@@ -21,18 +21,18 @@ def lint_service(service: Service, source: Source) -> list[Problem]:
     one that dials from the client's address, which this machine must be made ready for.
     """
     found = [
-        *_unused_lists(service, source),
-        *_internal_as_input(service, source),
-        *_audits(service, source),
-        *_transparent(service, source),
+        *_unused_lists(service, document),
+        *_internal_as_input(service, document),
+        *_audits(service, document),
+        *_transparent(service, document),
     ]
     for path, rules in _lists(service):
-        found += _rules(path, rules, source)
+        found += _rules(path, rules, document)
     return sorted(found)
 
 
-def _warning(source: Source, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
-    return Problem(source.path, *source.mark(path, key=key), dotted(path), what, fix, severity="warning")
+def _warning(document: Document, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
+    return Problem(document.path, *document.mark(path, key=key), dotted(path), what, fix, severity="warning")
 
 
 def _lists(service: Service) -> Iterator[tuple[KeyPath, tuple[Rule, ...]]]:
@@ -44,13 +44,13 @@ def _lists(service: Service) -> Iterator[tuple[KeyPath, tuple[Rule, ...]]]:
             yield (*path, "access"), endpoint.access
 
 
-def _unused_lists(service: Service, source: Source) -> Iterator[Problem]:
+def _unused_lists(service: Service, document: Document) -> Iterator[Problem]:
     # By the file, not the model: an endpoint that has problems of its own still names its list.
-    named = {value for value in _named(source.data) if isinstance(value, str)}
+    named = {value for value in _named(document.data) if isinstance(value, str)}
     for name in service.access_lists:
         if name not in named:
             what, fix = "no endpoint names this list", f"write `access: {name}` at one, or remove it"
-            yield _warning(source, ("access_lists", name), what, fix, key=True)
+            yield _warning(document, ("access_lists", name), what, fix, key=True)
 
 
 def _named(data: object) -> Iterator[object]:
@@ -62,7 +62,7 @@ def _named(data: object) -> Iterator[object]:
             yield endpoint.get("access") if isinstance(endpoint, dict) else None
 
 
-def _internal_as_input(service: Service, source: Source) -> Iterator[Problem]:
+def _internal_as_input(service: Service, document: Document) -> Iterator[Problem]:
     roster = {address for role in service.roles.values() for address in role.instances}
     for _, _, endpoint, path in endpoints(service):
         if isinstance(endpoint.access, str) and endpoint.access not in service.access_lists:
@@ -71,26 +71,26 @@ def _internal_as_input(service: Service, source: Source) -> Iterator[Problem]:
         if permitted and all(_within(network, roster) for network in permitted):
             what = "only instances of this service may reach this input endpoint"
             fix = "write `type: internal`, and `from` with their roles: then it follows the roster"
-            yield _warning(source, (*path, "type"), what, fix)
+            yield _warning(document, (*path, "type"), what, fix)
 
 
-def _audits(service: Service, source: Source) -> Iterator[Problem]:
+def _audits(service: Service, document: Document) -> Iterator[Problem]:
     for _, _, endpoint, path in endpoints(service):
         if endpoint.enforce == "audit":
             what = "whom the endpoint's envelope refuses is let in, and only counted"
             yield _warning(
-                source, (*path, "enforce"), what, "write `enforce: strict` once the counts are as you expect"
+                document, (*path, "enforce"), what, "write `enforce: strict` once the counts are as you expect"
             )
 
 
-def _transparent(service: Service, source: Source) -> Iterator[Problem]:
+def _transparent(service: Service, document: Document) -> Iterator[Problem]:
     for _, _, endpoint, path in endpoints(service):
         if endpoint.transparent:
             on_loopback = all(ip_address(address).is_loopback for address in endpoint.target.addresses)
             script = "systemd/transparent up" + ("" if on_loopback else f" 4711 {endpoint.target}")
             what = "it needs CAP_NET_RAW (or CAP_NET_ADMIN), and routing rules by which the target's answers come back"
             fix = f"run `{script}` as root on each instance, and grant the capability: see systemd/README.md"
-            yield _warning(source, (*path, "transparent"), what, fix)
+            yield _warning(document, (*path, "transparent"), what, fix)
 
 
 def _within(network: IPNetwork, roster: set[IPAddress]) -> bool:
@@ -98,24 +98,26 @@ def _within(network: IPNetwork, roster: set[IPAddress]) -> bool:
     return network.num_addresses <= len(roster) and all(address in roster for address in network)
 
 
-def _rules(path: KeyPath, rules: tuple[Rule, ...], source: Source) -> Iterator[Problem]:
+def _rules(path: KeyPath, rules: tuple[Rule, ...], document: Document) -> Iterator[Problem]:
     decided = _Decided()
     for index, rule in enumerate(rules):
         where = (*path, index, rule.action)
         if (earlier := decided.by(rule.network)) is not None:
             before = (
-                f"rule on line {source.mark((*path, earlier))[0]} decides" if earlier >= 0 else "rules above decide"
+                f"rule on line {document.mark((*path, earlier))[0]} decides" if earlier >= 0 else "rules above decide"
             )
             what = f"never matches: the {before} for all of {rule.network}"
-            yield _warning(source, where, what, "remove it, or write it further up")
+            yield _warning(document, where, what, "remove it, or write it further up")
         else:
             decided.add(rule.network, index)
         if _has_host_bits(rule):
-            yield _warning(source, where, f"`{rule.text}` has host bits", f"it is read as `{rule.network}`: write that")
+            yield _warning(
+                document, where, f"`{rule.text}` has host bits", f"it is read as `{rule.network}`: write that"
+            )
         if rule.action == "permit" and rule.network.prefixlen == 0:
             what = f"`{rule.text}` permits every IPv{rule.network.version} address"
             fix = "write the networks that may connect; or only `deny` rules, with which everyone else may"
-            yield _warning(source, where, what, fix)
+            yield _warning(document, where, what, fix)
 
 
 class _Decided:

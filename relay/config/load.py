@@ -11,12 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.config.check import check_pair, check_service
+from relay.config.document import Document, KeyPath, dotted, read
 from relay.config.fields import FOLLOWS, Rule
 from relay.config.lint import lint_service
 from relay.config.model import Service
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
-from relay.config.source import KeyPath, Source, dotted, read
 from relay.config.wording import nearest, shown
 from relay.errors import ConfigError, Problem, RelayBug, WrongValue
 
@@ -50,7 +50,7 @@ class Loaded(Generic[Model]):
 
     value: Model
     warnings: tuple[Problem, ...]
-    source: Source
+    document: Document
 
 
 def load_service(path: str) -> Loaded[Service]:
@@ -64,7 +64,7 @@ def load_settings(path: str, *, required: bool) -> Loaded[Settings]:
         try:
             os.lstat(path)
         except FileNotFoundError:
-            return Loaded(Settings(), (), Source(path, {}, {}, {}))
+            return Loaded(Settings(), (), Document(path, {}, {}, {}))
         except (OSError, ValueError):
             pass  # there may be one: let reading it say what is wrong
     return parse_settings(read(path))
@@ -76,43 +76,43 @@ def find_settings(path: str | None) -> Loaded[Settings]:
     return load_settings(named or SETTINGS_FILE, required=named is not None)
 
 
-def parse_service(source: Source) -> Loaded[Service]:
+def parse_service(document: Document) -> Loaded[Service]:
     """The service in `source`. Raises ConfigError with every problem, warnings among them."""
-    if not source.data:
-        raise ConfigError([Problem(source.path, 1, 1, "", "the file is empty", "start it with `version: 1`")])
-    service, errors = _validate(Service, source.data)
+    if not document.data:
+        raise ConfigError([Problem(document.path, 1, 1, "", "the file is empty", "start it with `version: 1`")])
+    service, errors = _validate(Service, document.data)
     unknown = _unknown_keys(errors, service_schema())
-    problems = _problems(errors, unknown, source, service_schema())
+    problems = _problems(errors, unknown, document, service_schema())
     if errors:
         # What is right is still checked as a whole, so that one run shows all there is to do.
-        service, _ = _validate(Service, _without(source.data, errors, unknown))
+        service, _ = _validate(Service, _without(document.data, errors, unknown))
     if service is not None:
-        problems += check_service(service, source) + lint_service(service, source)
+        problems += check_service(service, document) + lint_service(service, document)
     if service is None or any(problem.severity == "error" for problem in problems):
         raise ConfigError(problems)
-    _number_rules(service, source)
-    return Loaded(service, tuple(problems), source)
+    _number_rules(service, document)
+    return Loaded(service, tuple(problems), document)
 
 
-def parse_settings(source: Source) -> Loaded[Settings]:
+def parse_settings(document: Document) -> Loaded[Settings]:
     """The settings in `source`, which may be empty. Raises ConfigError with every problem."""
-    settings, errors = _validate(Settings, source.data)
+    settings, errors = _validate(Settings, document.data)
     unknown = _unknown_keys(errors, settings_schema())
-    problems = _problems(errors, unknown, source, settings_schema())
+    problems = _problems(errors, unknown, document, settings_schema())
     if settings is None or problems:
         raise ConfigError(problems)
-    return Loaded(settings, (), source)
+    return Loaded(settings, (), document)
 
 
-def kind_of(source: Source) -> Literal["service", "settings"]:
+def kind_of(document: Document) -> Literal["service", "settings"]:
     """Which of the two files it is, by its keys (slips of spelling count too); where they do not tell, by its name."""
     kinds: dict[str, Literal["service", "settings"]] = {}
     kinds |= dict.fromkeys(service_schema()["properties"], "service")
     kinds |= dict.fromkeys(settings_schema()["properties"], "settings")
-    votes = Counter(kinds[near] for key in source.data if (near := nearest(key, kinds)))
+    votes = Counter(kinds[near] for key in document.data if (near := nearest(key, kinds)))
     if votes["service"] != votes["settings"]:
         return max(votes, key=lambda kind: votes[kind])
-    return "settings" if os.path.basename(source.path).startswith("instance") else "service"
+    return "settings" if os.path.basename(document.path).startswith("instance") else "service"
 
 
 def check_files(paths: Iterable[str]) -> list[Problem]:
@@ -122,22 +122,22 @@ def check_files(paths: Iterable[str]) -> list[Problem]:
     settings: list[Loaded[Settings]] = []
     for path in paths:
         try:
-            source = read(path)
-            if kind_of(source) == "service":
-                service = parse_service(source)
+            document = read(path)
+            if kind_of(document) == "service":
+                service = parse_service(document)
                 services.append(service.value)
                 found += service.warnings
             else:
-                settings.append(parse_settings(source))
+                settings.append(parse_settings(document))
         except ConfigError as error:
             found += error.problems
     if len(services) == 1:  # with several nobody knows which belongs to which
         for each in settings:
-            found += check_pair(services[0], each.value, each.source)
+            found += check_pair(services[0], each.value, each.document)
     return sorted(found)
 
 
-def _number_rules(service: Service, source: Source) -> None:
+def _number_rules(service: Service, document: Document) -> None:
     lists: list[tuple[KeyPath, tuple[Rule, ...]]] = [
         (("access_lists", name), rules) for name, rules in service.access_lists.items()
     ]
@@ -150,7 +150,7 @@ def _number_rules(service: Service, source: Source) -> None:
     for path, rules in lists:
         for index, rule in enumerate(rules):
             # Nobody else has the rule yet, and its equality and hash leave `line` out.
-            object.__setattr__(rule, "line", source.mark((*path, index))[0])
+            object.__setattr__(rule, "line", document.mark((*path, index))[0])
 
 
 def _validate(model: type[Model], data: dict[str, Any]) -> tuple[Model | None, list[ErrorDetails]]:
@@ -226,21 +226,23 @@ def _meant(unknown: Unknown) -> set[KeyPath]:
     return {(*path[:-1], near) for path, near in unknown.items() if near is not None}
 
 
-def _problems(errors: list[ErrorDetails], unknown: Unknown, source: Source, schema: Any) -> list[Problem]:
+def _problems(errors: list[ErrorDetails], unknown: Unknown, document: Document, schema: Any) -> list[Problem]:
     """One problem for each mistake: pydantic's errors in plain words, and the keys that were left empty."""
-    found = [_problem(source, path, *_unknown(path, near, schema), key=True) for path, near in unknown.items()]
-    nulls = {path for path in _nulls(source.data, ()) if not any(path[:end] in unknown for end in range(len(path) + 1))}
-    found += [_problem(source, path, *_empty(path, schema)) for path in nulls]
-    misspelt = {path for path in _meant(unknown) if path not in source.values}  # not missing, but under another name
+    found = [_problem(document, path, *_unknown(path, near, schema), key=True) for path, near in unknown.items()]
+    nulls = {
+        path for path in _nulls(document.data, ()) if not any(path[:end] in unknown for end in range(len(path) + 1))
+    }
+    found += [_problem(document, path, *_empty(path, schema)) for path in nulls]
+    misspelt = {path for path in _meant(unknown) if path not in document.values}  # not missing, but under another name
     for error in errors:
         path = _path(error)
         if error["type"] != FOLLOWS and path not in unknown and path not in nulls and path not in misspelt:
-            found.append(_problem(source, path, *_wording(error, path, schema), key=_in_name(error)))
+            found.append(_problem(document, path, *_wording(error, path, schema), key=_in_name(error)))
     return found
 
 
-def _problem(source: Source, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
-    return Problem(source.path, *source.mark(path, key=key), dotted(path), what, fix)
+def _problem(document: Document, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
+    return Problem(document.path, *document.mark(path, key=key), dotted(path), what, fix)
 
 
 def _nulls(value: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -14,7 +14,7 @@ from relay.address import join_host_port
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
-FORMAT = 4  # of the JSON below
+FORMAT = 5  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
 
 
@@ -156,7 +156,7 @@ class Snapshot:
     log_level: Literal["debug", "info", "warning", "error"]
     roster: Roster = field(default_factory=Roster)
     file: str = ""  # the service file that it was compiled from, and its text
-    source: str = ""
+    text: str = ""
 
     @property
     def slots(self) -> Slots:
@@ -174,12 +174,12 @@ class Snapshot:
         return json.dumps(raw, separators=(",", ":")).encode()
 
     def for_workers(self) -> "Snapshot":
-        """The same without roster and source, and the rules as they were written: their tables say all that a worker asks.
+        """The same without roster and text, and the rules as they were written: their tables say all that a worker asks.
 
         Reading 20,000 rules takes 50 ms, for which every connection of a worker would stand still.
         """
         rows = (replace(row, rules=()) if row.table else row for row in self.endpoints)
-        return replace(self, endpoints=tuple(rows), roster=Roster(), file="", source="")
+        return replace(self, endpoints=tuple(rows), roster=Roster(), file="", text="")
 
     @classmethod
     def from_json(cls, text: bytes) -> "Snapshot":

@@ -24,14 +24,14 @@ def variables(service: Service, snapshot: Snapshot) -> dict[str, str]:
         "RELAY_ORDINAL": str(me.ordinal),
         "RELAY_ADDRESS": me.address,
     }
-    sources: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for row in snapshot.endpoints:
-        source = f"{'door' if row.type == 'door' else 'endpoint'} `{_name(row, me)}`"
+        owner = f"{'door' if row.type == 'door' else 'endpoint'} `{_name(row, me)}`"
         for variable, value in _of_row(service, row, me):
-            if variable in sources:
+            if variable in owners:
                 fix = "rename one of the two in the service file"
-                raise ClashError(f"{sources[variable]} and {source} would both be {variable}; {fix}")
-            sources[variable] = source
+                raise ClashError(f"{owners[variable]} and {owner} would both be {variable}; {fix}")
+            owners[variable] = owner
             found[variable] = value
     return found
 

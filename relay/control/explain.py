@@ -101,7 +101,7 @@ def explain(row: EndpointRow, source: str) -> answers.Explanation:
 
 
 def _rule(rule: RuleRow) -> answers.RuleAnswer:
-    return {"action": "permit" if rule.permit else "deny", "network": rule.network, "source": rule.source}
+    return {"action": "permit" if rule.permit else "deny", "network": rule.network, "source": rule.origin}
 
 
 def _why(row: EndpointRow, rule: int | None) -> str:

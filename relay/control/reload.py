@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import Loaded, load_service, load_settings, parse_service
 from relay.config.model import Service
 from relay.config.plan import Plan, plan
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
-from relay.config.source import parse
 from relay.control.in_force import InForce
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
@@ -158,7 +158,7 @@ def _opened(
 
 def service_of(snapshot: Snapshot) -> Loaded[Service]:
     """The service that the snapshot was compiled from."""
-    return parse_service(parse(snapshot.source.encode(), snapshot.file))
+    return parse_service(parse(snapshot.text.encode(), snapshot.file))
 
 
 def compile_files(
@@ -229,12 +229,12 @@ def _joined(service: Service, settings: Settings, vacancy: Vacancy) -> Who:
 
 
 def _compile(service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Slots) -> Snapshot:
-    file = os.path.basename(service.source.path)
+    file = os.path.basename(service.document.path)
     snapshot = compile_snapshot(
         service.value, settings, who.instance, generation=generation, file=file, slots=slots, roster=who.roster
     )
     _refuse_clashes(snapshot, settings)
-    return replace(snapshot, file=service.source.path, source=service.source.text)
+    return replace(snapshot, file=service.document.path, text=service.document.text)
 
 
 def _as_the_kernel_lets(snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from relay.config.source import SIZE_MAX_BYTES
+from relay.config.document import SIZE_MAX_BYTES
 from relay.csdef import configuration, definition
 from relay.csdef.check import check_configuration, check_definition
 from relay.csdef.mapping import mapped

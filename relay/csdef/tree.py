@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.parsers import expat
 from xml.parsers.expat import errors
 
-from relay.config.source import SIZE_MAX_BYTES, place_after, read_content
+from relay.config.document import SIZE_MAX_BYTES, place_after, read_content
 from relay.config.wording import brief, printable, shown
 from relay.errors import ConfigError, Problem
 

@@ -10,11 +10,11 @@ from relay.envelope.cidr import Table
 
 @dataclass(frozen=True, slots=True)
 class RuleRow:
-    """One rule of an endpoint's envelope, in the order of writing. `source` says where it came from."""
+    """One rule of an envelope, in the order of writing. `origin` says where it is written, or whose address it is."""
 
     permit: bool
     network: str
-    source: str
+    origin: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from relay.config import values
+from relay.config.document import Document, KeyPath, read
 from relay.config.roster import Member, split_instance
-from relay.config.source import KeyPath, Source, read
 from relay.config.wording import nearest, printable
 from relay.errors import ConfigError, Problem, WrongValue, os_reason
 from relay.fleet.registry import RegistryClient, Seen
@@ -105,21 +105,21 @@ def _stamps(path: Path) -> dict[str, Stamp]:
     return found
 
 
-def _member(name: str, source: Source) -> Member:
+def _member(name: str, document: Document) -> Member:
     """The instance that a file describes. Raises ConfigError with every problem."""
     problems: list[Problem] = []
 
     def complain(path: KeyPath, what: str, fix: str, *, key: bool = False) -> None:
-        problems.append(Problem(source.path, *source.mark(path, key=key), ".".join(map(str, path)), what, fix))
+        problems.append(Problem(document.path, *document.mark(path, key=key), ".".join(map(str, path)), what, fix))
 
     try:
         role, ordinal = split_instance(name.removesuffix(_SUFFIX))
         values.role_name(role)
     except ValueError:
         fix = "call it ROLE_IN_NUMBER.yaml, such as web_IN_0.yaml"
-        raise ConfigError([Problem(source.path, 0, 0, "", "the name is no instance's", fix)]) from None
+        raise ConfigError([Problem(document.path, 0, 0, "", "the name is no instance's", fix)]) from None
     misspelt = set()
-    for key in source.data:
+    for key in document.data:
         if key not in ("address", "metrics"):
             near = nearest(key, ("address", "metrics"))
             misspelt.add(near)
@@ -127,14 +127,14 @@ def _member(name: str, source: Source) -> Member:
             complain((key,), "is not known here", fix, key=True)
     address = metrics = ""
     try:
-        address = str(values.address(source.data["address"]))
+        address = str(values.address(document.data["address"]))
     except KeyError:
         if "address" not in misspelt:
             complain((), "`address` is missing", f"write `{_EXAMPLE}`")
     except WrongValue as error:
         complain(("address",), error.what, error.remedy)
     try:
-        metrics = str(values.host_port(source.data["metrics"])) if "metrics" in source.data else ""
+        metrics = str(values.host_port(document.data["metrics"])) if "metrics" in document.data else ""
     except WrongValue as error:
         complain(("metrics",), error.what, error.remedy)
     if problems:

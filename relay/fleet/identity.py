@@ -41,9 +41,9 @@ def identify(
         ("RELAY_INSTANCE", os.environ.get("RELAY_INSTANCE")),
         ("`id` in instance.yaml", settings.id),
     )
-    for source, value in given:
+    for told_by, value in given:
         if value:
-            return _checked(service, settings, roster, value, source)
+            return _checked(service, settings, roster, value, told_by)
     test = is_local or address_is_local
     found = [member.id for member in roster if test(ip_address(member.address))]
     if len(found) == 1:
@@ -59,44 +59,44 @@ def identify(
     )
 
 
-def _checked(service: Service, settings: Settings, roster: Roster, instance: str, source: str) -> str | Vacancy:
+def _checked(service: Service, settings: Settings, roster: Roster, instance: str, told_by: str) -> str | Vacancy:
     try:
         role, ordinal = split_instance(instance)
     except WrongValue as error:
-        raise IdentityError(f"{source}: {error}") from None
+        raise IdentityError(f"{told_by}: {error}") from None
     if roster.get(instance) is not None:
         return instance
     known = [*service.roles, *([EDGE] if service.edge is not None else [])]
     if role not in known:
-        raise IdentityError(f"{source}: no role `{role}` in service {service.service}; it has {', '.join(known)}")
+        raise IdentityError(f"{told_by}: no role `{role}` in service {service.service}; it has {', '.join(known)}")
     count = service.roles[role].count if role in service.roles else len(roster.of(EDGE))
     if count == 0:
-        raise IdentityError(f"{source}: role `{role}` has no instances; list their addresses")
+        raise IdentityError(f"{told_by}: role `{role}` has no instances; list their addresses")
     if ordinal >= count:
-        raise IdentityError(f"{source}: role `{role}` has {count} instances, so the last id is {role}_IN_{count - 1}")
-    return _vacancy(service, settings, role, ordinal, source)
+        raise IdentityError(f"{told_by}: role `{role}` has {count} instances, so the last id is {role}_IN_{count - 1}")
+    return _vacancy(service, settings, role, ordinal, told_by)
 
 
-def _vacancy(service: Service, settings: Settings, role: str, ordinal: int | None, source: str) -> Vacancy:
+def _vacancy(service: Service, settings: Settings, role: str, ordinal: int | None, told_by: str) -> Vacancy:
     if role not in service.roles:
         raise IdentityError(
-            f"{source}: no role `{role}` in service {service.service}; it has {', '.join(service.roles)}"
+            f"{told_by}: no role `{role}` in service {service.service}; it has {', '.join(service.roles)}"
         )
     if not service.roles[role].counted:
         raise IdentityError(
-            f"{source}: role `{role}` lists its addresses, and none of them is on an interface of this machine; "
+            f"{told_by}: role `{role}` lists its addresses, and none of them is on an interface of this machine; "
             "write it there"
         )
     if settings.registry is None:
         raise IdentityError(
-            f"{source}: role `{role}` has a count of instances, and no registry says where they are; "
+            f"{told_by}: role `{role}` has a count of instances, and no registry says where they are; "
             "write `registry` into instance.yaml, or list the addresses"
         )
     if settings.registry.directory is not None:
         ordinal = 0 if ordinal is None else ordinal
         name = f"{role}_IN_{ordinal}"
         raise IdentityError(
-            f"{source}: no file of {settings.registry.directory} says where this machine is; "
+            f"{told_by}: no file of {settings.registry.directory} says where this machine is; "
             f"write `address: …` into {name}.yaml there"
         )
     return Vacancy(role, ordinal)

@@ -8,15 +8,15 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 from relay.config.compile import compile_snapshot, drop_filter
+from relay.config.document import Document, parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.config.source import Source, parse
 from relay.envelope.rules import RuleRow
 
 
-def service_of_roles(roles: str, lists: str = "") -> tuple[Service, Source]:
+def service_of_roles(roles: str, lists: str = "") -> tuple[Service, Document]:
     """A service with these roles, whose YAML starts on line 4, and these access lists after them."""
     text = "version: 1\nservice: shop\nroles:\n" + textwrap.indent(textwrap.dedent(roles).lstrip("\n"), "  ")
     if lists:

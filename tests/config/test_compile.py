@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.compile import drop_filter
+from relay.config.document import parse
 from relay.config.load import parse_settings
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.snapshot import NO_SLOTS, SLOTS_MAX, EndpointRow, ProbeRow, Slots, Snapshot, TargetRow
-from relay.config.source import parse
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError
 from tests.config.rig import EDGE, SERVICE, compiled, service

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
-from relay.config.source import parse
 from relay.errors import ConfigError, Problem
 from tests.config.rig import YAML_LINES, YAML_TEXT
 from tests.envelope.promises import edited

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relay.config.document import Document
 from relay.config.lint import lint_service
 from relay.config.model import Service
-from relay.config.source import Source
 from relay.errors import Problem
 from tests.config.rig import service_of_roles
 from tests.harness import heap_set_aside
@@ -84,7 +84,7 @@ def shadowed(*networks: IPv4Network | IPv6Network) -> list[int]:
     rules = [{"deny" if n % 2 else "permit": str(network)} for n, network in enumerate(networks)]
     endpoint = {"type": "input", "public_port": 80, "target": "unix:/x", "access": rules}
     service = {"version": 1, "service": "s", "roles": {"web": {"instances": [], "endpoints": {"in": endpoint}}}}
-    found = lint_service(Service.model_validate(service), Source("f.yaml", service, {}, {}))
+    found = lint_service(Service.model_validate(service), Document("f.yaml", service, {}, {}))
     return sorted(int(each.path.partition("[")[2].partition("]")[0]) for each in found if "never" in each.what)
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.config.document import Document, parse
 from relay.config.load import check_files, kind_of, load_service, load_settings, parse_service, parse_settings
 from relay.config.settings import Settings
-from relay.config.source import Source, parse
 from relay.errors import ConfigError, Problem
 from tests.harness import examples
 
@@ -77,7 +77,7 @@ def test_a_service_with_warnings(tmp_path: Path) -> None:
     path = write(tmp_path, "service.yaml", SERVICE)
     loaded = load_service(path)
     assert loaded.value.service == "shop"
-    assert loaded.source.path == path
+    assert loaded.document.path == path
     assert [problem.severity for problem in loaded.warnings] == ["warning"]
     assert check_files([path]) == list(loaded.warnings)
 
@@ -223,14 +223,14 @@ DATA: dict[str, Any] = {
 
 def problems(data: dict[str, Any]) -> list[Problem]:
     try:
-        return list(parse_service(Source("f.yaml", data, {}, {})).warnings)
+        return list(parse_service(Document("f.yaml", data, {}, {})).warnings)
     except ConfigError as error:
         return error.problems
 
 
 def settings_problems(data: dict[str, Any]) -> list[Problem]:
     try:
-        return list(parse_settings(Source("f.yaml", data, {}, {})).warnings)
+        return list(parse_settings(Document("f.yaml", data, {}, {})).warnings)
     except ConfigError as error:
         return error.problems
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.roster import Member, Roster, difference, split_instance
-from relay.config.source import parse
 
 TEXT = """\
 version: 1

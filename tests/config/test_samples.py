@@ -6,10 +6,10 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
+from relay.config.document import read
 from relay.config.load import load_service, load_settings
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
-from relay.config.source import read
 
 SAMPLES = Path(__file__).parents[2] / "config"
 SCHEMAS = {"service": service_schema, "instance": settings_schema}
@@ -44,6 +44,6 @@ def test_the_service_is_a_web_role_and_a_store() -> None:
 
 def test_the_settings_show_every_key() -> None:
     loaded = load_settings(str(SAMPLES / "instance.yaml"), required=True)
-    assert loaded.source.data.keys() == settings_schema()["properties"].keys()
+    assert loaded.document.data.keys() == settings_schema()["properties"].keys()
     shown = loaded.value.model_dump(exclude={"id", "role", "address", "registry"})
     assert shown == Settings().model_dump(exclude={"id", "role", "address", "registry"})

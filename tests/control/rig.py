@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.config.source import parse
 from relay.control.discovery import Fleet
 from relay.control.in_force import InForce
 from relay.control.openapi import document

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_settings
 from relay.config.settings import Settings
-from relay.config.source import parse
 from relay.control.environment import shell_text, systemd_text, variables
 from relay.errors import ClashError
 from tests.config.rig import service

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from relay.cli.tables import explain_text
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.config.source import parse
 from relay.control.answers import Explanation
 from relay.control.explain import explain, explain_file, find_endpoint, find_source, matrix, route, who_is_cut
 from relay.envelope.rules import RuleRow

@@ -11,10 +11,10 @@ import dns.message
 import dns.rdatatype
 import pytest
 
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Names
-from relay.config.source import parse
 from relay.control import name_service as naming_module
 from relay.control.discovery import Fleet
 from relay.control.name_service import Naming

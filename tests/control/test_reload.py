@@ -272,7 +272,7 @@ def test_rules_name_the_file_without_its_folders(files: Files) -> None:
     files.write(ports("a"), **input_keys({"deny": "192.0.2.0/24"}))
     [row] = files.prepare().snapshot.endpoints
     [rule] = row.rules
-    name, _, line = rule.source.partition(":")
+    name, _, line = rule.origin.partition(":")
     assert name == "service.yaml"
     assert "192.0.2.0/24" in files.service.read_text().splitlines()[int(line) - 1]
 

@@ -70,7 +70,7 @@ def test_right(stem: Path) -> None:
 def test_what_is_imported_passes_the_check(stem: Path) -> None:
     file = str(stem.with_suffix(".yaml"))
     assert [problem for problem in check_files([file]) if problem.severity == "error"] == []
-    SCHEMA.validate(load_service(file).source.data)
+    SCHEMA.validate(load_service(file).document.data)
 
 
 @pytest.mark.parametrize("stem", RIGHT, ids=lambda stem: stem.name)
@@ -145,7 +145,7 @@ def test_round_trip(folder: Path, service: Service, seed: int) -> None:
     file = folder / "service.yaml"
     file.write_text(found.text, encoding="utf-8")
     loaded = load_service(str(file))
-    SCHEMA.validate(loaded.source.data)
+    SCHEMA.validate(loaded.document.data)
     assert [each for each in loaded.warnings if "host bits" in each.what] == []
     Comparison(service, loaded.value, [note.text for note in found.notes if note.kind == "left out"]).run()
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.config.source import SIZE_MAX_BYTES
+from relay.config.document import SIZE_MAX_BYTES
 from relay.csdef.tree import DEPTH_MAX, NODES_MAX, Element, parse_xml, read_xml
 from relay.errors import ConfigError, Problem
 

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config.source import parse
+from relay.config.document import parse
 from relay.csdef.yamltext import Block, Comment, Key, Value, render, scalar
 from tests.csdef import PATIENT
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from relay.address import packed_host
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.config.source import parse
 from relay.control.explain import explain, find_source, matrix, who_is_cut
 from tests.envelope import reference
 from tests.envelope.reference import Decision, Place, decide, lets_in

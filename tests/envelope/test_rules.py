@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config.compile import compile_snapshot
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.settings import Settings
-from relay.config.source import parse
 from relay.envelope.rules import Envelope, RuleRow, Verdict
 from tests.config.rig import compiled, endpoint_row
 from tests.envelope.rig import NETWORK, SOURCE

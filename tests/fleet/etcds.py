@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from relay.config.document import parse
 from relay.config.load import parse_service, parse_settings
 from relay.config.model import Service
 from relay.config.settings import Settings
-from relay.config.source import parse
 from tests.harness import eventually
 from tests.ports import free_ports
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from relay.config.document import parse
 from relay.config.load import parse_service, parse_settings
 from relay.config.model import Service
 from relay.config.settings import Settings
-from relay.config.source import parse
 from relay.config.values import IPAddress
 from relay.errors import IdentityError, OperatorError
 from relay.fleet.identity import address_is_local, identify

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.roster import Member, Roster
-from relay.config.source import parse
 from relay.names.zone import NEGATIVE_MAX_S, Zone, ports_of
 from tests.harness import examples
 

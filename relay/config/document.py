@@ -15,7 +15,7 @@ import yaml
 from relay.config.wording import brief, printable, shown
 from relay.errors import ConfigError, Problem, os_reason
 
-__all__ = ["KeyPath", "Source", "dotted", "parse", "place_after", "read", "read_content"]
+__all__ = ["Document", "KeyPath", "dotted", "parse", "place_after", "read", "read_content"]
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: the keys and list indexes (from 0) that lead to it from the top."""
@@ -62,7 +62,7 @@ _OPENS_HERE = "opens here"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Document:
     """A file's data (only dict, list, str, int, float, bool and None; keys are str) and the place of every value."""
 
     path: str
@@ -88,7 +88,7 @@ def dotted(path: Iterable[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def read(path: str) -> Source:
+def read(path: str) -> Document:
     """The file at `path`, at most 4 MiB of UTF-8. Raises ConfigError with every problem that can be told apart."""
     return parse(read_content(path), path)
 
@@ -105,7 +105,7 @@ def read_content(path: str) -> bytes:
         raise ConfigError([Problem(printable(path), 0, 0, "", "the path holds a NUL", "write another path")]) from None
 
 
-def parse(content: bytes, path: str) -> Source:
+def parse(content: bytes, path: str) -> Document:
     """As `read`, of a file's content. `path` is only a name. An empty file gives an empty mapping."""
     path = printable(path)
     text = _decode(content, path)
@@ -117,7 +117,7 @@ def parse(content: bytes, path: str) -> Source:
         walk.run(text)
     if walk.problems:
         raise ConfigError(walk.problems)
-    return Source(path, walk.root if walk.root is not None else {}, walk.values, walk.keys, text)
+    return Document(path, walk.root if walk.root is not None else {}, walk.values, walk.keys, text)
 
 
 def _decode(content: bytes, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Strict YAML: what is typed, where it stands, and that no file gives anything but a Source or its problems."""
+"""Strict YAML: what is typed, where it stands, and that no file gives anything but a Document or its problems."""
 
 import os
 import stat
@@ -10,8 +10,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.config import source
-from relay.config.source import SIZE_MAX_BYTES, Source, dotted, parse, read
+from relay.config import document
+from relay.config.document import SIZE_MAX_BYTES, Document, dotted, parse, read
 from relay.errors import ConfigError, Problem
 from tests.config.rig import YAML_LINES, YAML_TEXT
 from tests.harness import examples
@@ -24,7 +24,7 @@ if yaml.__with_libyaml__:
 
 @pytest.fixture(params=LOADERS)
 def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_LOADER", request.param)
+    monkeypatch.setattr(document, "_LOADER", request.param)
 
 
 def problems(content: bytes | str) -> list[Problem]:
@@ -99,7 +99,7 @@ def test_no_such_path_falls_back_to_the_nearest_parents_key() -> None:
     assert read_back.mark(("roles", "web", "target")) == (3, 3)
     assert read_back.mark(("roles", "web", "target", 0, "deep"), key=True) == (3, 3)
     assert read_back.mark(("nothing",)) == (1, 1)
-    assert Source("f.yaml", {}, {}, {}).mark(("a", 0)) == (1, 1)
+    assert Document("f.yaml", {}, {}, {}).mark(("a", 0)) == (1, 1)
 
 
 def test_a_byte_order_mark_is_no_column() -> None:
@@ -119,7 +119,7 @@ def test_both_parsers_read_the_valid_corpus_alike(monkeypatch: pytest.MonkeyPatc
     files = [file for file in sorted((CORPUS / "valid").glob("*.yaml")) if file.stem != "tabs-after-values"]
     assert files
     here = [read(str(file)) for file in files]
-    monkeypatch.setattr(source, "_LOADER", yaml.SafeLoader)
+    monkeypatch.setattr(document, "_LOADER", yaml.SafeLoader)
     assert here == [read(str(file)) for file in files]
 
 
@@ -209,11 +209,11 @@ def test_dotted() -> None:
 @example(text="a: *" + "x" * 2000)
 @example(text="? " * 40)
 def test_any_text_is_a_source_or_its_problems(parser: type, text: str) -> None:
-    before, source._LOADER = source._LOADER, parser
+    before, document._LOADER = document._LOADER, parser
     try:
         checked(text.encode("utf-8", "surrogatepass"))
     finally:
-        source._LOADER = before
+        document._LOADER = before
 
 
 @examples(300)
