@@ -67,6 +67,7 @@ PURE: Final = (
 IMPURE: Final = frozenset({"asyncio", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"})
 
 LINES_MAX: Final = 400
+COLUMNS_MAX: Final = 120
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
@@ -202,8 +203,16 @@ def test_a_class_name_has_one_meaning() -> None:
 
 
 def test_files_can_be_read_in_one_go() -> None:
-    lengths = {module: len(file.read_text().splitlines()) for module, file in FILES.items()}
-    assert {module: lines for module, lines in lengths.items() if lines >= LINES_MAX} == {}
+    files = [*FILES.values(), *(ROOT / "tests").rglob("*.py")]
+    lengths = {file: len(file.read_text().splitlines()) for file in files}
+    assert {str(file): lines for file, lines in lengths.items() if lines >= LINES_MAX} == {}
+
+
+def test_documents_can_be_read_on_a_screen() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "systemd" / "README.md"]
+    for document in documents:
+        for number, line in enumerate(document.read_text().splitlines(), 1):
+            assert len(line) <= COLUMNS_MAX or line.startswith("|"), f"{document}:{number} is too long"
 
 
 @pytest.mark.parametrize("module", FILES)

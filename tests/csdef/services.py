@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 from random import Random
 from xml.sax.saxutils import quoteattr
 
+import jsonschema  # type: ignore[import-untyped]
 from hypothesis import strategies as st
 
+from relay.config.schema import service_schema
 from relay.csdef import configuration, definition
 
 Place = tuple[int, int]
@@ -353,3 +356,15 @@ class Xml:
         if self.random.random() < 0.8:
             text = f'<?xml version="1.0" encoding="{self.random.choice(["utf-8", "utf-16"])}"?>\n{text}'
         return text.encode(self.random.choice(["utf-8", "utf-8-sig", "utf-16"]))
+
+
+CORPUS = Path(__file__).parents[1] / "corpus" / "csdef"
+
+
+SCHEMA = jsonschema.Draft7Validator(service_schema())
+
+
+def write(folder: Path, definition: bytes, configuration: bytes | None) -> tuple[str, str | None]:
+    (folder / "a.csdef").write_bytes(definition)
+    (folder / "a.cscfg").write_bytes(configuration or b"")
+    return str(folder / "a.csdef"), None if configuration is None else str(folder / "a.cscfg")

@@ -1,134 +1,21 @@
 """Lanes: every byte once, in order, to its end; and what is held is one pipe."""
 
 import contextlib
-import hashlib
 import os
-import select
 import socket
-import struct
 import time
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import strategies as st
 
-from relay.dataplane.pipes import PipePool
-from relay.dataplane.splice import Mover, Turn, lanes
+from relay.dataplane.splice import Turn, lanes
 from relay.ledger.layout import Count, State, Word
-from relay.ledger.ledger import NO_PIPE, Ledger, owner_of
-from tests.dataplane.rig import close, no_descriptors, pool_of, reset
-from tests.harness import HANG_S, examples
-from tests.ledger.rig import new_ledger
+from relay.ledger.ledger import NO_PIPE, owner_of
+from tests.dataplane.rig import Bench, connected, new_bench, no_descriptors, reset, wait
+from tests.harness import HANG_S
 
-Kind = Literal["tcp", "unix"]
 DELAYED_ACK_S: Final = 0.2  # the longest that a kernel puts one off (tcp.h, TCP_DELACK_MAX)
-
-
-class Bench:
-    """A lane between two connections: `source` is where a test writes, `sink` where it reads."""
-
-    def __init__(self, kind: Kind, pool: PipePool, ledger: Ledger, stack: contextlib.ExitStack) -> None:
-        self.ledger = ledger
-        self.pool = pool
-        self.part = ledger.worker(0)
-        self.mover = Mover(pool, self.part)
-        stack.callback(self._close_pipes)
-        self.source, inner_source = connected(kind, stack)
-        self.sink, inner_sink = connected(kind, stack)
-        self.inner = inner_source, inner_sink
-        self.up, self.down = lanes(inner_source, inner_sink, ledger.worker(0).row(0), record=3)
-
-    def _close_pipes(self) -> None:
-        for pipe in (self.mover._scratch, self.up.pipe, self.down.pipe):
-            if pipe is not None:
-                close(pipe)
-
-    def turn(self) -> Turn:
-        return self.mover.turn(self.up)
-
-    def read(self) -> bytes:
-        """What has arrived."""
-        parts: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while part := self.sink.recv(1 << 20):
-                parts.append(part)
-        return b"".join(parts)
-
-    def write(self, data: bytes) -> int:
-        """How much of it the kernel takes now."""
-        with contextlib.suppress(BlockingIOError):
-            return self.source.send(data)
-        return 0
-
-    def say(self, data: bytes) -> None:
-        """Send it, and wait until the lane can read it."""
-        self.source.sendall(data)
-        wait(self.inner[0])
-
-    def answer(self, data: bytes) -> None:
-        """The same in the other direction."""
-        self.sink.sendall(data)
-        wait(self.inner[1])
-
-    def hear(self, count: int) -> bytes:
-        """Wait for so many bytes at the sink; fewer when the stream ends before."""
-        data = b""
-        while len(data) < count:
-            wait(self.sink)
-            part = self.sink.recv(count - len(data))
-            if not part:
-                break
-            data += part
-        return data
-
-    def fill(self) -> int:
-        """Write the letter a and turn until the lane holds bytes and nothing moves any more; how many were written."""
-        written = quiet = 0
-        while quiet < 3:
-            took = self.write(b"a" * 65536)
-            before = self.up.total_bytes, self.up.held_bytes
-            turn = self.turn()
-            still = not took and turn is Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
-            quiet = quiet + 1 if still and self.up.held_bytes else 0
-            written += took
-        return written
-
-
-def wait(sock: socket.socket) -> None:
-    """Until there is something to be read: bytes, an end, an error. By select(2), which needs no free descriptor."""
-    assert select.select([sock], [], [], HANG_S)[0]
-
-
-def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a connection with small buffers, neither blocking."""
-    if kind == "unix":
-        pair = socket.socketpair()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            outer = socket.create_connection(server.getsockname())
-            pair = outer, server.accept()[0]
-    for sock in pair:
-        stack.enter_context(sock)
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    return pair
-
-
-@contextlib.contextmanager
-def new_bench(kind: Kind) -> Iterator[Bench]:
-    """A lane with all that it needs."""
-    with new_ledger() as ledger, pool_of(ledger) as pool, contextlib.ExitStack() as stack:
-        yield Bench(kind, pool, ledger, stack)
-
-
-@pytest.fixture(params=["tcp", "unix"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A lane over TCP, and then over Unix sockets."""
-    with new_bench(request.param) as made:
-        yield made
 
 
 @pytest.fixture
@@ -388,39 +275,3 @@ def test_finishing_towards_a_sink_that_is_gone(tcp_bench: Bench) -> None:
         tcp_bench.inner[1].recv(1)
     tcp_bench.up.finish()
     assert tcp_bench.up.fin
-
-
-STEPS = st.lists(st.one_of(st.integers(1, 200_000), st.just("turn"), st.just("read")), min_size=1, max_size=40)
-
-
-@examples(60, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=STEPS, kind=st.sampled_from(["tcp", "unix"]), starve=st.booleans())
-def test_any_chunks_and_any_pauses_arrive_intact(steps: list[int | str], kind: Kind, starve: bool) -> None:
-    """Writes of any size, turns and reads in any order, and then all that is left."""
-    with new_bench(kind) as bench:
-        _any_steps(bench, steps, starve)
-
-
-def _any_steps(bench: Bench, steps: list[int | str], starve: bool) -> None:
-    bench.turn()  # takes the one pipe that there shall be
-    with no_descriptors() if starve else contextlib.nullcontext():
-        sent, arrived = hashlib.sha256(), hashlib.sha256()
-        written = 0
-        for number, step in enumerate(steps):
-            if step == "turn":
-                assert bench.turn() in (Turn.SAME, Turn.CHANGED)
-            elif step == "read":
-                arrived.update(bench.read())
-            elif isinstance(step, int):
-                data = struct.pack("<I", number) * (-(-step // 4))
-                took = bench.write(data)
-                sent.update(data[:took])
-                written += took
-        bench.source.shutdown(socket.SHUT_WR)
-        while not bench.up.done:
-            assert bench.turn() in (Turn.SAME, Turn.CHANGED)
-            arrived.update(bench.read())
-        bench.up.finish()
-        arrived.update(bench.hear(written + 1))
-        assert arrived.digest() == sent.digest()
-        assert bench.up.total_bytes == written

@@ -5,55 +5,27 @@ targets here listen on Unix sockets, and a listening socket is handed over as a 
 """
 
 import asyncio
-import contextlib
-import gc
 import os
-import select
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane import adopt
-from relay.dataplane.adopt import Adoption, free_records
+from relay.dataplane.adopt import free_records
 from relay.dataplane.session import Session
 from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
-from relay.ledger.layout import CAUSES, Count, State, Word
-from relay.ledger.ledger import FlowRecord, owner_of
+from relay.ledger.layout import Count, State, Word
 from tests.config.rig import dropping, endpoint_row, snapshot_of
 from tests.dataplane.rig import reset
 from tests.dataplane.running import FLOWS, Running
 from tests.harness import HANG_S
 from tests.ports import free_port, free_ports
-
-
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    """A worker to start, with an echoing target behind it."""
-    path = str(tmp_path / "echo")
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    server = await asyncio.start_unix_server(answer, path)
-    with contextlib.ExitStack() as stack:
-        made = Running(stack, TargetRow("echo", path=path))
-        try:
-            yield made
-        finally:
-            server.close()
-            await made.stop()
 
 
 async def test_it_forwards_and_says_so(running: Running) -> None:
@@ -248,186 +220,6 @@ async def test_an_older_snapshot_is_not_applied(running: Running) -> None:
     running.tell(snapshot_of(generation=4))
     assert await running.answer() == {"worker": 0, "op": "applied", "generation": 5}
     await running.echo(await running.connect())
-
-
-async def test_a_successor_works_by_the_snapshot_that_was_in_force(running: Running) -> None:
-    """What the holder started with is old: the predecessor left a newer one, open, in the ledger."""
-    newer = snapshot_of(running.row, generation=7)
-    fd = os.memfd_create("snapshot")
-    os.write(fd, newer.to_json())
-    running.part[Word.SNAPSHOT_FD] = fd
-    open_listener(running.row).detach()
-    running.launch(snapshot_of(generation=1))
-    assert (await running.answer())["generation"] == 7
-    await running.echo(await running.connect())
-
-
-async def test_a_predecessor_that_died_between_the_sockets_and_their_snapshot(running: Running) -> None:
-    """It took the message with the sockets out of the channel; the one with the snapshot still waits."""
-    added = endpoint_row("web/new", slot=1, listen_port=free_port(), targets=running.row.targets)
-    open_listener(added).detach()
-    failures: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(repr(context["exception"])))
-    snapshot = await running.start()
-    running.tell(replace(snapshot, generation=2, endpoints=(*snapshot.endpoints, added)))
-    await running.until(lambda: failures or running.part[Word.GENERATION] == 2, "the message is read")
-    assert failures == []
-    await running.echo(await running.connect(added.listen_port))
-
-
-def left_behind(running: Running, index: int = 0) -> tuple[socket.socket, socket.socket, frozenset[int]]:
-    """A connection that a dead worker forwarded: (the client, the target's side, the dead worker's descriptors)."""
-    with open_listener(running.row) as listener:
-        client = socket.create_connection(listener.getsockname())
-        accepted, _ = listener.accept()
-    service, dialled = socket.socketpair()
-    for sock in (client, service, accepted, dialled):
-        sock.setblocking(False)
-    fds = accepted.detach(), dialled.detach()
-    running.part.begin(index, State.DIAL, running.row.slot, fds[0], -1, time.monotonic_ns(), "127.0.0.1:5")
-    running.part.words[running.part.claim(running.row.slot, running.row.name) + Count.ACCEPTED] = index + 1
-    running.part.advance(index, State.SPLICE, fds[1])
-    return client, service, frozenset(fds)
-
-
-async def test_an_emptied_pipe_is_crossed_out_before_its_numbers_are_another_pipes(running: Running) -> None:
-    """The dead worker had delivered all that stood in the flow's pipe, and died before it could write that down.
-
-    The pipe is closed then, and its numbers are given to the next pipe. Were they still in the flow's record, what another
-    connection has in that one would go to this connection after the next death.
-    """
-    client, service, left = left_behind(running)
-    pipe = os.pipe2(os.O_NONBLOCK)
-    running.part.hold(0, 0, pipe)
-    with client, service:
-        running.launch(snapshot_of(running.row), left | frozenset(pipe))
-        assert (await running.answer())["op"] == "ready"
-        (record,) = running.part.flows()
-        assert record.up_pipe == (-1, -1)
-
-
-async def test_who_waits_is_taken_over_first_and_served_before_the_others(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First what stands in the dead worker's scratch pipe, then those who have said something; nobody else's bytes move."""
-    monkeypatch.setattr(adopt, "_SLICE_FLOWS", 1)
-    resume, order, passed_on = Adoption._resume, [], []
-    flows = [left_behind(running, index) for index in range(5)]
-    services = [service for _, service, _ in flows]
-
-    def resumed(self: Adoption, record: FlowRecord, scratch: Any) -> None:
-        order.append(record.index)
-        passed_on.append([index for index, service in enumerate(services) if select.select([service], [], [], 0)[0]])
-        resume(self, record, scratch)
-
-    monkeypatch.setattr(Adoption, "_resume", resumed)
-    scratch = os.pipe2(os.O_NONBLOCK)
-    os.write(scratch[1], b"in flight")
-    running.part[Word.SCRATCH_R], running.part[Word.SCRATCH_W] = scratch
-    running.part[Word.SCRATCH_OWNER] = owner_of(4, 0)
-    flows[2][0].send(b"of a client")
-    flows[3][1].send(b"of a target")
-    assert select.select(flows[2][2], [], [], HANG_S)[0], "it has come"
-    with contextlib.ExitStack() as stack:
-        for client, service, _ in flows:
-            stack.enter_context(client)
-            stack.enter_context(service)
-        running.launch(snapshot_of(running.row), frozenset(scratch).union(*(left for _, _, left in flows)))
-        assert (await running.answer())["op"] == "ready"
-        assert order == [4, 2, 3, 0, 1]
-        assert passed_on == [[], [4], [2, 4], [2, 4], [2, 4]]
-        assert (services[4].recv(99), services[2].recv(99)) == (b"in flight", b"of a client")
-        assert await asyncio.get_running_loop().sock_recv(flows[3][0], 99) == b"of a target"
-
-
-@pytest.mark.parametrize("last", [0, 1, 2])
-async def test_of_all_ends_only_the_last_one_may_be_uncounted(running: Running, last: int) -> None:
-    """Ends are counted at once and their sockets closed a moment later, all together: until then the records say END."""
-    words, row = running.part.words, running.part.claim(running.row.slot, running.row.name)
-    causes = ["client_fin", "idle", "target_reset"]
-    for index, cause in enumerate(causes):
-        running.part.begin(index, State.SPLICE, running.row.slot, 1000 + index, -1, 0, "127.0.0.1:5")
-        words[row + Count.ACCEPTED] += 1
-        words[row + Count.CLOSED + CAUSES.index(cause)] += index != last
-    for index in (*{0, 1, 2} - {last}, last):
-        running.part.ending(index, causes[index])
-    running.launch(snapshot_of(running.row))
-    assert (await running.answer())["op"] == "ready"
-    assert running.closed() == dict.fromkeys(causes, 1)
-
-
-async def test_a_successor_of_one_that_was_draining(running: Running) -> None:
-    """The listening sockets are closed already. Its connections go on all the same, and end the draining."""
-    client, service, left = left_behind(running)
-    running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
-    with client, service:
-        running.launch(snapshot_of(running.row), left)
-        client.send(b"on and on")
-        await running.until(lambda: select.select([service], [], [], 0)[0], "it is passed on")
-        assert service.recv(99) == b"on and on"
-    async with asyncio.timeout(HANG_S):
-        [failure] = await asyncio.gather(running.task, return_exceptions=True)
-    assert failure is None
-    assert running.closed() in ({"client_fin": 1}, {"target_fin": 1})
-
-
-async def test_a_successor_of_one_that_had_drained(running: Running) -> None:
-    running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
-    running.launch(snapshot_of(running.row))
-    async with asyncio.timeout(HANG_S):
-        [failure] = await asyncio.gather(running.task, return_exceptions=True)
-    assert failure is None
-
-
-async def test_sockets_of_an_older_snapshot_do_not_stay_open(running: Running) -> None:
-    """Generation 4 opened a port and generation 5 closed it again, while no worker was there to read of it."""
-    await running.start(generation=5)
-    old = endpoint_row("web/old", slot=1, listen_port=free_port())
-    running.tell(snapshot_of(running.row, old, generation=4), {old.listen: open_listener(old)})
-    assert (await running.answer())["generation"] == 5
-    try:
-        with pytest.raises(ConnectionRefusedError):
-            await running.connect(old.listen_port)
-    finally:
-        if left := running.working._ports._sockets.pop(old.listen, None):
-            left.close()
-
-
-async def test_sockets_that_it_has_already_are_closed(running: Running) -> None:
-    """A worker that was forked after the keeper had the message."""
-    snapshot = await running.start(generation=5)
-    gc.collect()  # what other tests left open closes now, and not in the midst
-    before = len(os.listdir("/proc/self/fd"))
-    spare = open_listener(endpoint_row(listen_port=free_port()))
-    running.tell(replace(snapshot, generation=6), {running.row.listen: spare})
-    assert (await running.answer())["generation"] == 6
-    assert len(os.listdir("/proc/self/fd")) == before + 1, "the snapshot alone stays open"
-    await running.echo(await running.connect())
-
-
-async def test_of_the_snapshots_only_the_last_stays_open(running: Running) -> None:
-    snapshot = await running.start()
-    gc.collect()  # what other tests left open closes now, and not in the midst
-    before = len(os.listdir("/proc/self/fd"))
-    for generation in range(2, 6):
-        await running.put_in_force(replace(snapshot, generation=generation))
-    running.tell(snapshot)
-    assert (await running.answer())["generation"] == 5
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-
-
-async def test_draining(running: Running) -> None:
-    await running.start()
-    client = await running.connect()
-    await running.echo(client)
-    signal.raise_signal(signal.SIGTERM)
-    await running.until(lambda: not running.working._ports.listeners, "it drains")
-    with pytest.raises(ConnectionRefusedError):
-        await running.connect()
-    await running.echo(client)
-    client.close()
-    await asyncio.wait_for(running.task, HANG_S)
-    assert running.closed() == {"client_fin": 1}
 
 
 async def test_draining_has_a_deadline(running: Running) -> None:
