@@ -92,7 +92,7 @@ def endpoint(ledger: Ledger, row: EndpointRow) -> answers.EndpointStatus:
 def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
     """One target of an edge's endpoint: what its probes say, and what this edge's connections met."""
     now_ns = time.monotonic_ns()
-    rows = ledger.worker(0).target_rows(target.slot)
+    rows = ledger.worker(0).target_counts_at(target.slot)
     ejected_ns = max(ledger.words[row + TargetCount.EJECTED_UNTIL_NS] for row in rows) - now_ns
     connected = ledger.target_total(target.slot, TargetCount.CONNECTED)
     took_ns = ledger.target_total(target.slot, TargetCount.CONNECT_SUM_NS)
@@ -159,7 +159,7 @@ def avoided(ledger: Ledger, snapshot: Snapshot) -> frozenset[str]:
         for target in row.targets
         if target.instance
         if words[health_at(target.slot)] == Health.DOWN
-        or any(words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns for at in part.target_rows(target.slot))
+        or any(words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns for at in part.target_counts_at(target.slot))
     )
 
 

@@ -26,10 +26,10 @@ class Gate:
     """Admission to one endpoint. `declared` is its row in the snapshot in force."""
 
     def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: SourceCounts) -> None:
-        self.row = ledger.claim(declared.slot, declared.name)
-        self._rows = ledger.all_rows(declared.slot)
+        self.counts_at = ledger.claim(declared.slot, declared.name)
+        self._all_counts_at = ledger.all_counts_at(declared.slot)
         self._words = ledger.words
-        self._sources = sources if len(self._rows) > 1 else None
+        self._sources = sources if len(self._all_counts_at) > 1 else None
         self._per_source: dict[str, int] = {}  # of this worker
         self._shared = False  # whether these stand in the ledger too
         self._ledger = ledger
@@ -40,7 +40,7 @@ class Gate:
     def declare(self, declared: EndpointRow) -> None:
         """Work by this declaration from now on."""
         if declared.targets != self.declared.targets:
-            self._words[self.row + Count.TARGET_UP] = 0  # the new one has not been dialled yet
+            self._words[self.counts_at + Count.TARGET_UP] = 0  # the new one has not been dialled yet
         if declared.distribution is None:
             self.pool = None
         elif self.pool is None or declared.targets != self.pool.targets or declared != self.declared:
@@ -123,7 +123,7 @@ class Gate:
     @step
     def accepted(self) -> None:
         """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
-        self._words[self.row + Count.ACCEPTED] += 1
+        self._words[self.counts_at + Count.ACCEPTED] += 1
 
     @step
     def readmit(self, source: str) -> None:
@@ -134,28 +134,28 @@ class Gate:
     def release(self, source: str, cause: str) -> None:
         """A connection that was let in has ended, for one of `ledger.CAUSES`."""
         self._enter(source, -1)
-        self._words[self.row + _CAUSE[cause]] += 1
+        self._words[self.counts_at + _CAUSE[cause]] += 1
 
     def target_failed(self, dialled_ns: int) -> None:
         """The dial that began then (CLOCK_MONOTONIC) came to nothing."""
-        self._words[self.row + Count.CONNECT_FAILURES] += 1
-        self._words[self.row + Count.TARGET_UP] = dialled_ns << 1
+        self._words[self.counts_at + Count.CONNECT_FAILURES] += 1
+        self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1
 
     def target_answered(self, dialled_ns: int) -> None:
         """The dial that began then was answered."""
-        self._words[self.row + Count.TARGET_UP] = dialled_ns << 1 | 1
+        self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1 | 1
 
     @step
     def denied(self, reason: str, count: int = 1) -> None:
         """Count a refusal, or several."""
-        self._words[self.row + _REASON[reason]] += count
+        self._words[self.counts_at + _REASON[reason]] += count
 
     def would_deny(self) -> None:
         """Count one whom the envelope refuses, and who is let in because it is not enforced."""
-        self._words[self.row + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
+        self._words[self.counts_at + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
 
     def _enter(self, source: str, change: int) -> None:
-        self._words[self.row + Count.ACTIVE] += change
+        self._words[self.counts_at + Count.ACTIVE] += change
         sources = self._per_source
         count = sources.get(source, 0) + change
         if count:
@@ -178,7 +178,7 @@ class Gate:
 
     def _total(self, count: int) -> int:
         words = self._words
-        return sum([words[row + count] for row in self._rows])
+        return sum([words[at + count] for at in self._all_counts_at])
 
     def _exceeds(self, rate_per_s: float, now_s: float) -> bool:
         """Count one more in this second (or minute); whether that is more than the rate allows, over all workers.
@@ -188,12 +188,12 @@ class Gate:
         window_s = 1 if rate_per_s >= 1 else _SLOW_WINDOW_S
         window = int(now_s / window_s)
         words = self._words
-        own = words[self.row + Count.RATE_WINDOW]
-        words[self.row + Count.RATE_WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
+        own = words[self.counts_at + Count.RATE_WINDOW]
+        words[self.counts_at + Count.RATE_WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
         used = sum(
-            [word & 0xFFFFFFFF for row in self._rows if (word := words[row + Count.RATE_WINDOW]) >> 32 == window]
+            [word & 0xFFFFFFFF for at in self._all_counts_at if (word := words[at + Count.RATE_WINDOW]) >> 32 == window]
         )
         if used > rate_per_s * window_s:
-            words[self.row + Count.RATE_WINDOW] -= 1
+            words[self.counts_at + Count.RATE_WINDOW] -= 1
             return True
         return False

@@ -132,7 +132,7 @@ class Session(Dial):
             return
         self._state, self._target = State.SPLICE, target
         self._route.resume(record.target_slot, self._client)
-        self._up, self._down = lanes(self._client, target, self.gate.row, self._record)
+        self._up, self._down = lanes(self._client, target, self.gate.counts_at, self._record)
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
         for lane, pipe in ((self._up, up), (self._down, down)):
             if pipe is not None:
@@ -160,11 +160,11 @@ class Session(Dial):
         if gate.declared.send_proxy and not introduce(target, self._client, gate.declared.send_proxy, self.peer):
             return self._dial_failed("connect_failed")
         self._route.reached(self._connect_s)
-        plane.ledger.observe_connect(gate.row, self._connect_s)
+        plane.ledger.observe_connect(gate.counts_at, self._connect_s)
         plane.waiting.discard(self)
         self._state = State.SPLICE
         self._stand(State.SPLICE, target.fileno())
-        self._up, self._down = lanes(self._client, target, gate.row, self._record)
+        self._up, self._down = lanes(self._client, target, gate.counts_at, self._record)
         poller = plane.poller
         poller.want(self._client.fileno(), self._client_interest, READ, self._on_client)
         poller.want(target.fileno(), self._target_interest, READ, self._on_target)
@@ -355,7 +355,7 @@ class Session(Dial):
         plane.waiting.discard(self)
         plane.starved.discard(self)
         duration_s = (time.monotonic_ns() - self._started_ns) / 1e9
-        plane.ledger.observe_duration(gate.row, duration_s)
+        plane.ledger.observe_duration(gate.counts_at, duration_s)
         gate.release(self.source, cause)
         if down is not None:
             self._route.leave(cause, down.total_bytes)

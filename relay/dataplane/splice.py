@@ -51,16 +51,16 @@ class Lane:
     """One direction of a flow: bytes of `source` go to `sink`."""
 
     __slots__ = (
-        "abandoned", "delays", "direction", "eof", "fin", "held_bytes", "owner", "pipe", "record", "row", "sink",
+        "abandoned", "bytes_at", "delays", "direction", "eof", "fin", "held_bytes", "owner", "pipe", "record", "sink",
         "sink_fd", "source", "source_fd", "total_bytes",
     )  # fmt: skip
 
-    def __init__(self, source: AnySocket, sink: AnySocket, row: int, record: int, direction: int) -> None:
+    def __init__(self, source: AnySocket, sink: AnySocket, bytes_at: int, record: int, direction: int) -> None:
         self.source = source
         self.source_fd = source.fileno()
         self.sink_fd = sink.fileno()
         self.sink = sink
-        self.row = row  # the ledger's word that counts this direction's bytes
+        self.bytes_at = bytes_at  # the ledger's word that counts this direction's bytes
         self.record = record  # of the flow, in the ledger
         self.direction = direction  # 0 to the target, 1 to the client
         self.owner = owner_of(record, direction)
@@ -148,7 +148,7 @@ class Mover:
         except OSError:
             return self._sink_broken(pipe)
         lane.total_bytes += came - left
-        self._words[lane.row] += came - left
+        self._words[lane.bytes_at] += came - left
         return self._keep(lane, pipe, left) if left else result
 
     @step
@@ -233,7 +233,7 @@ class Mover:
             return Turn.SINK_BROKEN
         lane.held_bytes = left
         lane.total_bytes += before - left
-        self._words[lane.row] += before - left
+        self._words[lane.bytes_at] += before - left
         if left:
             return Turn.SAME
         lane.pipe = None
@@ -242,9 +242,11 @@ class Mover:
         return Turn.CHANGED
 
 
-def lanes(client: AnySocket, target: AnySocket, row: int, record: int) -> tuple[Lane, Lane]:
-    """The two directions of a flow, (client to target, target to client), counted in the endpoint's `row`."""
-    return Lane(client, target, row + Count.RECEIVED, record, 0), Lane(target, client, row + Count.SENT, record, 1)
+def lanes(client: AnySocket, target: AnySocket, counts_at: int, record: int) -> tuple[Lane, Lane]:
+    """The two directions of a flow, (client to target, target to client), counted from the word `counts_at` on."""
+    return Lane(client, target, counts_at + Count.RECEIVED, record, 0), Lane(
+        target, client, counts_at + Count.SENT, record, 1
+    )
 
 
 def interest(out: Lane, back: Lane, hup: int, starved: bool) -> int | None:

@@ -311,7 +311,7 @@ class Worker:
     def _inbound(self) -> int:
         """How many connections are open that did not come by a door out."""
         gates = (gate for gate in self._gates.values() if not gate.declared.leads_to)
-        return sum(self._ledger.words[gate.row + Count.ACTIVE] for gate in gates)
+        return sum(self._ledger.words[gate.counts_at + Count.ACTIVE] for gate in gates)
 
     def _cut_all(self, cause: str) -> None:
         for session in list(self._plane.sessions):

@@ -105,13 +105,13 @@ def _copy(ledger: Ledger, part: WorkerLedger) -> None:
     for slot in range(SLOTS):
         old = base + rows + slot * _SLOT_WORDS
         if words[old + _HOLDER]:
-            new = part.row(slot)
+            new = part.counts_at(slot)
             for at, count, to in _COUNTS:
                 words[new + to : new + to + count] = words[old + at : old + at + count]
     for slot in range(TARGETS):
         old = base + targets + slot * _TARGET_WORDS
         if words[old + _TARGET_HOLDER]:
-            new = part.target_rows(slot)[part.index]
+            new = part.target_counts_at(slot)[part.index]
             words[new : new + TargetCount.HOLDER + 1] = words[old : old + _TARGET_WORDS]
     words[part.sources_at : part.sources_at + SOURCE_WORDS] = words[base + sources : base + sources + SOURCE_WORDS]
     old, new = base, part.word_index(Word.PID)

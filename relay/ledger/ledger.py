@@ -152,11 +152,11 @@ class Ledger:
 
     def total(self, slot: int, count: int) -> int:
         """The sum over all workers of one counter of the endpoint in `slot`."""
-        return sum(self.words[self.worker(n).row(slot) + count] for n in range(self.workers))
+        return sum(self.words[self.worker(n).counts_at(slot) + count] for n in range(self.workers))
 
     def target_total(self, slot: int, count: int) -> int:
         """The sum over all workers of one counter of a target."""
-        return sum(self.words[row + count] for row in self.worker(0).target_rows(slot))
+        return sum(self.words[at + count] for at in self.worker(0).target_counts_at(slot))
 
     def active(self, slot: int) -> int:
         """Flows of the endpoint that are open now: every one that was accepted and has not been closed."""
@@ -169,7 +169,7 @@ class Ledger:
 
     def last_dial(self, slot: int) -> tuple[int, bool] | None:
         """When the last dial began (CLOCK_MONOTONIC, ns), whichever worker made it, and whether it was answered."""
-        last: int = max(self.words[self.worker(n).row(slot) + Count.TARGET_UP] for n in range(self.workers))
+        last: int = max(self.words[self.worker(n).counts_at(slot) + Count.TARGET_UP] for n in range(self.workers))
         return (last >> 1, bool(last & 1)) if last else None
 
     def flows(self) -> Iterator[FlowRecord]:
@@ -192,8 +192,8 @@ class WorkerLedger:
         self._base = base
         self._high = base + Word.FLOWS_HIGH
         self._ending = base + Word.ENDING
-        self._rows = base + WORKER_WORDS
-        self.sources_at = self._rows + SLOTS * SLOT_WORDS  # this worker's table of sources
+        self._counts = base + WORKER_WORDS
+        self.sources_at = self._counts + SLOTS * SLOT_WORDS  # this worker's table of sources
         self.all_sources_at = tuple(each + WORKER_WORDS + SLOTS * SLOT_WORDS for each in self._all_bases)
         self._targets_from_base = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS
         self._records = (base + self._targets_from_base + TARGETS * TARGET_WORDS) * WORD_BYTES
@@ -207,43 +207,43 @@ class WorkerLedger:
     def __setitem__(self, word: int, value: int) -> None:
         self.words[self._base + word] = value
 
-    def row(self, slot: int) -> int:
-        """Index into `words` of the first counter of an endpoint: `words[row + Count.SENT] += n`."""
-        return self._rows + slot * SLOT_WORDS
+    def counts_at(self, slot: int) -> int:
+        """Index into `words` of the first counter of an endpoint: `words[at + Count.SENT] += n`."""
+        return self._counts + slot * SLOT_WORDS
 
     def claim(self, slot: int, name: str) -> int:
-        """The row of the endpoint `name`, zeroed if another endpoint had it before."""
-        row, holder = self.row(slot), _holder(name)
-        if self.words[row + Count.HOLDER] != holder:
+        """Index into `words` of the first counter of the endpoint `name`, at nought if another had it before."""
+        at, holder = self.counts_at(slot), _holder(name)
+        if self.words[at + Count.HOLDER] != holder:
             self.clear(slot)
-            self.words[row + Count.HOLDER] = holder
-        return row
+            self.words[at + Count.HOLDER] = holder
+        return at
 
     def claim_target(self, slot: int, name: str) -> int:
-        """The row of the target `name`, zeroed if another one had it before: `words[row + TargetCount.ACTIVE]`."""
-        row, holder = self.target_rows(slot)[self.index], _holder(name)
-        if self.words[row + TargetCount.HOLDER] != holder:
-            for word in range(row, row + TARGET_WORDS):
+        """The same of the target `name`: `words[at + TargetCount.ACTIVE]`."""
+        at, holder = self.target_counts_at(slot)[self.index], _holder(name)
+        if self.words[at + TargetCount.HOLDER] != holder:
+            for word in range(at, at + TARGET_WORDS):
                 self.words[word] = 0
-            self.words[row + TargetCount.HOLDER] = holder
-        return row
+            self.words[at + TargetCount.HOLDER] = holder
+        return at
 
     def recount_target(self, slot: int) -> None:
         """Forget who is connected to a target: a predecessor's connections are about to be counted anew."""
-        self.words[self.target_rows(slot)[self.index] + TargetCount.ACTIVE] = 0
+        self.words[self.target_counts_at(slot)[self.index] + TargetCount.ACTIVE] = 0
 
-    def target_rows(self, slot: int) -> tuple[int, ...]:
-        """The row of a target in every worker."""
+    def target_counts_at(self, slot: int) -> tuple[int, ...]:
+        """The same of a target, in every worker."""
         return tuple(base + self._targets_from_base + slot * TARGET_WORDS for base in self._all_bases)
 
-    def all_rows(self, slot: int) -> tuple[int, ...]:
-        """The same row of every worker, for a total."""
+    def all_counts_at(self, slot: int) -> tuple[int, ...]:
+        """The same in every worker, for a total."""
         return tuple(base + WORKER_WORDS + slot * SLOT_WORDS for base in self._all_bases)
 
     def clear(self, slot: int) -> None:
         """Zero the counters of a slot that no endpoint holds any more, so that its next holder starts at nought."""
-        row = self.row(slot)
-        for word in range(row, row + SLOT_WORDS):
+        at = self.counts_at(slot)
+        for word in range(at, at + SLOT_WORDS):
             self.words[word] = 0
 
     @step
@@ -254,25 +254,25 @@ class WorkerLedger:
         to have been counted. One worker does one thing at a time, so at most one flow is recorded and not yet accepted,
         or at its end and not yet counted as closed, and never both.
         """
-        row = self.row(slot)
-        closed = row + Count.CLOSED
-        self.words[row + Count.ACTIVE] = 0  # the flows that go on are counted in again
+        at = self.counts_at(slot)
+        closed = at + Count.CLOSED
+        self.words[at + Count.ACTIVE] = 0  # the flows that go on are counted in again
         for cause in (*ended, None):
-            missing = self.words[row + Count.ACCEPTED] - sum(self.words[closed : closed + len(CAUSES)]) - live
+            missing = self.words[at + Count.ACCEPTED] - sum(self.words[closed : closed + len(CAUSES)]) - live
             if missing <= 0 or cause is None:
-                self.words[row + Count.ACCEPTED] -= missing
+                self.words[at + Count.ACCEPTED] -= missing
                 return
             self.words[closed + CAUSES.index(cause)] += 1
 
-    def observe_connect(self, row: int, value_s: float) -> None:
+    def observe_connect(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connect_duration_seconds`."""
-        self.words[row + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
-        self.words[row + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
+        self.words[at + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
+        self.words[at + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
 
-    def observe_duration(self, row: int, value_s: float) -> None:
+    def observe_duration(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connection_duration_seconds`."""
-        self.words[row + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
-        self.words[row + Count.DURATION_SUM_NS] += int(value_s * 1e9)
+        self.words[at + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
+        self.words[at + Count.DURATION_SUM_NS] += int(value_s * 1e9)
 
     def word_index(self, word: int) -> int:
         """Index into `words` of one of the worker's words, for a store that must cost nothing."""

@@ -24,9 +24,9 @@ class Pool:
         self.targets = row.targets
         self._distribution = row.distribution
         self._words = ledger.words
-        self._rows = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
-        self._holders = [self._words[row + TargetCount.HOLDER] for row in self._rows]
-        self._all_rows = [ledger.target_rows(each.slot) for each in row.targets]
+        self._counts_at = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
+        self._holders = [self._words[at + TargetCount.HOLDER] for at in self._counts_at]
+        self._all_counts_at = [ledger.target_counts_at(each.slot) for each in row.targets]
         self._health = [health_at(each.slot) for each in row.targets]
         self._ranking = Ranking([each.text for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
@@ -56,7 +56,7 @@ class Pool:
         ]
         if not left:
             return None
-        ready = [n for n in left if words[self._rows[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
+        ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
         if self._distribution == "least-connections":
             return min(ready, key=self.active)  # of equals the first in the order, which spreads them
         return ready[0]
@@ -69,24 +69,24 @@ class Pool:
         return self._ranking.order(bucket(self._distribution, source, source_port, port))
 
     def place_of(self, slot: int) -> int | None:
-        """The place of the target that has this row in the ledger; None: it is not among them any more."""
+        """The place of the target that has this slot in the ledger; None: it is not among them any more."""
         return self._by_slot.get(slot)
 
     def active(self, place: int) -> int:
         """Connections to the target now, from all workers."""
         words = self._words
-        return sum([words[row + TargetCount.ACTIVE] for row in self._all_rows[place]])
+        return sum([words[at + TargetCount.ACTIVE] for at in self._all_counts_at[place]])
 
     def answered(self, place: int, took_s: float) -> None:
         """A dial was answered."""
-        words, row = self._words, self._rows[place]
-        words[row + TargetCount.CONNECTED] += 1
-        words[row + TargetCount.CONNECT_SUM_NS] += int(took_s * 1e9)
+        words, at = self._words, self._counts_at[place]
+        words[at + TargetCount.CONNECTED] += 1
+        words[at + TargetCount.CONNECT_SUM_NS] += int(took_s * 1e9)
 
     def proved(self, place: int) -> None:
         """The target is as it should be: former failures do not count any more."""
-        words, row = self._words, self._rows[place]
-        words[row + TargetCount.EJECTED_UNTIL_NS] = words[row + TargetCount.FAILED_IN_A_ROW] = 0
+        words, at = self._words, self._counts_at[place]
+        words[at + TargetCount.EJECTED_UNTIL_NS] = words[at + TargetCount.FAILED_IN_A_ROW] = 0
 
     def failed(self, place: int, now_ns: int) -> None:
         """A dial was refused, or not answered: others first, for a while that grows with each failure.
@@ -94,24 +94,24 @@ class Pool:
         Under load many dials fail at once. Those that had begun when the target was ejected say nothing new of it: else one
         short outage would eject it for as long as a long one.
         """
-        words, row = self._words, self._rows[place]
-        words[row + TargetCount.FAILURES] += 1
-        if words[row + TargetCount.EJECTED_UNTIL_NS] > now_ns:
+        words, at = self._words, self._counts_at[place]
+        words[at + TargetCount.FAILURES] += 1
+        if words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns:
             return
-        rest_s = EJECT_S[min(words[row + TargetCount.FAILED_IN_A_ROW], len(EJECT_S) - 1)]
-        words[row + TargetCount.EJECTIONS] += 1
-        words[row + TargetCount.FAILED_IN_A_ROW] += 1
-        words[row + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(rest_s * 1e9)
+        rest_s = EJECT_S[min(words[at + TargetCount.FAILED_IN_A_ROW], len(EJECT_S) - 1)]
+        words[at + TargetCount.EJECTIONS] += 1
+        words[at + TargetCount.FAILED_IN_A_ROW] += 1
+        words[at + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(rest_s * 1e9)
 
     @step
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
-        row = self._rows[place]
-        # A connection goes on when its target has left the set, and some reloads later another target has the row.
-        if self._words[row + TargetCount.HOLDER] == self._holders[place]:
-            self._words[row + TargetCount.ACTIVE] += change
+        at = self._counts_at[place]
+        # A connection goes on when its target has left the set, and some reloads later another target has the slot.
+        if self._words[at + TargetCount.HOLDER] == self._holders[place]:
+            self._words[at + TargetCount.ACTIVE] += change
 
     def recount(self) -> None:
         """Forget who is connected: a predecessor's connections are about to be counted anew."""
-        for row in self._rows:
-            self._words[row + TargetCount.ACTIVE] = 0
+        for at in self._counts_at:
+            self._words[at + TargetCount.ACTIVE] = 0

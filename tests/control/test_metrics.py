@@ -224,8 +224,8 @@ def test_large_counts_are_exact(ledger: Ledger) -> None:
 def test_histograms_are_cumulative(ledger: Ledger) -> None:
     part = ledger.worker(1)
     for value_s in (0.0001, 0.0005, 0.003, 0.003, 4.0, 100.0):
-        part.observe_connect(part.row(4), value_s)
-        part.observe_duration(part.row(4), value_s)
+        part.observe_connect(part.counts_at(4), value_s)
+        part.observe_duration(part.counts_at(4), value_s)
     found = scrape(ledger)
     for name, bounds_s in (
         ("relay_connect_duration_seconds", CONNECT_BOUNDS_S),
@@ -294,7 +294,7 @@ def test_the_daemons_own(ledger: Ledger) -> None:
 
 def test_an_edges_targets_have_their_own_numbers_over_all_workers(ledger: Ledger) -> None:
     for n, factor in ((4, 1), (5, 1000)):
-        for row in ledger.worker(0).target_rows(n):
+        for row in ledger.worker(0).target_counts_at(n):
             for count, units in (
                 (TargetCount.ACTIVE, 2),
                 (TargetCount.CONNECTED, 3),

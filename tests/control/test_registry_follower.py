@@ -124,7 +124,7 @@ async def test_the_registry_is_told_how_this_machine_does(ledger: Ledger, monkey
         ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1
         await made.until(lambda: told[-1][1])
         worker = ledger.worker(0)
-        worker.words[worker.row(3) + Count.TARGET_UP] = time.monotonic_ns() << 1
+        worker.words[worker.counts_at(3) + Count.TARGET_UP] = time.monotonic_ns() << 1
         await made.until(lambda: told[-1][2] == ("api",))
 
 

@@ -21,7 +21,7 @@ def row_of(name: str, target: TargetRow, slot: int = 0) -> EndpointRow:
 def dialled(ledger: Ledger, slot: int, *, answered: bool) -> None:
     """A worker dialled the endpoint's target just now."""
     worker = ledger.worker(0)
-    worker.words[worker.row(slot) + Count.TARGET_UP] = time.monotonic_ns() << 1 | answered
+    worker.words[worker.counts_at(slot) + Count.TARGET_UP] = time.monotonic_ns() << 1 | answered
 
 
 async def test_a_service_is_down_from_a_failed_dial_until_it_answers_us() -> None:

@@ -144,7 +144,7 @@ def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
 def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
     since = Since()
     ledger.words[health_at(7)] = Health.DOWN
-    for n, row in enumerate(ledger.worker(0).target_rows(7), 1):
+    for n, row in enumerate(ledger.worker(0).target_counts_at(7), 1):
         ledger.words[row + TargetCount.ACTIVE] = n
         ledger.words[row + TargetCount.CONNECTED] = 2 * n
         ledger.words[row + TargetCount.CONNECT_SUM_NS] = 3_000_000 * n
@@ -224,7 +224,7 @@ def test_who_is_avoided(ledger: Ledger) -> None:
     ledger.words[health_at(0)] = Health.UP
     ledger.words[health_at(1)] = Health.DOWN
     now_ns = time.monotonic_ns()
-    _, second = ledger.worker(0).target_rows(2)
+    _, second = ledger.worker(0).target_counts_at(2)
     ledger.words[second + TargetCount.EJECTED_UNTIL_NS] = now_ns + 10**12
-    ledger.words[ledger.worker(0).target_rows(3)[0] + TargetCount.EJECTED_UNTIL_NS] = now_ns - 1
+    ledger.words[ledger.worker(0).target_counts_at(3)[0] + TargetCount.EJECTED_UNTIL_NS] = now_ns - 1
     assert avoided(ledger, snapshot) == {"web_IN_1", "web_IN_2"}

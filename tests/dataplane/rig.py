@@ -287,7 +287,7 @@ class Bench:
         self.source, inner_source = connected(kind, stack)
         self.sink, inner_sink = connected(kind, stack)
         self.inner = inner_source, inner_sink
-        self.up, self.down = lanes(inner_source, inner_sink, ledger.worker(0).row(0), record=3)
+        self.up, self.down = lanes(inner_source, inner_sink, ledger.worker(0).counts_at(0), record=3)
 
     def _close_pipes(self) -> None:
         for pipe in (self.mover._scratch, self.up.pipe, self.down.pipe):

@@ -102,7 +102,7 @@ def test_two_lanes_do_not_mix(tcp_bench: Bench) -> None:
     with contextlib.ExitStack() as stack:
         other_source, inner_source = connected("tcp", stack)
         other_sink, inner_sink = connected("tcp", stack)
-        other, _ = lanes(inner_source, inner_sink, tcp_bench.ledger.worker(0).row(1), record=4)
+        other, _ = lanes(inner_source, inner_sink, tcp_bench.ledger.worker(0).counts_at(1), record=4)
         written, arrived = tcp_bench.fill(), b""
         for n in range(10):
             other_source.send(b"%d" % n)
@@ -167,7 +167,7 @@ def test_a_broken_sink(bench: Bench) -> None:
     with contextlib.ExitStack() as stack:
         source, inner_source = connected("tcp", stack)
         sink, inner_sink = connected("tcp", stack)
-        other, _ = lanes(inner_source, inner_sink, bench.ledger.worker(0).row(0), record=4)
+        other, _ = lanes(inner_source, inner_sink, bench.ledger.worker(0).counts_at(0), record=4)
         source.send(b"mine")
         wait(inner_source)
         assert bench.mover.turn(other) is Turn.SAME

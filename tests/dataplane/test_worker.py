@@ -81,7 +81,7 @@ async def test_a_predecessors_flows_are_over(running: Running) -> None:
 
 async def test_an_endpoint_that_went_while_no_worker_was_there_leaves_nothing(running: Running) -> None:
     """Its slot is handed on in a later reload: the next holder starts at nought."""
-    gone = running.part.row(1)
+    gone = running.part.counts_at(1)
     running.part.words[gone + Count.ACCEPTED] = 5
     running.part.words[gone + Count.SENT] = 1000
     running.part.words[gone + Count.ACTIVE] = 2

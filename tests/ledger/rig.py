@@ -21,7 +21,7 @@ def new_ledger(workers: int = 1, flows: int = 16) -> Iterator[Ledger]:
 
 
 def add(part: WorkerLedger, slot: int, count: int, value: int = 1) -> None:
-    part.words[part.row(slot) + count] += value
+    part.words[part.counts_at(slot) + count] += value
 
 
 def begin(part: WorkerLedger, index: int, peer: str = "192.0.2.1:5") -> None:

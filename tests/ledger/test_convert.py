@@ -81,13 +81,13 @@ def check(ledger: Ledger, n: int) -> None:
         1000 * (n + 1) + word for word in range(Word.LAYOUT) if word != Word.FLOWS_HIGH
     ]
     for slot in (0, 5, 1023):
-        row, first = part.row(slot), 10_000 * (n + 1) + slot
+        row, first = part.counts_at(slot), 10_000 * (n + 1) + slot
         read = [(Count.ACCEPTED, 0, 10), (Count.DENIED, 10, len(REASONS)), (Count.CLOSED, 17, len(CAUSES))]
         read += [(Count.CONNECT_BUCKETS, 31, 14), (Count.DURATION_BUCKETS, 45, 14)]
         read += [(Count.WOULD_DENY, 59, len(ENVELOPE_REASONS))]
         for now, was, count in read:
             assert list(part.words[row + now : row + now + count]) == [first + was + each for each in range(count)]
-        row = part.target_rows(slot)[n]
+        row = part.target_counts_at(slot)[n]
         assert list(part.words[row : row + 8]) == [20_000 * (n + 1) + slot + count for count in range(8)]
     assert list(part.words[part.sources_at : part.sources_at + 3]) == [77, n + 1, 0]
     assert [(flow.index, flow.client_fd, flow.peer) for flow in part.flows()] == [
@@ -120,17 +120,17 @@ def test_who_works_in_the_layout_before_is_followed_until_its_end() -> None:
         mine, theirs = ledger.worker(0), ledger.worker(1)
         add_before(words, 0, 5, 100)
         add_before(words, 1, 5, 200)
-        mine.words[mine.row(5) + Count.SENT] += 7
+        mine.words[mine.counts_at(5) + Count.SENT] += 7
         convert.refresh(ledger)
-        assert mine.words[mine.row(5) + Count.SENT] == 10_000 + 5 + 2 + 7, "its own by now"
-        assert theirs.words[theirs.row(5) + Count.SENT] == 20_000 + 5 + 2 + 200
+        assert mine.words[mine.counts_at(5) + Count.SENT] == 10_000 + 5 + 2 + 7, "its own by now"
+        assert theirs.words[theirs.counts_at(5) + Count.SENT] == 20_000 + 5 + 2 + 200
         record(words, 1, 1, "192.0.2.9:9")
         convert.finish(ledger, 1)
         assert [flow.index for flow in theirs.flows()] == [0, 1, 2]
         add_before(words, 1, 5, 1000)
         convert.finish(ledger, 1)
         convert.refresh(ledger)
-        assert theirs.words[theirs.row(5) + Count.SENT] == 20_000 + 5 + 2 + 200, "finished once and for all"
+        assert theirs.words[theirs.counts_at(5) + Count.SENT] == 20_000 + 5 + 2 + 200, "finished once and for all"
         assert convert.pending(ledger) == []
 
 

@@ -49,7 +49,7 @@ def test_words_and_counters_do_not_overlap(ledger: Ledger) -> None:
             for count in range(Count.END):
                 value += 1
                 add(part, slot, count, value)
-                written.append((part, "row", part.row(slot) + count, value))
+                written.append((part, "row", part.counts_at(slot) + count, value))
         part[Word.FLOWS_HIGH] = 0
         for index in (0, 15):
             begin(part, index)
@@ -79,8 +79,8 @@ def test_active_is_over_all_workers(ledger: Ledger) -> None:
 
 
 def test_a_row_is_the_same_for_its_worker_and_for_the_others(ledger: Ledger) -> None:
-    rows = tuple(ledger.worker(n).row(5) for n in range(3))
-    assert {ledger.worker(n).all_rows(5) for n in range(3)} == {rows}
+    rows = tuple(ledger.worker(n).counts_at(5) for n in range(3))
+    assert {ledger.worker(n).all_counts_at(5) for n in range(3)} == {rows}
     assert len(set(rows)) == 3
     part = ledger.worker(1)
     part[Word.SCRATCH_OWNER] = 9
@@ -255,13 +255,13 @@ def test_reconcile(
         add(each, 3, Count.CLOSED + CAUSES.index("client_fin"), closed)
         add(each, 3, Count.ACTIVE, 9)
     part.reconcile(3, live, ended)
-    row = part.row(3)
+    row = part.counts_at(3)
     counts = {cause: part.words[row + Count.CLOSED + n] for n, cause in enumerate(CAUSES)}
     found = {"accepted": part.words[row + Count.ACCEPTED], **{cause: n for cause, n in counts.items() if n}}
     assert found == expected
     assert found["accepted"] == sum(counts.values()) + live
     assert part.words[row + Count.ACTIVE] == 0, "the flows that go on are counted in again, one by one"
-    assert other.words[other.row(3) + Count.ACTIVE] == 9, "the other worker's row is its own"
+    assert other.words[other.counts_at(3) + Count.ACTIVE] == 9, "the other worker's row is its own"
 
 
 def test_clear_makes_a_slot_new_in_one_worker(ledger: Ledger) -> None:
@@ -281,10 +281,10 @@ def test_histograms(connects_s: list[float], durations_s: list[float]) -> None:
     with new_ledger(workers=2) as ledger:
         for n, value_s in enumerate(connects_s):
             part = ledger.worker(n % 2)
-            part.observe_connect(part.row(1), value_s)
+            part.observe_connect(part.counts_at(1), value_s)
         for n, value_s in enumerate(durations_s):
             part = ledger.worker(n % 2)
-            part.observe_duration(part.row(1), value_s)
+            part.observe_duration(part.counts_at(1), value_s)
         for values_s, bounds_s, first, total in (
             (connects_s, CONNECT_BOUNDS_S, Count.CONNECT_BUCKETS, Count.CONNECT_SUM_NS),
             (durations_s, DURATION_BOUNDS_S, Count.DURATION_BUCKETS, Count.DURATION_SUM_NS),
@@ -322,7 +322,7 @@ def test_a_second_process_sees_and_writes_the_same(ledger: Ledger) -> None:
         "print([flow.peer for flow in ledger.flows()])\n"
         "part = ledger.worker(0)\n"
         "part.begin(3, State.LOOK, 1, 9, -1, 5, 'theirs')\n"
-        "part.words[part.row(1) + Count.ACTIVE] += 4\n"
+        "part.words[part.counts_at(1) + Count.ACTIVE] += 4\n"
     )
     command = [sys.executable, "-c", script, str(ledger.fd)]
     ran = subprocess.run(command, pass_fds=[ledger.fd], capture_output=True, text=True, timeout=HANG_S, check=True)

@@ -31,7 +31,7 @@ def test_targets_and_their_health_overlap_nothing(ledger: Ledger) -> None:
     written: dict[int, int] = {}
     for slot in (0, 1, TARGETS - 1):
         places = [health_at(slot)]
-        places += [row + count for row in ledger.worker(0).target_rows(slot) for count in range(TARGET_WORDS)]
+        places += [row + count for row in ledger.worker(0).target_counts_at(slot) for count in range(TARGET_WORDS)]
         for place in places:
             assert place not in written
             value += 1
@@ -51,7 +51,7 @@ def test_targets_and_their_health_overlap_nothing(ledger: Ledger) -> None:
 def test_a_targets_row_goes_to_its_next_holder_at_nought(ledger: Ledger) -> None:
     part = ledger.worker(1)
     row = part.claim_target(5, "web/in 10.0.0.4:80")
-    assert row == part.target_rows(5)[1]
+    assert row == part.target_counts_at(5)[1]
     part.words[row + TargetCount.ACTIVE] = 3
     assert part.claim_target(5, "web/in 10.0.0.4:80") == row
     assert ledger.target_total(5, TargetCount.ACTIVE) == 3, "it was its own"
