@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.address import Address, join_host_port
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
@@ -41,7 +41,7 @@ _SLICE_FLOWS: Final = 256  # taken over in one go, some 10 ms; then those that a
 class Adoption:
     """One take-over. `left` are the descriptors that the dead worker opened; what is taken over is removed from it."""
 
-    plane: Plane
+    context: Context
     pool: PipePool
     gates: dict[int, Gate]  # by the endpoint's slot
     listeners: dict[str, Listener]  # by address
@@ -55,7 +55,7 @@ class Adoption:
 
         Those come first whose peers wait for something, and are served before the others are taken over.
         """
-        ledger, records = self.plane.ledger, self.records
+        ledger, records = self.context.ledger, self.records
         here = [record for record in records if self._goes_on(record)]
         over = sorted((record for record in records if not self._goes_on(record)), key=self._counted)
         scratch = self._scratch()
@@ -75,14 +75,14 @@ class Adoption:
             for record in here[first : first + _SLICE_FLOWS]:
                 self._resume(record, scratch)
             if not first:
-                self.plane.mover.prepare()  # the dead worker's scratch pipe is the first one's now, if there were bytes in it
+                self.context.mover.prepare()  # the scratch pipe is the first one's now, if there were bytes in it
             self.serve()
         self._arrivals()
         for fd in self.left:
             with contextlib.suppress(OSError):
                 os.close(fd)
         if not here:
-            self.plane.mover.prepare()
+            self.context.mover.prepare()
         ledger[Word.FLOWS_ADOPTED] += len(here)
         return len(here)
 
@@ -113,7 +113,7 @@ class Adoption:
         """How likely the end of a flow that is over is counted: never, perhaps, surely."""
         if record.state != State.END:
             return 0
-        return 1 if record.index + 1 == self.plane.ledger[Word.ENDING] else 2
+        return 1 if record.index + 1 == self.context.ledger[Word.ENDING] else 2
 
     @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
@@ -131,7 +131,7 @@ class Adoption:
         # Before the edge's header was taken the connection was the edge's own, for the limits.
         source = edge if edge and record.state == State.HEADER else peer.host
         gate.readmit(source)
-        session = Session(self.plane, gate, client, source, peer, record.started_ns, record.index)
+        session = Session(self.context, gate, client, source, peer, record.started_ns, record.index)
         session.via = edge
         try:
             session.resume(record, target, up, down)
@@ -142,7 +142,7 @@ class Adoption:
     def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:
         """The pipe that holds bytes of this direction: the flow's own, or the scratch pipe if its bytes are in it."""
         if scratch is not None and scratch[0] == owner_of(record.index, direction):
-            pipe, ledger = scratch[1], self.plane.ledger
+            pipe, ledger = scratch[1], self.context.ledger
             ledger.hold(record.index, direction, (pipe.r, pipe.w))  # before it stops being the scratch pipe
             ledger[Word.SCRATCH_OWNER] = 0
             return pipe
@@ -152,13 +152,13 @@ class Adoption:
             return self.pool.adopt(r, w)
         if held != NO_PIPE:
             # It was emptied, and is about to be closed. Soon its numbers are another pipe's, with another flow's bytes.
-            self.plane.ledger.hold(record.index, direction, NO_PIPE)
+            self.context.ledger.hold(record.index, direction, NO_PIPE)
         return None
 
     @step
     def _scratch(self) -> tuple[int, Pipe] | None:
         """The dead worker's scratch pipe and whose bytes are in it; None when it is empty."""
-        ledger = self.plane.ledger
+        ledger = self.context.ledger
         owner, r, w = ledger[Word.SCRATCH_OWNER], ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W]
         if not owner or r not in self.left or w not in self.left or not readable_bytes(r):
             ledger[Word.SCRATCH_OWNER] = 0  # or the numbers would soon mean something else
@@ -180,7 +180,7 @@ class Adoption:
                     else:
                         reset_on_close(sock)
                     sock.close()
-        self.plane.ledger.end((record.index,))
+        self.context.ledger.end((record.index,))
 
     @step
     def _arrivals(self) -> None:
@@ -188,7 +188,7 @@ class Adoption:
         now_ns = time.monotonic_ns()
         for fd in sorted(self.left):
             found = connected_addresses(fd)
-            if found is None or not self.plane.has_room():
+            if found is None or not self.context.has_room():
                 continue
             listener = self._listener_at(found[0])
             if listener is not None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from relay.address import Address
 from relay.dataplane import first_bytes
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 from relay.kernel.poller import BROKEN, PEER_FIN
@@ -20,7 +20,7 @@ class Arrival(ABC):
 
     _client: AnySocket
     _looked_bytes: int
-    _plane: Plane
+    _context: Context
     _probe: bool
     _record: int
     gate: Gate
@@ -55,7 +55,7 @@ class Arrival(ABC):
             return self._unless_gone(events)
         peer = self.peer if header.src is None else Address(address_text(header.src), header.src_port)
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
-        self._plane.ledger.identify(self._record, str(peer), Flag.PROBE if header.src is None else 0)
+        self._context.ledger.identify(self._record, str(peer), Flag.PROBE if header.src is None else 0)
         self._probe = header.src is None
         first_bytes.take(self._client, header.length)
         return self._identified(peer)
@@ -63,16 +63,16 @@ class Arrival(ABC):
     def _identified(self, peer: Address) -> None:
         """The edge has said who the client is; itself, for a probe."""
         now_ns = time.time_ns()
-        if self._probe and self._plane.ledger.words[DaemonWord.BUSY_UNTIL_NS] > now_ns:
+        if self._probe and self._context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > now_ns:
             return self.cut("drain")  # this is how the edge learns to send nobody
         if not self._probe:
             edge, source = self.source, peer.host
             self.peer = peer
             if self.gate.audits:
-                self._plane.audit(self.gate, source, peer)
+                self._context.audit(self.gate, source, peer)
             if reason := self.gate.identify(edge, source, time.monotonic()):
                 self.gate.denied(reason)
-                self._plane.denials.note(self.gate.declared.name, peer, reason)
+                self._context.denials.note(self.gate.declared.name, peer, reason)
                 return self.cut("denied")
             self.source = source
         return self._go_on()
@@ -80,7 +80,7 @@ class Arrival(ABC):
     def _reject(self, verdict: Reject) -> None:
         name = self.gate.declared.name
         self.gate.denied("protocol")
-        self._plane.denials.note(name, self.peer, "protocol", verdict.reason)
+        self._context.denials.note(name, self.peer, "protocol", verdict.reason)
         self.cut("protocol")
 
     def _unless_gone(self, events: int) -> None:

@@ -38,7 +38,7 @@ class Flow(Protocol):
 
 
 @dataclass(slots=True)
-class Plane:
+class Context:
     """A worker's data plane. `waiting` and `starved` are looked through by the worker's tick."""
 
     poller: Poller

@@ -80,7 +80,7 @@ class Dial(Arrival):
     def _cannot_dial(self, error: OSError, again: bool) -> None:
         """There is no socket for the dial."""
         if error.errno in CAPACITY:  # accept nobody else; the tick tries again, until the time is up
-            self._plane.exhausted("descriptors for targets")
+            self._context.exhausted("descriptors for targets")
             return self._wait_in_dial(-1, again)
         reason = os_reason(error)
         if self.gate.declared.transparent:
@@ -89,7 +89,7 @@ class Dial(Arrival):
             reason = NOT_TRANSPARENT.get(error.errno or 0, reason)
         elif self.gate.pool is not None and self._route.failed():
             return self._dial()  # another one's address may be of this machine's own IP version
-        self._plane.denials.note(self.gate.declared.name, self.peer, reason, event="dial")
+        self._context.denials.note(self.gate.declared.name, self.peer, reason, event="dial")
         return self.cut("error")
 
     def _wait_in_dial(self, target_fd: int, again: bool) -> None:

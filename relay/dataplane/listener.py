@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from relay.address import Address
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.session import Session
 from relay.errors import os_reason
@@ -34,10 +34,10 @@ _BURST: Final = 64  # accepted in one go; established flows wait no longer than 
 class Listener:
     """One listening socket and the gate behind it."""
 
-    def __init__(self, plane: Plane, gate: Gate, sock: socket.socket) -> None:
+    def __init__(self, context: Context, gate: Gate, sock: socket.socket) -> None:
         self.gate = gate
         self.sock = sock
-        self._plane = plane
+        self._context = context
         self._watched = False
         self._filter: str | None = None  # on the socket; None: whatever a predecessor left
         self._dropped_seen = 0
@@ -62,7 +62,7 @@ class Listener:
             self._filter = ""
             message = "the kernel refuses the filter: who is denied gets a reset"
             name = gate.declared.name
-            self._plane.log.event("error", "no filter", endpoint=name, message=message, reason=os_reason(error))
+            self._context.log.event("error", "no filter", endpoint=name, message=message, reason=os_reason(error))
 
     def _replace_filter(self, program: bytes) -> None:
         if not self._filter:
@@ -82,19 +82,19 @@ class Listener:
             if growth:
                 reason = self.gate.declared.denied_reason
                 self.gate.denied(reason, growth)
-                self._plane.denials.note_unseen(self.gate.declared.name, reason, growth)
+                self._context.denials.note_unseen(self.gate.declared.name, reason, growth)
 
     def resume(self) -> None:
         """Accept from now on."""
         if not self._watched:
             # EXCLUSIVE: of several workers on one socket, the kernel wakes one and not all (epoll_ctl(2)).
-            self._plane.poller.watch(self.sock.fileno(), READ | EXCLUSIVE, self._on_ready)
+            self._context.poller.watch(self.sock.fileno(), READ | EXCLUSIVE, self._on_ready)
             self._watched = True
 
     def pause(self) -> None:
         """Accept no more for now; clients wait in the backlog."""
         if self._watched:
-            self._plane.poller.forget(self.sock.fileno())
+            self._context.poller.forget(self.sock.fileno())
             self._watched = False
 
     def finish(self) -> None:
@@ -104,18 +104,18 @@ class Listener:
             self._on_ready(READ)
 
     def _on_ready(self, _events: int) -> None:
-        plane = self._plane
+        context = self._context
         now_ns = time.monotonic_ns()
         for _ in range(_BURST):
-            if not plane.free_records and not plane.has_room():
-                return plane.exhausted("flows")
+            if not context.free_records and not context.has_room():
+                return context.exhausted("flows")
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() less a socket object
             except BlockingIOError:
                 return None
             except OSError as error:
                 if error.errno in CAPACITY:
-                    return plane.exhausted(errno.errorcode[error.errno])
+                    return context.exhausted(errno.errorcode[error.errno])
                 continue  # that client's connection broke while it waited; accept(2) says to take the next one
             self.take(fd, address, now_ns)
         return None
@@ -123,20 +123,20 @@ class Listener:
     @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
         """A connection came off the backlog: ask the gate, and start a session or refuse."""
-        plane, gate = self._plane, self.gate
+        context, gate = self._context, self.gate
         peer = Address(address[0], address[1])  # IPv6's has two fields more
         source = peer.host
         if gate.audits and not gate.declared.edges:
-            plane.audit(gate, source, peer)
+            context.audit(gate, source, peer)
         reason = gate.admit(source, now_ns / 1e9)
         if reason is not None:
             os.close(fd)
             gate.denied(reason)
-            plane.denials.note(gate.declared.name, peer, reason)
+            context.denials.note(gate.declared.name, peer, reason)
             return
         not_blocking(fd)
         if gate.declared.drop_filter:
             # The socket has inherited the listener's filter. It would be asked about every packet of a connection that was
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)
-        Session(plane, gate, Accepted(fd), source, peer, now_ns, plane.free_records.pop()).start()
+        Session(context, gate, Accepted(fd), source, peer, now_ns, context.free_records.pop()).start()

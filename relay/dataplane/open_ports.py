@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
 from relay.kernel.sockets import listening_address
@@ -16,11 +16,11 @@ class OpenPorts:
     A socket may be here before the snapshot that wants it, and for a moment after the last one that did.
     """
 
-    def __init__(self, plane: Plane, failed: Callable[[Callable[[], None], Exception], None]) -> None:
+    def __init__(self, context: Context, failed: Callable[[Callable[[], None], Exception], None]) -> None:
         """`failed` is told of a mistake of our own at one connection."""
         self.listeners: dict[str, Listener] = {}
         self._sockets: dict[str, socket.socket] = {}
-        self._plane = plane
+        self._context = context
         self._failed = failed
 
     def find(self, fds: Iterable[int]) -> set[int]:
@@ -43,7 +43,7 @@ class OpenPorts:
     def unserved(self, wanted: dict[str, Gate]) -> dict[str, Listener]:
         """A listener at each of these addresses that has a socket, which accepts nobody yet: for an adoption."""
         return {
-            address: Listener(self._plane, gate, self._sockets[address])
+            address: Listener(self._context, gate, self._sockets[address])
             for address, gate in wanted.items()
             if address in self._sockets
         }
@@ -54,7 +54,7 @@ class OpenPorts:
             self.listeners.pop(address).pause()
         for address, gate in wanted.items():
             if address not in self.listeners and (sock := self._sockets.get(address)) is not None:
-                self.listeners[address] = Listener(self._plane, gate, sock)
+                self.listeners[address] = Listener(self._context, gate, sock)
             if (listener := self.listeners.get(address)) is not None:
                 listener.serve(gate)
         return [address for address in wanted if address not in self.listeners]

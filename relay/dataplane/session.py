@@ -16,7 +16,7 @@ from typing import Final
 
 from relay.address import Address
 from relay.dataplane import first_bytes
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.dial import Dial, introduce
 from relay.dataplane.gate import Gate
 from relay.dataplane.pipes import Pipe
@@ -44,16 +44,32 @@ class Session(Dial):
     """A connection that was let in. `start` it, or let it `resume` a predecessor's; `cut` ends it from outside."""
 
     __slots__ = (
-        "_client", "_client_interest", "_connect_s", "_deadline_s", "_down", "_hup", "_idle_mark", "_idle_since_s",
-        "_mover_turn", "_plane", "_record", "_recorded", "_reset_by", "_started_ns", "_target_interest",
-        "_unsent_mark", "_up", "gate", "via",
+        "_client",
+        "_client_interest",
+        "_connect_s",
+        "_context",
+        "_deadline_s",
+        "_down",
+        "_hup",
+        "_idle_mark",
+        "_idle_since_s",
+        "_mover_turn",
+        "_record",
+        "_recorded",
+        "_reset_by",
+        "_started_ns",
+        "_target_interest",
+        "_unsent_mark",
+        "_up",
+        "gate",
+        "via",
     )  # fmt: skip
 
     def __init__(
-        self, plane: Plane, gate: Gate, client: AnySocket, source: str, peer: Address, started_ns: int, record: int
+        self, context: Context, gate: Gate, client: AnySocket, source: str, peer: Address, started_ns: int, record: int
     ) -> None:
-        self._plane = plane
-        self._mover_turn = plane.mover.turn
+        self._context = context
+        self._mover_turn = context.mover.turn
         self.gate = gate
         self.source = source
         self.via = source if gate.declared.edges else ""  # the edge's address, of a client that came by one
@@ -78,7 +94,7 @@ class Session(Dial):
         self._idle_since_s = 0.0
         self._state = State.FREE
         self._recorded = False
-        plane.sessions.add(self)
+        context.sessions.add(self)
 
     def start(self) -> None:
         """Begin: read the edge's header, look at the client's first bytes, or dial at once."""
@@ -99,7 +115,7 @@ class Session(Dial):
 
     def _stand(self, state: int, target_fd: int) -> None:
         """Put into the ledger where the flow stands: with its first target at once, if that answers at once."""
-        ledger = self._plane.ledger
+        ledger = self._context.ledger
         if self._recorded:
             if state == State.SPLICE:
                 ledger.aim(self._record, self._route.slot)
@@ -154,18 +170,18 @@ class Session(Dial):
 
     def _connected(self) -> None:
         """The target answered: tell it who the client is, if it wants to know, and let bytes flow."""
-        plane, gate, target = self._plane, self.gate, self._target
+        context, gate, target = self._context, self.gate, self._target
         assert target is not None  # DIAL has one
         self._connect_s = (time.monotonic_ns() - self._route.dialled_ns) / 1e9
         if gate.declared.send_proxy and not introduce(target, self._client, gate.declared.send_proxy, self.peer):
             return self._dial_failed("connect_failed")
         self._route.reached(self._connect_s)
-        plane.ledger.observe_connect(gate.counts_at, self._connect_s)
-        plane.waiting.discard(self)
+        context.ledger.observe_connect(gate.counts_at, self._connect_s)
+        context.waiting.discard(self)
         self._state = State.SPLICE
         self._stand(State.SPLICE, target.fileno())
         self._up, self._down = lanes(self._client, target, gate.counts_at, self._record)
-        poller = plane.poller
+        poller = context.poller
         poller.want(self._client.fileno(), self._client_interest, READ, self._on_client)
         poller.want(target.fileno(), self._target_interest, READ, self._on_target)
         self._client_interest = self._target_interest = READ
@@ -200,7 +216,7 @@ class Session(Dial):
         if events & WRITE and back.held_bytes:
             self._note(back, self._mover_turn(back))
         if events & ~WRITE:
-            if not out.eof and not out.held_bytes and self not in self._plane.starved:
+            if not out.eof and not out.held_bytes and self not in self._context.starved:
                 self._note(out, self._mover_turn(out))
             elif events & BROKEN:
                 # Nothing to be read now, so remember it: epoll would report it again and again.
@@ -214,12 +230,12 @@ class Session(Dial):
         elif turn is Turn.SINK_BROKEN:
             self._broken(lane, 2 if lane is self._up else 1)
         elif turn is Turn.STARVED:
-            self._plane.starved.add(self)
+            self._context.starved.add(self)
 
     def _broken(self, into: Lane, end: int) -> None:
         """One end was reset. Nothing reaches it any more; what it had sent before is still delivered."""
         self._reset_by = self._reset_by or ("client" if end == 1 else "target")
-        self._plane.ledger.flag(self._record, Flag.CLIENT_RESET if end == 1 else Flag.TARGET_RESET)
+        self._context.ledger.flag(self._record, Flag.CLIENT_RESET if end == 1 else Flag.TARGET_RESET)
         self._abandon(into)
 
     def _gone(self, into: Lane, end: int) -> None:
@@ -232,8 +248,8 @@ class Session(Dial):
             self._broken(into, end)
 
     def _abandon(self, lane: Lane) -> None:
-        self._plane.mover.abandon(lane)
-        self._plane.waiting.add(self)  # for its ticks, which read away what still comes
+        self._context.mover.abandon(lane)
+        self._context.waiting.add(self)  # for its ticks, which read away what still comes
 
     def _settle(self) -> None:
         """Pass ends of streams on; close when both directions are through; else wait for what is needed now."""
@@ -250,17 +266,17 @@ class Session(Dial):
             # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
             return self.cut("target_fin" if down.fin or up.abandoned else "client_fin")
         if up_done and not up.fin:
-            self._plane.ledger.flag(self._record, Flag.UP_FIN)  # before it is sent: see `resume`
+            self._context.ledger.flag(self._record, Flag.UP_FIN)  # before it is sent: see `resume`
             up.finish()
         if down_done and not down.fin:
-            self._plane.ledger.flag(self._record, Flag.DOWN_FIN)
+            self._context.ledger.flag(self._record, Flag.DOWN_FIN)
             down.finish()
         return self._watch()
 
     def _watch(self) -> None:
         up, down = self._up, self._down
         assert up is not None and down is not None  # SPLICE has both
-        starved = self in self._plane.starved
+        starved = self in self._context.starved
         if (wanted := interest(up, down, self._hup & 1, starved)) != self._client_interest:
             self._watch_client(wanted)
         if (wanted := interest(down, up, self._hup & 2, starved)) != self._target_interest:
@@ -292,7 +308,7 @@ class Session(Dial):
         """In HEADER, LOOK, DIAL and CLOSE: is the deadline past; is what we wait for, and epoll cannot tell, there."""
         for lane in (self._up, self._down):
             if lane is not None and lane.abandoned:
-                self._plane.mover.discard(lane)
+                self._context.mover.discard(lane)
         if self._state == State.SPLICE:  # its deadline is `idle`, see `sweep`
             return
         if self._state == State.CLOSE and now_s < self._deadline_s:
@@ -319,7 +335,7 @@ class Session(Dial):
         idle_s = self.gate.declared.idle_s
         if moved != self._idle_mark:
             self._idle_mark, self._idle_since_s, self._unsent_mark = moved, now_s, -1
-            self._plane.ledger.moved(self._record, up.total_bytes, down.total_bytes)
+            self._context.ledger.moved(self._record, up.total_bytes, down.total_bytes)
         elif idle_s is not None and now_s - self._idle_since_s >= idle_s / 2:
             self._consider_idle(now_s, idle_s)
 
@@ -338,50 +354,50 @@ class Session(Dial):
         if self._state == State.END:
             return
         self._state = State.END
-        plane, gate, up, down = self._plane, self.gate, self._up, self._down
+        context, gate, up, down = self._context, self.gate, self._up, self._down
         clean = cause in _CLEAN
         if not self._recorded:
             self._stand(State.DIAL, -1)
-        plane.ledger.ending(self._record, cause)  # first: from here on nobody takes the flow over
-        plane.ended.append(self._record)
+        context.ledger.ending(self._record, cause)  # first: from here on nobody takes the flow over
+        context.ended.append(self._record)
         if clean:
             finish_on_close(self._client.fileno())
         elif up is not None and down is not None:
-            plane.mover.drop(up)
-            plane.mover.drop(down)
+            context.mover.drop(up)
+            context.mover.drop(down)
         self._drop_target(clean=clean)
-        plane.poller.close(self._client)
-        plane.sessions.discard(self)
-        plane.waiting.discard(self)
-        plane.starved.discard(self)
+        context.poller.close(self._client)
+        context.sessions.discard(self)
+        context.waiting.discard(self)
+        context.starved.discard(self)
         duration_s = (time.monotonic_ns() - self._started_ns) / 1e9
-        plane.ledger.observe_duration(gate.counts_at, duration_s)
+        context.ledger.observe_duration(gate.counts_at, duration_s)
         gate.release(self.source, cause)
         if down is not None:
             self._route.leave(cause, down.total_bytes)
-        if plane.log.wants("debug" if self._probe else "info"):
+        if context.log.wants("debug" if self._probe else "info"):
             times_s = duration_s, self._connect_s
-            plane.log_end(gate.declared.name, self.peer, self._route.target, (up, down), times_s, cause)
+            context.log_end(gate.declared.name, self.peer, self._route.target, (up, down), times_s, cause)
 
     # --- small parts --------------------------------------------------------------------------------------------
 
     def _await(self, timeout_s: float) -> None:
         self._deadline_s = time.monotonic() + timeout_s
-        self._plane.waiting.add(self)
+        self._context.waiting.add(self)
 
     def _drop_target(self, *, clean: bool = False) -> None:
         target, self._target, self._target_interest = self._target, None, None
         if target is not None:
             if not clean:
                 reset_on_close(target)
-            self._plane.poller.close(target)
+            self._context.poller.close(target)
 
     def _watch_client(self, interest: int | None) -> None:
         if interest != self._client_interest:
-            self._plane.poller.want(self._client.fileno(), self._client_interest, interest, self._on_client)
+            self._context.poller.want(self._client.fileno(), self._client_interest, interest, self._on_client)
             self._client_interest = interest
 
     def _watch_target(self, interest: int | None) -> None:
         if interest != self._target_interest and self._target is not None:
-            self._plane.poller.want(self._target.fileno(), self._target_interest, interest, self._on_target)
+            self._context.poller.want(self._target.fileno(), self._target_interest, interest, self._on_target)
             self._target_interest = interest

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
 from relay.dataplane.adopt import Adoption, free_records, held_by
-from relay.dataplane.context import Flow, Plane
+from relay.dataplane.context import Context, Flow
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.open_ports import OpenPorts
@@ -71,13 +71,13 @@ class Worker:
         self._drain_until = inherited.drain_until
         self._snapshot = _snapshot_in_force(inherited)
         self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
-        self._plane: Plane
-        self._poller = Poller(self._on_error, lambda: self._plane.closed())
+        self._context: Context
+        self._poller = Poller(self._on_error, lambda: self._context.closed())
         self._pool = PipePool(inherited.ledger)
         capacity = min(flows_max, inherited.ledger.capacity_flows)
         self._records = list(inherited.ledger.flows())  # a predecessor's
         free, unused = free_records(self._records, inherited.ledger[Word.FLOWS_HIGH], capacity)
-        self._plane = Plane(
+        self._context = Context(
             poller=self._poller,
             mover=Mover(self._pool, inherited.ledger),
             ledger=inherited.ledger,
@@ -90,7 +90,7 @@ class Worker:
         self._sources = SourceCounts(inherited.ledger)
         self._sources.clear()
         self._left = left
-        self._ports = OpenPorts(self._plane, self._on_error)
+        self._ports = OpenPorts(self._context, self._on_error)
         self._left -= self._ports.find(self._left - held_by(self._records))
         self._gates: dict[str, Gate] = {}
         self._resume_at_s = 0.0
@@ -147,21 +147,21 @@ class Worker:
         """After anything that may have changed what the ticks must look at."""
         self._poller.bury()
         self._log.flush()
-        plane = self._plane
-        if self._fast_timer is None and (plane.waiting or plane.starved or self._resume_at_s):
+        context = self._context
+        if self._fast_timer is None and (context.waiting or context.starved or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._drain_deadline_s is not None:
             if self._ports.listeners and not self._inbound():
                 self._ports.close(self._ports.listeners)
-            if not plane.sessions:
+            if not context.sessions:
                 self._stopped.set()
 
     def _fast_tick(self) -> None:
         self._fast_timer = None
         now_s = time.monotonic()
-        for session in list(self._plane.waiting):
+        for session in list(self._context.waiting):
             self._guard(session, lambda session=session: session.tick(now_s))  # type: ignore[misc]
-        starved, self._plane.starved = self._plane.starved, set()
+        starved, self._context.starved = self._context.starved, set()
         for session in starved:
             self._guard(session, session.read_on)
         if self._resume_at_s and now_s >= self._resume_at_s:
@@ -177,8 +177,8 @@ class Worker:
         if self._index == 0:
             for listener in self._ports.listeners.values():
                 listener.count_dropped()
-        self._plane.denials.tick()
-        for session in list(self._plane.sessions):
+        self._context.denials.tick()
+        for session in list(self._context.sessions):
             self._guard(session, lambda session=session: session.sweep(now_s))  # type: ignore[misc]
         if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
             self._cut_all("drain")
@@ -194,7 +194,9 @@ class Worker:
             self._ledger[Word.ACCEPT_PAUSES] += 1
             if now_s - self._pause_said_s >= PAUSE_SAID_S:
                 self._pause_said_s = now_s
-                self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._plane.sessions))
+                self._log.event(
+                    "warning", "accept paused", message=f"no more {why}", active=len(self._context.sessions)
+                )
         self._resume_at_s = now_s + PAUSE_S
         self._ports.pause()
 
@@ -205,7 +207,7 @@ class Worker:
         self._log.level = self._snapshot.log_level
         self._make_gates()
         self._rewire()
-        self._redecision.begin(self._plane.sessions, self._declared())
+        self._redecision.begin(self._context.sessions, self._declared())
 
     def _declared(self) -> set[str]:
         return {row.name for row in self._snapshot.endpoints}
@@ -240,7 +242,7 @@ class Worker:
 
         records, self._records = self._records, []
         serve = self._poller.serve  # and not `_serve`: accepting, ticks and the end of a drain wait until all are here
-        adopted = Adoption(self._plane, self._pool, gates, listeners, records, self._left, serve, failed).run()
+        adopted = Adoption(self._context, self._pool, gates, listeners, records, self._left, serve, failed).run()
         return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
 
     def _rewire(self) -> None:
@@ -314,7 +316,7 @@ class Worker:
         return sum(self._ledger.words[gate.counts_at + Count.ACTIVE] for gate in gates)
 
     def _cut_all(self, cause: str) -> None:
-        for session in list(self._plane.sessions):
+        for session in list(self._context.sessions):
             self._guard(session, lambda session=session: session.cut(cause))  # type: ignore[misc]
         self._after()
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from relay.config.roster import Member
 from relay.errors import IdentityError, RegistryError
-from relay.fleet.entries import Entry, EntryKeys, KeyValue, ordinal_of, read_entry, read_slot, slot_value
+from relay.fleet.entries import Entry, EntryKeys, KeyValue, claim_value, ordinal_of, read_claim, read_entry
 from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import (
     NOT_FOUND,
@@ -79,7 +79,7 @@ def have(keys: EntryKeys, role: str, ordinal: int, machine: str, lease: int) -> 
     """Write down that the machine has the number."""
     number = str(ordinal).encode()
     return [
-        put(keys.slot(role, ordinal), slot_value(machine), lease),
+        put(keys.claim(role, ordinal), claim_value(machine), lease),
         put(keys.number(role, machine), number, lease),
     ]
 
@@ -118,7 +118,7 @@ class _Claim:
         self._block = max(_BLOCK_MIN, -(-count // _BLOCKS_MAX))
         self._doubtful: set[int] = set()  # numbers by which somebody is there, who may be anybody
         self._occupied: set[int] = set()  # numbers that nobody has, and by which somebody else is there all the same
-        self._slot_lease = self._presence_lease = self._queue_lease = 0
+        self._claim_lease = self._presence_lease = self._queue_lease = 0
         self._held = False  # the number was ours before
         self._in_doubt = False  # the number may be ours: the transaction was sent, and its answer has not come
         self._line_until_s: float | None = None
@@ -131,12 +131,12 @@ class _Claim:
         except BaseException:
             await self._clean_up()
             raise
-        leases = (self._presence_lease,) if self._held else (self._presence_lease, self._slot_lease)
+        leases = (self._presence_lease,) if self._held else (self._presence_lease, self._claim_lease)
         return Claimed(ordinal, leases)
 
     async def _clean_up(self) -> None:
         """Leave the queue. Also when cancelled; where it fails, the leases end by themselves."""
-        leases = [self._queue_lease] if self._in_doubt else [self._queue_lease, self._presence_lease, self._slot_lease]
+        leases = [self._queue_lease] if self._in_doubt else [self._queue_lease, self._presence_lease, self._claim_lease]
         with contextlib.suppress(RegistryError):
             for lease in filter(None, leases):
                 await self._client.revoke(lease)
@@ -154,7 +154,7 @@ class _Claim:
         """One look, and one attempt where there is something to attempt. None: look again."""
         mine = await self._mine()
         ordinal = self._vacancy.ordinal
-        if ordinal is not None and ordinal != mine and (owner := await self._get(self._slot(ordinal))) is not None:
+        if ordinal is not None and ordinal != mine and (owner := await self._get(self._key_of(ordinal))) is not None:
             raise IdentityError(
                 f"{await self._holder(ordinal, owner)} is held by that machine; ask for another number, or wait until "
                 "it has been gone for `hold`"
@@ -169,8 +169,8 @@ class _Claim:
         ordinal = ordinal_of((number.value or b"").decode(errors="replace")) if number is not None else None
         if ordinal is None:
             return None
-        slot = await self._get(self._slot(ordinal))
-        return ordinal if slot is not None and slot.value == slot_value(self._me.machine) else None
+        claimed = await self._get(self._key_of(ordinal))
+        return ordinal if claimed is not None and claimed.value == claim_value(self._me.machine) else None
 
     async def _next_free(self) -> int | None:
         """The free number after those that the others in the line before us will take. None: not known yet."""
@@ -199,7 +199,7 @@ class _Claim:
         look = [
             put(queue + self._me.machine, b"", self._queue_lease),
             count_from(queue, queue[:-1] + "0"),  # "0" is what follows "/"
-            *(count_from(self._slot(n), self._slot(min(n + self._block, self._count))) for n in starts),
+            *(count_from(self._key_of(n), self._key_of(min(n + self._block, self._count))) for n in starts),
         ]
         answer = await self._client.txn((), look)
         waiting, *taken = answer.counts
@@ -207,17 +207,17 @@ class _Claim:
 
     async def _free_of(self, numbers: range, rank: int, revision: int) -> int | None:
         """The free number among `numbers` that comes after so many, as it was at the revision."""
-        first, end = self._slot(numbers.start), self._slot(numbers.stop)
-        (slots,) = (await self._client.txn((), [get_from(first, end, revision=revision)])).found
-        taken = {each.key for each in slots}
-        free = [n for n in numbers if self._slot(n) not in taken and n not in self._occupied]
+        first, end = self._key_of(numbers.start), self._key_of(numbers.stop)
+        (claims,) = (await self._client.txn((), [get_from(first, end, revision=revision)])).found
+        taken = {each.key for each in claims}
+        free = [n for n in numbers if self._key_of(n) not in taken and n not in self._occupied]
         return free[rank] if rank < len(free) else None
 
     async def _take(self, ordinal: int, mine: int | None) -> bool:
         """Take the number if nothing is in the way: whether it is ours."""
         keys, role, machine = self._keys, self._role, self._me.machine
-        slot, self._held = self._slot(ordinal), ordinal == mine
-        compare: list[Compare] = [holds(slot, slot_value(machine)) if ordinal == mine else absent(slot)]
+        key, self._held = self._key_of(ordinal), ordinal == mine
+        compare: list[Compare] = [holds(key, claim_value(machine)) if ordinal == mine else absent(key)]
         # A number that was ours, where another one is asked for now, or there are fewer.
         given_up = [mine] if mine is not None and mine != ordinal else []
         for n in (ordinal, *given_up):
@@ -227,15 +227,15 @@ class _Claim:
             if found is not None and not await self._may_replace(n, found, owned=n == mine):
                 return False
             compare.append(absent(keys.member(role, n)) if found is None else unchanged(found))
-        self._slot_lease = await self._lease(self._slot_lease, self._me.hold_s)
+        self._claim_lease = await self._lease(self._claim_lease, self._me.hold_s)
         self._presence_lease = await self._lease(self._presence_lease, self._me.ttl_s)
         # Busy until it says otherwise: it is there, and takes no connections yet.
         entry = Entry(Member(role, ordinal, self._me.address, busy=True), machine, str(self._me.daemon))
         then = [
-            *have(keys, role, ordinal, machine, self._slot_lease),
+            *have(keys, role, ordinal, machine, self._claim_lease),
             put(keys.member(role, ordinal), entry.to_value(), self._presence_lease),
             delete(keys.queue(role) + machine),
-            *(delete(key) for n in given_up for key in (self._slot(n), keys.member(role, n))),
+            *(delete(key) for n in given_up for key in (self._key_of(n), keys.member(role, n))),
         ]
         self._in_doubt = True
         if (await self._client.txn(compare, then)).succeeded:
@@ -277,13 +277,13 @@ class _Claim:
         (found,) = (await self._client.txn((), [get(key)])).found
         return found[0] if found else None
 
-    def _slot(self, ordinal: int) -> str:
-        return self._keys.slot(self._role, ordinal)
+    def _key_of(self, ordinal: int) -> str:
+        return self._keys.claim(self._role, ordinal)
 
     async def _refuse_full(self) -> None:
-        some = get_from(self._slot(0), self._slot(self._count), limit=_NAMED_MAX)
-        (slots,) = (await self._client.txn((), [some])).found
-        named = [await self._holder(int(each.key[-6:]), each) for each in slots]
+        some = get_from(self._key_of(0), self._key_of(self._count), limit=_NAMED_MAX)
+        (claims,) = (await self._client.txn((), [some])).found
+        named = [await self._holder(int(each.key[-6:]), each) for each in claims]
         more = f" and {self._count - len(named)} more" if self._count > len(named) else ""
         which = f"all {self._count} numbers" if self._count > 1 else "the one number"
         verb = "are" if self._count > 1 else "is"
@@ -292,8 +292,8 @@ class _Claim:
             "has been gone for `hold`"
         )
 
-    async def _holder(self, ordinal: int, slot: KeyValue) -> str:
+    async def _holder(self, ordinal: int, claimed: KeyValue) -> str:
         found = await self._get(self._keys.member(self._role, ordinal))
         entry = read_entry((self._role, ordinal), found.value or b"") if found is not None else None
-        machine = read_slot(slot.value or b"")[:8] or "unknown"
+        machine = read_claim(claimed.value or b"")[:8] or "unknown"
         return f"{self._role}_IN_{ordinal} ({entry.member.address if entry else f'machine {machine}, not there now'})"

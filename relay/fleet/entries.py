@@ -74,13 +74,13 @@ class EntryKeys:
         """An instance's presence."""
         return f"{self.members(role)}{ordinal}"
 
-    def slots(self, role: str) -> str:
+    def claims(self, role: str) -> str:
         """The prefix of who has a role's numbers."""
         return f"/relay/{self.service}/slots/{role}/"
 
-    def slot(self, role: str, ordinal: int) -> str:
+    def claim(self, role: str, ordinal: int) -> str:
         """Who has a number. With leading zeros, so that the order of keys is that of numbers, and ranges can be counted."""
-        return f"{self.slots(role)}{ordinal:06}"
+        return f"{self.claims(role)}{ordinal:06}"
 
     def number(self, role: str, machine: str) -> str:
         """Which number a machine has."""
@@ -120,12 +120,12 @@ def read_entry(place: tuple[str, int], value: bytes) -> Entry | None:
     return Entry(Member(*place, address, metrics, busy, down), machine, daemon)
 
 
-def slot_value(machine: str) -> bytes:
-    """What stands in the slot of the machine with this hash: always the same bytes, so that they can be compared."""
+def claim_value(machine: str) -> bytes:
+    """What stands in the claim of the machine with this hash: always the same bytes, so that they can be compared."""
     return json.dumps({"machine": machine}).encode()
 
 
-def read_slot(value: bytes) -> str:
+def read_claim(value: bytes) -> str:
     """The hash of the machine that has the number; empty where the value does not tell."""
     machine = _mapping(value).get("machine")
     return machine if isinstance(machine, str) else ""

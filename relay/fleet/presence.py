@@ -11,7 +11,7 @@ from typing import Final
 from relay.config.roster import Member
 from relay.errors import RegistryError
 from relay.fleet.claim import Claimant, have, in_the_way, may_replace
-from relay.fleet.entries import Entry, EntryKeys, KeyValue, read_entry, read_slot, slot_value
+from relay.fleet.entries import Entry, EntryKeys, KeyValue, claim_value, read_claim, read_entry
 from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Compare, absent, get, holds, put, unchanged
 
@@ -42,10 +42,10 @@ class Presence:
         self.trouble = ""
         self._client, self._me, self._keys = client, me, EntryKeys(me.service)
         self._member = Member(role, ordinal, me.address)
-        self._slot, self._key = self._keys.slot(role, ordinal), self._keys.member(role, ordinal)
+        self._claim_key, self._key = self._keys.claim(role, ordinal), self._keys.member(role, ordinal)
         self._written: Member | None = None  # what etcd has, as far as we know
-        self._lease = self._slot_lease = 0
-        self._slot_until_s = 0.0
+        self._lease = self._claim_lease = 0
+        self._claim_until_s = 0.0
         self._announced = False
         self._woken = asyncio.Event()
 
@@ -97,28 +97,28 @@ class Presence:
                 await self._find_leases()
             if self._lease:
                 await self._client.revoke(self._lease)
-            if self._slot_lease:
-                await self._client.keep_alive(self._slot_lease)
+            if self._claim_lease:
+                await self._client.keep_alive(self._claim_lease)
 
     async def _find_leases(self) -> None:
         """The leases of what stands there as ours: whoever claimed the number, or ran before us, has put it there."""
-        slots, presences = (await self._client.txn((), [get(self._slot), get(self._key)])).found
+        claims, presences = (await self._client.txn((), [get(self._claim_key), get(self._key)])).found
         place = self._member.role, self._member.ordinal
         for there in presences:
             entry = read_entry(place, there.value or b"")
             if entry is not None and entry.daemon == str(self._me.daemon):
                 self._lease = there.lease
-        for slot in slots:
-            if slot.value == slot_value(self._me.machine):
-                self._slot_lease = slot.lease
+        for claimed in claims:
+            if claimed.value == claim_value(self._me.machine):
+                self._claim_lease = claimed.lease
 
     async def _renew(self) -> None:
         if self._lease and not await self._client.keep_alive(self._lease):
             self._lease, self._written = 0, None
-        if self._slot_lease and time.monotonic() > self._slot_until_s:
-            if not await self._client.keep_alive(self._slot_lease):
-                self._slot_lease, self._written = 0, None
-            self._slot_until_s = time.monotonic() + min(self._me.hold_s / 3, max(self._me.ttl_s / 3, _SLOT_RENEWAL_S))
+        if self._claim_lease and time.monotonic() > self._claim_until_s:
+            if not await self._client.keep_alive(self._claim_lease):
+                self._claim_lease, self._written = 0, None
+            self._claim_until_s = time.monotonic() + min(self._me.hold_s / 3, max(self._me.ttl_s / 3, _SLOT_RENEWAL_S))
         # Whoever writes there at the same time is read of at the second look, and is gone or stays.
         for _ in range(3):
             if self._written == self._member or await self._write():
@@ -126,22 +126,22 @@ class Presence:
 
     async def _write(self) -> bool:
         """Put the entries. True: they are there, or are somebody else's, which `conflict` says."""
-        slots, presences = (await self._client.txn((), [get(self._slot), get(self._key)])).found
-        slot, there = next(iter(slots), None), next(iter(presences), None)
-        member, mine = self._member, slot_value(self._me.machine)
-        self.conflict = self._conflict(slot, there)
+        claims, presences = (await self._client.txn((), [get(self._claim_key), get(self._key)])).found
+        claimed, there = next(iter(claims), None), next(iter(presences), None)
+        member, mine = self._member, claim_value(self._me.machine)
+        self.conflict = self._conflict(claimed, there)
         if self.conflict:
-            self._lease = self._slot_lease = 0  # the keys are not on them any more
+            self._lease = self._claim_lease = 0  # the keys are not on them any more
             return True
-        self._slot_lease = await self._granted(self._slot_lease, slot, self._me.hold_s)
+        self._claim_lease = await self._granted(self._claim_lease, claimed, self._me.hold_s)
         self._lease = await self._granted(self._lease, there, self._me.ttl_s)
         compare: list[Compare] = [
-            absent(self._slot) if slot is None else holds(self._slot, mine),
+            absent(self._claim_key) if claimed is None else holds(self._claim_key, mine),
             absent(self._key) if there is None else unchanged(there),
         ]
         value = Entry(member, self._me.machine, str(self._me.daemon)).to_value()
         then = [
-            *have(self._keys, member.role, member.ordinal, self._me.machine, self._slot_lease),
+            *have(self._keys, member.role, member.ordinal, self._me.machine, self._claim_lease),
             put(self._key, value, self._lease),
         ]
         if not (await self._client.txn(compare, then)).succeeded:
@@ -149,13 +149,13 @@ class Presence:
         self._written = member
         return True
 
-    def _conflict(self, slot: KeyValue | None, there: KeyValue | None) -> str:
+    def _conflict(self, claimed: KeyValue | None, there: KeyValue | None) -> str:
         place = self._member.role, self._member.ordinal
         entry = read_entry(place, there.value or b"") if there is not None else None
         if entry is not None and not may_replace(entry, self._me.machine, self._me.daemon):
             return in_the_way(entry, self._me.machine)
-        if slot is not None and slot.value != slot_value(self._me.machine):
-            owner = read_slot(slot.value or b"")[:8] or "unknown"
+        if claimed is not None and claimed.value != claim_value(self._me.machine):
+            owner = read_claim(claimed.value or b"")[:8] or "unknown"
             return (
                 f"{self._member.id} has become the number of another machine ({owner}); start relay again for a new one"
             )

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, TargetRow
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
@@ -48,10 +48,10 @@ class Rig:
         self.pool = stack.enter_context(pool_of(self.ledger))
         self.exhausted: list[str] = []
         self.bugs: list[Exception] = []
-        self.poller = Poller(self._on_error, lambda: self.plane.closed())
+        self.poller = Poller(self._on_error, lambda: self.context.closed())
         sink, self._log_source = (stack.enter_context(sock) for sock in logging.channel())
         self.log = Logger(sink, "worker-0", "info")
-        self.plane = Plane(
+        self.context = Context(
             poller=self.poller,
             mover=Mover(self.pool, self.part),
             ledger=self.part,
@@ -61,7 +61,7 @@ class Rig:
             exhausted=self._on_exhausted,
         )
         self.gate = Gate(row, self.part, SourceCounts(self.part))
-        self.listener = Listener(self.plane, self.gate, open_listener(row, port))
+        self.listener = Listener(self.context, self.gate, open_listener(row, port))
         self.address = self.listener.sock.getsockname()
         self.listener.resume()
         stack.callback(self._end)
@@ -74,13 +74,13 @@ class Rig:
         self.listener.pause()
 
     def _end(self) -> None:
-        for session in list(self.plane.sessions):
+        for session in list(self.context.sessions):
             session.cut("drain")
         self.listener.pause()
         self.listener.sock.close()
         self.poller.shut()
-        if self.plane.mover._scratch is not None:
-            close(self.plane.mover._scratch)
+        if self.context.mover._scratch is not None:
+            close(self.context.mover._scratch)
 
     def connect(self) -> socket.socket:
         """A client, connected and not yet accepted."""
@@ -108,14 +108,14 @@ class Rig:
 
     def session(self) -> Session:
         """The one session there is, as soon as it was let in."""
-        self.until(lambda: self.plane.sessions, "a session begins")
-        [session] = self.plane.sessions
+        self.until(lambda: self.context.sessions, "a session begins")
+        [session] = self.context.sessions
         assert isinstance(session, Session)
         return session
 
     def tick(self, now_s: float) -> None:
         """What a worker does for sessions that wait."""
-        for session in list(self.plane.waiting):
+        for session in list(self.context.waiting):
             session.tick(now_s)
         self.poller.bury()
 
@@ -153,7 +153,7 @@ class Rig:
 
         def over() -> bool:
             self.tick(time.monotonic())
-            return not self.plane.sessions
+            return not self.context.sessions
 
         self.until(over, "the session ends")
         self.poller.bury()
@@ -163,12 +163,12 @@ class Rig:
         assert [CAUSES[n] for n, count in enumerate(closed) if count] == [record["cause"]]
         assert sum(closed) == self.ledger.total(0, Count.ACCEPTED) == 1
         assert list(self.ledger.flows()) == []
-        assert (self.plane.waiting, self.plane.starved, self.bugs) == (set(), set(), [])
-        assert len(set(self.plane.free_records)) == len(self.plane.free_records) == 32
+        assert (self.context.waiting, self.context.starved, self.bugs) == (set(), set(), [])
+        assert len(set(self.context.free_records)) == len(self.context.free_records) == 32
         assert self.ledger.total(0, Count.RECEIVED) == record["received"]
         assert self.ledger.total(0, Count.SENT) == record["sent"]
         assert sum(self.ledger.total(0, Count.DURATION_BUCKETS + n) for n in range(14)) == 1
-        assert self.part[Word.PIPES] == len(self.pool._spare) + (self.plane.mover._scratch is not None)
+        assert self.part[Word.PIPES] == len(self.pool._spare) + (self.context.mover._scratch is not None)
         return record
 
     def records(self) -> list[dict[str, Any]]:

@@ -152,10 +152,10 @@ class Running:
 
     def _close(self) -> None:
         """What a worker leaves to the end of its process."""
-        for session in list(self.working._plane.sessions):  # none, unless a test failed
+        for session in list(self.working._context.sessions):  # none, unless a test failed
             session.cut("drain")
         self.working._poller.bury()
-        mover = self.working._plane.mover
+        mover = self.working._context.mover
         for pipe in (*mover._pool._spare, *([mover._scratch] if mover._scratch else [])):
             close(pipe)
         if fd := self.part[Word.SNAPSHOT_FD]:

@@ -23,7 +23,7 @@ def test_a_burst_of_clients_is_let_in(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(target.row,)), stack, flows=256)
     for _ in range(200):
         rig.connect()
-    rig.until(lambda: len(rig.plane.sessions) == 200, "all are let in")
+    rig.until(lambda: len(rig.context.sessions) == 200, "all are let in")
     assert len(list(rig.ledger.flows())) == rig.ledger.active(0) == 200
     assert len({flow.peer for flow in rig.ledger.flows()}) == 200
 
@@ -33,7 +33,7 @@ def test_a_refused_client_gets_a_reset_and_nothing_is_dialled(stack: contextlib.
     rig = rig_to(stack, target, rules=(RuleRow(False, "127.0.0.0/8", "f:1"),))
     client = rig.connect()
     assert rig.ending(client) == "reset"
-    assert (rig.plane.sessions, rig.ledger.total(0, Count.ACCEPTED)) == (set(), 0)
+    assert (rig.context.sessions, rig.ledger.total(0, Count.ACCEPTED)) == (set(), 0)
     assert rig.ledger.total(0, Count.DENIED + REASONS.index("access")) == 1
     assert not target.was_dialled()
     [line] = rig.records()
@@ -66,7 +66,7 @@ def test_limits(
     rig = rig_to(stack, tcp_target(stack), **keys)
     clients = [rig.connect() for _ in range(3)]
     assert rig.ending(clients[2]) == "reset"
-    assert len(rig.plane.sessions) == 2
+    assert len(rig.context.sessions) == 2
     assert rig.ledger.total(0, Count.DENIED + REASONS.index(reason)) == 1
 
 
@@ -98,8 +98,8 @@ def test_the_kernel_drops_whom_the_envelope_denies(stack: contextlib.ExitStack, 
     with pytest.raises(OSError, match="not connected"):
         denied.getpeername()
     assert permitted.getpeername() == rig.address
-    assert len(rig.plane.sessions) == 1
-    rig.plane.denials.tick()
+    assert len(rig.context.sessions) == 1
+    rig.context.denials.tick()
     [line] = rig.records()
     assert (line["event"], line["endpoint"], line["reason"]) == ("denied", "web/in", "access")
     assert line["left_out"] == access_denied(rig)
@@ -123,7 +123,7 @@ def test_another_declaration_is_another_filter_and_none_is_none(stack: contextli
     rig.gate.declare(replace(rig.gate.declared, **dropping("127.0.0.3")))
     rig.listener.serve(rig.gate)
     first = from_source(rig, "127.0.0.2")
-    rig.until(lambda: len(rig.plane.sessions) == 1, "who was denied is let in")
+    rig.until(lambda: len(rig.context.sessions) == 1, "who was denied is let in")
     from_source(rig, "127.0.0.3").close()
     rig.gate.declare(replace(rig.gate.declared, deny="reset", drop_filter=""))
     rig.listener.serve(rig.gate)
@@ -221,16 +221,16 @@ def test_out_of_descriptors_pauses_and_loses_nobody(stack: contextlib.ExitStack)
 
 
 def test_records_are_taken_by_the_handful(stack: contextlib.ExitStack) -> None:
-    plane = Rig(endpoint_row(listen_port=free_port()), stack).plane
-    plane.unused_records = range(32, 3000)
-    assert plane.has_room()
-    assert len(plane.free_records) == 32, "there were some"
+    context = Rig(endpoint_row(listen_port=free_port()), stack).context
+    context.unused_records = range(32, 3000)
+    assert context.has_room()
+    assert len(context.free_records) == 32, "there were some"
     taken = []
-    while plane.free_records or plane.has_room():
-        assert len(plane.free_records) <= 1024
-        taken.append(plane.free_records.pop())
+    while context.free_records or context.has_room():
+        assert len(context.free_records) <= 1024
+        taken.append(context.free_records.pop())
     assert taken == list(range(3000))
-    assert not plane.has_room()
+    assert not context.has_room()
 
 
 def test_out_of_records_pauses(stack: contextlib.ExitStack) -> None:
@@ -238,12 +238,12 @@ def test_out_of_records_pauses(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(target.row,)), stack, flows=2)
     clients = [rig.connect() for _ in range(3)]
     rig.until(lambda: rig.exhausted, "there is no record left")
-    assert (rig.exhausted, len(rig.plane.sessions)) == (["flows"], 2)
+    assert (rig.exhausted, len(rig.context.sessions)) == (["flows"], 2)
     clients[0].close()
     target.accept(rig).close()
-    rig.until(lambda: len(rig.plane.sessions) == 1, "one flow is over")
+    rig.until(lambda: len(rig.context.sessions) == 1, "one flow is over")
     rig.listener.resume()
-    rig.until(lambda: len(rig.plane.sessions) == 2, "the third is let in")
+    rig.until(lambda: len(rig.context.sessions) == 2, "the third is let in")
 
 
 def test_resume_and_pause_may_be_said_twice(stack: contextlib.ExitStack) -> None:
@@ -253,6 +253,6 @@ def test_resume_and_pause_may_be_said_twice(stack: contextlib.ExitStack) -> None
     rig.listener.pause()
     rig.connect()
     rig.poller.serve()
-    assert rig.plane.sessions == set()
+    assert rig.context.sessions == set()
     rig.listener.resume()
     rig.session()

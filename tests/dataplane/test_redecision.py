@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.context import Plane
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.kernel.listening import open_listener
@@ -33,16 +33,16 @@ TURNS: Final = 5
 
 
 class Stub:
-    """A connection as the worker knows it (plane.Flow), with the counts of a real one and no socket."""
+    """A connection as the worker knows it (context.Flow), with the counts of a real one and no socket."""
 
-    def __init__(self, plane: Plane, gate: Gate, source: str) -> None:
+    def __init__(self, context: Context, gate: Gate, source: str) -> None:
         self.gate = gate
         self.source = source
         self.via = ""
-        self._plane = plane
+        self._context = context
         self.causes: list[str] = []
         gate.readmit(source)
-        plane.sessions.add(self)
+        context.sessions.add(self)
 
     def tick(self, now_s: float) -> None:
         """It waits for nothing."""
@@ -56,7 +56,7 @@ class Stub:
     def cut(self, cause: str) -> None:
         """Count it out, for this cause."""
         self.causes.append(cause)
-        self._plane.sessions.discard(self)
+        self._context.sessions.discard(self)
         self.gate.release(self.source, cause)
 
 
@@ -121,7 +121,7 @@ async def test_ten_thousand_connections_by_twenty_thousand_networks(
 
         assert [flow.causes for flow in flows] == expected
         stay = [flow for flow in flows if not flow.causes]
-        assert running.ledger.active(0) == len(running.working._plane.sessions) == len(stay) > FLOWS / 2
+        assert running.ledger.active(0) == len(running.working._context.sessions) == len(stay) > FLOWS / 2
         assert running.closed()["revoked"] == turn * sum(map(len, expected[GONE:]))
         assert {running.ledger.total(1, count) for count in range(Count.END)} == {0}, "its counts went with it"
         for flow in stay:
@@ -138,6 +138,6 @@ def established(running: Running, families: tuple[int, ...]) -> list[Stub]:
     """So many connections, each from an address of its own, and each asked about before."""
     worker = running.working
     into, gone = worker._gates["web/in"], worker._gates["web/gone"]
-    flows = [Stub(worker._plane, gone if n < GONE else into, source(n, families)) for n in range(FLOWS)]
+    flows = [Stub(worker._context, gone if n < GONE else into, source(n, families)) for n in range(FLOWS)]
     assert all(flow.gate.permits(flow.source) for flow in flows)
     return flows

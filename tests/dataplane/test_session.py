@@ -156,7 +156,7 @@ def closing(stack: contextlib.ExitStack) -> tuple[Rig, socket.socket]:
 def test_what_came_before_a_reset_is_delivered_to_a_slow_reader(stack: contextlib.ExitStack) -> None:
     rig, client = closing(stack)
     rig.tick(time.monotonic())
-    assert rig.plane.sessions, "the client has not taken everything yet"
+    assert rig.context.sessions, "the client has not taken everything yet"
     arrived = 0
     with contextlib.suppress(ConnectionResetError):
         while True:
@@ -190,7 +190,7 @@ def test_a_reader_that_never_takes_it_is_cut_in_the_end(stack: contextlib.ExitSt
         rig.poller.serve()
     session.sweep(100.0)
     session.sweep(104.9)
-    assert rig.plane.sessions
+    assert rig.context.sessions
     session.sweep(105.0)
     assert rig.ended()["cause"] == "idle"
 
@@ -268,7 +268,7 @@ def test_idle_is_counted_from_the_last_byte(stack: contextlib.ExitStack, target:
     [flow] = rig.ledger.flows()
     assert (flow.received_bytes, flow.sent_bytes) == (1, 2)
     session.sweep(129.9)
-    assert rig.plane.sessions
+    assert rig.context.sessions
     session.sweep(130.0)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "idle"
@@ -280,7 +280,7 @@ def test_without_an_idle_timeout_nothing_is_cut(stack: contextlib.ExitStack, tar
     target.accept(rig)
     for now_s in (0.0, 1e6, 1e9):
         rig.session().sweep(now_s)
-    assert rig.plane.sessions
+    assert rig.context.sessions
 
 
 # --- without pipes ----------------------------------------------------------------------------------------------
@@ -293,9 +293,9 @@ def test_no_pipe_means_later_and_loses_nothing(stack: contextlib.ExitStack, targ
     session = rig.session()
     client.send(b"patience")
     with no_descriptors():
-        rig.until(lambda: session in rig.plane.starved, "there is no pipe")
+        rig.until(lambda: session in rig.context.starved, "there is no pipe")
         assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == [], "it waits, and does not spin"
-    rig.plane.starved.discard(session)
+    rig.context.starved.discard(session)
     session.read_on()
     assert rig.receive(service, 8) == b"patience"
     client.close()
@@ -313,12 +313,12 @@ def test_no_pipe_and_a_socket_that_broke_do_not_spin(stack: contextlib.ExitStack
     with no_descriptors():
         client.send(b"x")
         reset(client)
-        rig.until(lambda: session in rig.plane.starved, "there is no pipe")
+        rig.until(lambda: session in rig.context.starved, "there is no pipe")
         before = rig.part[Word.PIPES_REFUSED]
         for _ in range(5):
             rig.poller.serve()
         assert rig.part[Word.PIPES_REFUSED] - before <= 5
-    rig.plane.starved.discard(session)
+    rig.context.starved.discard(session)
     session.read_on()
     assert rig.ended()["cause"] == "client_reset"
 

@@ -95,7 +95,7 @@ def test_a_flood_of_wrong_protocols_is_a_few_lines(stack: contextlib.ExitStack) 
         assert rig.ending(client) == "reset"
         rig.log.flush()
         lines += rig.records()
-    rig.plane.denials.tick()
+    rig.context.denials.tick()
     denied = [line for line in (*lines, *rig.records()) if line["event"] == "denied"]
     assert len(denied) <= 12
     assert sum(line.get("left_out", 1) for line in denied) == len(wrong)
@@ -108,7 +108,7 @@ def test_no_first_byte(protocol: str, stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     session = rig.session()
     rig.tick(before_s + 1.0)
-    assert session in rig.plane.sessions
+    assert session in rig.context.sessions
     rig.tick(time.monotonic() + 2.5)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "first_byte_timeout"
@@ -192,7 +192,7 @@ def test_a_target_that_does_not_answer(stack: contextlib.ExitStack) -> None:
     [flow] = rig.ledger.flows()
     assert flow.state == State.DIAL
     rig.tick(before_s + 1.0)
-    assert session in rig.plane.sessions
+    assert session in rig.context.sessions
     rig.tick(time.monotonic() + 2.5)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "connect_timeout"
@@ -209,7 +209,7 @@ def test_after_a_target_that_does_not_answer_the_next_has_its_own_time(stack: co
     client.send(b"x")
     assert rig.receive(service, 1) == b"x"
     rig.tick(time.monotonic() + LATER_S)
-    assert rig.plane.sessions, "once connected there is no deadline"
+    assert rig.context.sessions, "once connected there is no deadline"
 
 
 def test_what_the_client_sends_while_dialling_waits_and_does_not_spin(stack: contextlib.ExitStack) -> None:
@@ -236,7 +236,7 @@ def test_a_full_unix_backlog_is_tried_again(stack: contextlib.ExitStack, tmp_pat
     dialled_s = time.monotonic()
     for _ in range(5):
         rig.tick(time.monotonic())
-    assert rig.plane.waiting
+    assert rig.context.waiting
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     while target.was_dialled():
         pass
@@ -259,7 +259,7 @@ def test_a_unix_backlog_that_stays_full(stack: contextlib.ExitStack, tmp_path: P
     after_s = time.monotonic()
     for later_s in (0.5, 1.0, 1.5):
         rig.tick(before_s + later_s)
-        assert rig.plane.waiting, "it is tried again"
+        assert rig.context.waiting, "it is tried again"
     rig.tick(after_s + 2.5)  # trying again does not put the deadline off
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "connect_timeout"
@@ -270,11 +270,11 @@ def test_no_descriptor_for_the_target(stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     rig.session()
     client.send(HELLO)
-    session = next(iter(rig.plane.sessions))
+    session = next(iter(rig.context.sessions))
     with no_descriptors():
         rig.until(lambda: rig.exhausted, "it is noticed")
         session.tick(time.monotonic())
-        assert rig.plane.sessions, "it waits"
+        assert rig.context.sessions, "it waits"
         session.tick(time.monotonic() + 1000)  # until its time is up
     assert rig.ended()["cause"] == "error"
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0, "that was not the target's fault"
@@ -312,7 +312,7 @@ def test_a_client_that_is_gone_already_is_not_the_targets_fault(
     target = tcp_target(stack)
     rig = rig_to(stack, target, send_proxy=send_proxy)
     reset(rig.connect())
-    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.plane.sessions, "the session ends")
+    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.sessions, "the session ends")
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     assert rig.ledger.target_up(0) is not False, "the target answered"
     assert rig.ended()["cause"] in ("client_reset", "client_gone")

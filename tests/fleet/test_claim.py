@@ -13,7 +13,7 @@ from relay.config.roster import Member
 from relay.errors import IdentityError, RegistryError
 from relay.fleet.claim import Claimant
 from relay.fleet.claim import claim as take
-from relay.fleet.entries import Entry, EntryKeys, read_entry, slot_value
+from relay.fleet.entries import Entry, EntryKeys, claim_value, read_entry
 from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Compare, Operation, Reply, delete, put
 from relay.fleet.identity import Vacancy
@@ -67,7 +67,7 @@ async def there(client: EtcdClient, service: str) -> dict[int, Entry]:
 
 async def slots(client: EtcdClient, service: str) -> dict[int, bytes]:
     """Who has which number."""
-    (found,) = (await client.range(EntryKeys(service).slots("web"))).found
+    (found,) = (await client.range(EntryKeys(service).claims("web"))).found
     return {int(each.key.rpartition("/")[2]): each.value or b"" for each in found}
 
 
@@ -78,7 +78,7 @@ async def test_the_lowest_free_number(server: EtcdServer) -> None:
     async with EtcdClient([server.url]) as client:
         assert [await claim(client, machine("lowest", n), WEB, 5) for n in range(4)] == [0, 1, 2, 3]
         keys = EntryKeys("lowest")
-        await client.txn((), [delete(keys.slot("web", 1)), delete(keys.member("web", 1))])
+        await client.txn((), [delete(keys.claim("web", 1)), delete(keys.member("web", 1))])
         assert await claim(client, machine("lowest", 9), WEB, 5) == 1
         entry = (await there(client, "lowest"))[1]
         assert (entry.member.address, entry.member.busy, entry.machine) == ("10.0.0.10", True, f"{9:032x}")
@@ -201,7 +201,7 @@ async def test_a_number_is_freed_after_hold(server: EtcdServer) -> None:
         ):
             async for batch in stream:
                 gone |= {each.key for each in batch.events if each.value is None}
-                if {EntryKeys("freed").slot("web", 0), EntryKeys("freed").member("web", 0)} <= gone:
+                if {EntryKeys("freed").claim("web", 0), EntryKeys("freed").member("web", 0)} <= gone:
                     break
         assert await claim(client, machine("freed", 2), WEB, 1) == 0
 
@@ -236,7 +236,7 @@ async def test_a_number_that_is_asked_for(server: EtcdServer) -> None:
 async def test_a_number_by_which_somebody_is_there_is_not_free(server: EtcdServer) -> None:
     async with EtcdClient([server.url]) as client:
         await claim(client, machine("there", 1), WEB, 5)
-        await client.txn((), [delete(EntryKeys("there").slot("web", 0))])
+        await client.txn((), [delete(EntryKeys("there").claim("web", 0))])
         assert await claim(client, machine("there", 2), WEB, 5) == 1
         with pytest.raises(
             IdentityError, match=r"web_IN_0 at 10\.0\.0\.2 is another machine; stop relay there, or ask for"
@@ -247,7 +247,7 @@ async def test_a_number_by_which_somebody_is_there_is_not_free(server: EtcdServe
 async def test_garbage_in_the_registry(server: EtcdServer) -> None:
     keys = EntryKeys("garbage")
     async with EtcdClient([server.url]) as client:
-        bad = [put(f"{keys.slots('web')}{name}", b"\xff") for name in ("x", "-1", "01", "", "000000")]
+        bad = [put(f"{keys.claims('web')}{name}", b"\xff") for name in ("x", "-1", "01", "", "000000")]
         bad += [put(f"{keys.members('web')}{name}", b"{}") for name in ("x", "00", "3", "5")]
         bad += [put(f"{keys.queue('web')}{name}", b"?") for name in ("", "nobody")]
         await client.txn((), bad)
@@ -256,7 +256,7 @@ async def test_garbage_in_the_registry(server: EtcdServer) -> None:
         for number, expected in ((b"x", 4), (b"0", 4), (b"\xff", 4)):
             await client.txn((), [put(keys.number("web", f"{2:032x}"), number)])
             assert await claim(client, machine("garbage", 2), WEB, 9) == expected
-            await client.txn((), [delete(keys.slot("web", 4)), delete(keys.member("web", 4))])
+            await client.txn((), [delete(keys.claim("web", 4)), delete(keys.member("web", 4))])
 
 
 async def test_one_that_died_in_the_queue_keeps_nobody_for_long(server: EtcdServer) -> None:
@@ -278,7 +278,7 @@ async def test_cancelled_anywhere_it_leaves_nothing(server: EtcdServer) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             owners = await slots(direct, "cancel")
-            assert owners in ({}, {0: slot_value(f"{1:032x}")})
+            assert owners in ({}, {0: claim_value(f"{1:032x}")})
             assert (await direct.range(EntryKeys("cancel").queue("web"))).found == ((),)
         async with asyncio.timeout(LONG_S):
             assert await claim(client, machine("cancel", 1, daemon=HERE), WEB, 1) == 0

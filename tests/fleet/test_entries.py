@@ -5,7 +5,7 @@ import json
 import pytest
 
 from relay.config.roster import Member
-from relay.fleet.entries import Entry, EntryKeys, ordinal_of, read_entry, read_slot, slot_value
+from relay.fleet.entries import Entry, EntryKeys, claim_value, ordinal_of, read_claim, read_entry
 
 KEYS = EntryKeys("shop")
 MEMBER = Member("web", 12, "2001:db8::4", "[2001:db8::4]:9464", True, ("http-in", "x.y_z"))
@@ -48,14 +48,14 @@ def test_an_entry_that_makes_no_sense(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize("value", [b"", b"\xff", b"[]", b"7", b"null", b"[" * 100_000, b" " * 100_000 + b"{}"])
 def test_garbage(value: bytes) -> None:
     assert read_entry(("web", 0), value) is None
-    assert read_slot(value) == ""
+    assert read_claim(value) == ""
 
 
 def test_a_slot() -> None:
-    assert read_slot(slot_value("abc")) == "abc"
-    assert slot_value("abc") == slot_value("abc")
-    assert read_slot(b'{"machine": 7}') == ""
-    assert KEYS.slot("web", 7) == "/relay/shop/slots/web/000007"
+    assert read_claim(claim_value("abc")) == "abc"
+    assert claim_value("abc") == claim_value("abc")
+    assert read_claim(b'{"machine": 7}') == ""
+    assert KEYS.claim("web", 7) == "/relay/shop/slots/web/000007"
     assert KEYS.number("web", "abc") == "/relay/shop/numbers/web/abc"
 
 

@@ -33,7 +33,7 @@ def machine(service: str) -> Claimant:
 async def is_there(client: EtcdClient, service: str) -> tuple[bool, bool]:
     """Whether somebody is there by the number 0, and whether it is somebody's."""
     keys = EntryKeys(service)
-    present, held = [(await client.range(key)).found[0] for key in (keys.member("web", 0), keys.slot("web", 0))]
+    present, held = [(await client.range(key)).found[0] for key in (keys.member("web", 0), keys.claim("web", 0))]
     return bool(present), bool(held)
 
 

@@ -135,7 +135,7 @@ async def test_a_new_control_takes_over_the_leases_of_the_former(
     async with fleet.client() as client:
         me = fleet.machine(0)
         assert (await claim(client, me, Vacancy("web"), 3)).ordinal == 0
-        claimed = (await client.range(fleet.keys.slots("web"))).found[0][0].lease
+        claimed = (await client.range(fleet.keys.claims("web"))).found[0][0].lease
         async with contextlib.aclosing(fleet.watcher().watch()) as stream:
             await until(stream, who(0))
             metrics = "10.0.0.1:9464"
@@ -143,7 +143,7 @@ async def test_a_new_control_takes_over_the_leases_of_the_former(
                 control = fleet.member(0, me)
                 await until(control.watch(), lambda seen: bool(seen.members) and seen.members[0].metrics == metrics)
                 await control.close(False)
-            assert (await client.range(fleet.keys.slots("web"))).found[0][0].lease == claimed
+            assert (await client.range(fleet.keys.claims("web"))).found[0][0].lease == claimed
             assert (await anext(stream)).members[0].metrics  # it has not been away in between
 
 

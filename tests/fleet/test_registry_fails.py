@@ -34,11 +34,11 @@ async def test_the_lease_was_lost(server: EtcdServer, fleets: Callable[..., Flee
         await client.revoke(found.lease)
         await until(stream, who())
         await until(stream, who(0))
-        (slot,) = (await client.range(fleet.keys.slots("web"))).found[0]
+        (slot,) = (await client.range(fleet.keys.claims("web"))).found[0]
         await client.txn((), [delete(slot.key), delete(found.key)])  # by the hand of somebody
         await until(stream, who())
         await until(stream, who(0))
-        assert len((await client.range(fleet.keys.slots("web"))).found[0]) == 1
+        assert len((await client.range(fleet.keys.claims("web"))).found[0]) == 1
 
 
 async def test_etcd_is_killed_and_started_again(tmp_path: Path, fleets: Callable[..., Fleet]) -> None:
@@ -149,7 +149,7 @@ async def test_a_store_that_was_wiped(
                                 break
                 near.member(4)
                 await until(stream, who(0, 1, 2, 4))
-                assert len((await client.range(near.keys.slots("web"))).found[0]) == 3
+                assert len((await client.range(near.keys.claims("web"))).found[0]) == 3
                 if writes:  # and the grace is over
                     told = Believed.members
                     monkeypatch.setattr(Believed, "members", lambda self, now_s: told(self, now_s + GRACE_S))
