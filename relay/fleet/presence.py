@@ -63,7 +63,7 @@ class Presence:
 
     def look_at(self, event: KeyValue) -> None:
         """The key that says that this machine is there has changed: by us, or there is something to see to."""
-        entry = read_entry((self._member.role, self._member.ordinal), event.value or b"")
+        entry = self._entry(event)
         if entry is None or entry.daemon != str(self._me.daemon):
             self.look()
 
@@ -102,15 +102,19 @@ class Presence:
 
     async def _find_leases(self) -> None:
         """The leases of what stands there as ours: whoever claimed the number, or ran before us, has put it there."""
+        slot, there = await self._found()
+        if there is not None and (entry := self._entry(there)) and entry.daemon == str(self._me.daemon):
+            self._lease = there.lease
+        if slot is not None and slot.value == slot_value(self._me.machine):
+            self._slot_lease = slot.lease
+
+    async def _found(self) -> tuple[KeyValue | None, KeyValue | None]:
+        """What stands there now: the number's owner, and who is there by it."""
         slots, presences = (await self._client.txn((), [get(self._slot), get(self._key)])).found
-        place = self._member.role, self._member.ordinal
-        for there in presences:
-            entry = read_entry(place, there.value or b"")
-            if entry is not None and entry.daemon == str(self._me.daemon):
-                self._lease = there.lease
-        for slot in slots:
-            if slot.value == slot_value(self._me.machine):
-                self._slot_lease = slot.lease
+        return next(iter(slots), None), next(iter(presences), None)
+
+    def _entry(self, there: KeyValue) -> Entry | None:
+        return read_entry((self._member.role, self._member.ordinal), there.value or b"")
 
     async def _renew(self) -> None:
         if self._lease and not await self._client.keep_alive(self._lease):
@@ -126,8 +130,7 @@ class Presence:
 
     async def _write(self) -> bool:
         """Put the entries. True: they are there, or are somebody else's, which `conflict` says."""
-        slots, presences = (await self._client.txn((), [get(self._slot), get(self._key)])).found
-        slot, there = next(iter(slots), None), next(iter(presences), None)
+        slot, there = await self._found()
         member, mine = self._member, slot_value(self._me.machine)
         self.conflict = self._conflict(slot, there)
         if self.conflict:
@@ -150,8 +153,7 @@ class Presence:
         return True
 
     def _conflict(self, slot: KeyValue | None, there: KeyValue | None) -> str:
-        place = self._member.role, self._member.ordinal
-        entry = read_entry(place, there.value or b"") if there is not None else None
+        entry = self._entry(there) if there is not None else None
         if entry is not None and not may_replace(entry, self._me.machine, self._me.daemon):
             return in_the_way(entry, self._me.machine)
         if slot is not None and slot.value != slot_value(self._me.machine):
