@@ -25,7 +25,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay.kernel.sockets import attach_filter
 
 HANG_S: Final = 60.0  # the bound of every wait: for hanging, not for speed
-START_S: Final = HANG_S
 _POLL_S: Final = 0.01
 
 
@@ -122,7 +121,7 @@ class Daemon:
                 preexec_fn=self._before_exec,
                 start_new_session=True,
             )
-            deadline_s = time.monotonic() + START_S
+            deadline_s = time.monotonic() + HANG_S
             while wait:
                 with contextlib.suppress(TimeoutError):
                     if b"READY=1" in notify.recv(4096).split(b"\n"):
@@ -298,10 +297,10 @@ def stop_all(daemons: Iterable[Daemon]) -> None:
                 each.callback(daemon.stop)
 
 
-def patched(constant: str, value: float) -> tuple[str, ...]:
-    """The `program` of a daemon that is relay but for the value of this one constant, such as `relay.fleet.join.REACH_S`."""
-    module = constant.rpartition(".")[0]
-    return ("-c", f"import {module}; {constant} = {value}; import relay.cli; exit(relay.cli.main())")
+def patched(*constants: str, value: float) -> tuple[str, ...]:
+    """What replaces `-m relay`: relay but for the value of these constants, such as `relay.fleet.join.REACH_S`."""
+    changes = (f"import {each.rpartition('.')[0]}; {each} = {value}; " for each in constants)
+    return ("-c", f"{''.join(changes)}import relay.cli; exit(relay.cli.main())")
 
 
 class Echo:

@@ -20,21 +20,30 @@ def free_ports(count: int, host: str = "127.0.0.1") -> int:
     return block().take(count, host)
 
 
+def claim(name: str) -> socket.socket | None:
+    """Have this name for as long as the socket is open; None while another process has it.
+
+    One process of a network namespace has it, and no longer than it lives (unix(7), abstract).
+    """
+    claimed = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claimed.bind(f"\0relay-test-{name}")
+    except OSError:
+        claimed.close()
+        return None
+    return claimed
+
+
 class Block:
     """Ports in a row that this process has to itself, given one after the other, and round."""
 
     def __init__(self) -> None:
         """Take the first block that nobody has. Raises AssertionError when there is none."""
         for first in range(_FIRST, _END - _BLOCK + 1, _BLOCK):
-            # A name that belongs to one process of a network namespace, and is free when that ends (unix(7), abstract).
-            self.claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            try:
-                self.claim.bind(f"\0relay-test-ports-{first}")
-            except OSError:
-                self.claim.close()
-                continue
-            self._first = self._next = first
-            return
+            if claimed := claim(f"ports-{first}"):
+                self.claim = claimed
+                self._first = self._next = first
+                return
         raise AssertionError("every block of ports has its test process: let the others end first")
 
     def take(self, count: int, host: str) -> int:

@@ -19,7 +19,7 @@ from relay.fleet.gateway import Compare, absent, get, holds, put, unchanged
 _BACKOFF_MIN_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0  # and later than this nobody should hear of it
 # Of the `hold` (1 h by default) that a number stays its machine's, so much may be missing.
-_SLOT_RENEWAL_S: Final = 60.0
+_CLAIM_RENEWAL_S: Final = 60.0
 
 
 def backoff_s(failures: int, ttl_s: float) -> float:
@@ -63,7 +63,7 @@ class Presence:
 
     def look_at(self, event: KeyValue) -> None:
         """The key that says that this machine is there has changed: by us, or there is something to see to."""
-        entry = read_entry((self._member.role, self._member.ordinal), event.value or b"")
+        entry = self._entry(event)
         if entry is None or entry.daemon != str(self._me.daemon):
             self.look()
 
@@ -102,15 +102,19 @@ class Presence:
 
     async def _find_leases(self) -> None:
         """The leases of what stands there as ours: whoever claimed the number, or ran before us, has put it there."""
+        claimed, there = await self._found()
+        if there is not None and (entry := self._entry(there)) and entry.daemon == str(self._me.daemon):
+            self._lease = there.lease
+        if claimed is not None and claimed.value == claim_value(self._me.machine):
+            self._claim_lease = claimed.lease
+
+    async def _found(self) -> tuple[KeyValue | None, KeyValue | None]:
+        """What stands there now: the number's owner, and who is there by it."""
         claims, presences = (await self._client.txn((), [get(self._claim_key), get(self._key)])).found
-        place = self._member.role, self._member.ordinal
-        for there in presences:
-            entry = read_entry(place, there.value or b"")
-            if entry is not None and entry.daemon == str(self._me.daemon):
-                self._lease = there.lease
-        for claimed in claims:
-            if claimed.value == claim_value(self._me.machine):
-                self._claim_lease = claimed.lease
+        return next(iter(claims), None), next(iter(presences), None)
+
+    def _entry(self, there: KeyValue) -> Entry | None:
+        return read_entry((self._member.role, self._member.ordinal), there.value or b"")
 
     async def _renew(self) -> None:
         if self._lease and not await self._client.keep_alive(self._lease):
@@ -118,7 +122,7 @@ class Presence:
         if self._claim_lease and time.monotonic() > self._claim_until_s:
             if not await self._client.keep_alive(self._claim_lease):
                 self._claim_lease, self._written = 0, None
-            self._claim_until_s = time.monotonic() + min(self._me.hold_s / 3, max(self._me.ttl_s / 3, _SLOT_RENEWAL_S))
+            self._claim_until_s = time.monotonic() + min(self._me.hold_s / 3, max(self._me.ttl_s / 3, _CLAIM_RENEWAL_S))
         # Whoever writes there at the same time is read of at the second look, and is gone or stays.
         for _ in range(3):
             if self._written == self._member or await self._write():
@@ -126,8 +130,7 @@ class Presence:
 
     async def _write(self) -> bool:
         """Put the entries. True: they are there, or are somebody else's, which `conflict` says."""
-        claims, presences = (await self._client.txn((), [get(self._claim_key), get(self._key)])).found
-        claimed, there = next(iter(claims), None), next(iter(presences), None)
+        claimed, there = await self._found()
         member, mine = self._member, claim_value(self._me.machine)
         self.conflict = self._conflict(claimed, there)
         if self.conflict:
@@ -150,8 +153,7 @@ class Presence:
         return True
 
     def _conflict(self, claimed: KeyValue | None, there: KeyValue | None) -> str:
-        place = self._member.role, self._member.ordinal
-        entry = read_entry(place, there.value or b"") if there is not None else None
+        entry = self._entry(there) if there is not None else None
         if entry is not None and not may_replace(entry, self._me.machine, self._me.daemon):
             return in_the_way(entry, self._me.machine)
         if claimed is not None and claimed.value != claim_value(self._me.machine):

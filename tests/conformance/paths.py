@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tests.conftest import Daemons
-from tests.harness import START_S, Daemon, eventually, one_endpoint, stop_all
+from tests.harness import HANG_S, Daemon, eventually, one_endpoint, stop_all
 from tests.ports import free_port
 
 Address = tuple[str, int] | str
@@ -151,7 +151,7 @@ class Edge:
             file = service(f"127.0.0.1:{first.getsockname()[1]}")
             instance, edge = self._daemons(file), self._daemons(file, instance="edge_IN_0")
             try:
-                first.settimeout(START_S)
+                first.settimeout(HANG_S)
                 first.accept()[0].close()
                 eventually(lambda: edge.endpoint("web/in")["target_set"][0]["health"] == "up", "the instance is up")
                 eventually(lambda: instance.endpoint("web/in")["active"] == 0, "the probe has ended")

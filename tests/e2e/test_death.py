@@ -232,7 +232,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_reload_works_by_the_new_one(daemon
     stays, extra = free_port(), free_port()
     kept = endpoint(stays, echo.target)
     # However late the next worker is, it is waited for.
-    patient = patched("relay.control.delivery._APPLY_S", HANG_S)
+    patient = patched("relay.control.delivery._APPLY_S", value=HANG_S)
     daemon = daemons(service({"in": kept}), {"workers": 1}, program=patient)
     worker = daemon.worker_pid()
     os.kill(worker, signal.SIGSTOP)

@@ -29,7 +29,7 @@ from relay.control.openapi import document
 from tests.control.rig import check_answer
 from tests.e2e.fleets import is_applied
 from tests.e2e.programs import program, run, serving
-from tests.harness import HANG_S, START_S, Daemon, Echo, dial, eventually, stop_all, web_and_store
+from tests.harness import HANG_S, Daemon, Echo, dial, eventually, stop_all, web_and_store
 from tests.ports import free_port, free_ports
 
 WEB: Final = "127.0.0.1"  # where Prometheus connects from as well
@@ -76,7 +76,7 @@ class Shop:
             stack.callback(stop_all, (self.web, *self.stores))
             for daemon in (self.web, *self.stores):
                 daemon.start(wait=False)
-            eventually(lambda: all(map(answers, (self.web, *self.stores))), "all are there", within_s=START_S)
+            eventually(lambda: all(map(answers, (self.web, *self.stores))), "all are there")
             self._stack = stack.pop_all()
         return self
 

@@ -22,9 +22,7 @@ def all_ended(edge: Daemon, *targets: str) -> None:
     """Wait until nobody is connected, nor to any of these, which are all: the target is counted after the endpoint."""
 
     def none() -> bool:
-        now = edge.endpoint("web/in")
-        to = {each["target"]: each["active"] for each in now["target_set"]}
-        return now["active"] == 0 and to == dict.fromkeys(targets, 0)
+        return edge.endpoint("web/in")["active"] == 0 and active(edge) == dict.fromkeys(targets, 0)
 
     eventually(none, "all have ended")
 

@@ -21,16 +21,12 @@ import pytest
 import yaml
 
 from tests.e2e.peers import descendants, endpoint, gone, typed
-from tests.harness import HANG_S, Echo, denied, dial, echoed, eventually, run_relay
-from tests.ports import free_port, free_ports
+from tests.harness import HANG_S, Echo, denied, dial, echoed, eventually, patched, run_relay
+from tests.ports import claim, free_port, free_ports
 
 SAMPLE = Path(__file__).parents[2] / "config" / "service.yaml"
-# As `-m relay`, and a machine that is busy with much else gets its time: nothing here ends by that.
-PATIENT: Final = (
-    "-c",
-    "import relay.cli.emulate as emulate; emulate._START_S = emulate._TRY_S = 60.0; "
-    "import relay.cli as cli; exit(cli.main())",
-)
+# A machine that is busy with much else gets its time: nothing here ends by that.
+PATIENT: Final = patched("relay.cli.emulate._START_S", "relay.cli.emulate._TRY_S", value=HANG_S)
 OTHERS_S: Final = 200.0  # the tests of another run; below the time limit of a test
 TIMED_OUT: Final = 28  # curl(1), of --max-time
 GET = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n"
@@ -101,15 +97,7 @@ class Emulation:
 @pytest.fixture(autouse=True)
 def alone_with_the_addresses() -> Iterator[None]:
     """Emulated machines have fixed addresses, and some have fixed ports: one of these tests has them at a time."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
-
-        def claimed() -> bool:
-            with contextlib.suppress(OSError):
-                claim.bind("\0relay-test-emulate")  # one process of a network namespace has it (unix(7), abstract)
-                return True
-            return False
-
-        eventually(claimed, "nobody else runs these tests", OTHERS_S)
+    with eventually(lambda: claim("emulate"), "nobody else runs these tests", OTHERS_S):
         yield
 
 

@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 # relay that looks for changed files ten times a second, and not once.
-ATTENTIVE: Final = patched("relay.fleet.directory._POLL_S", 0.1)
+ATTENTIVE: Final = patched("relay.fleet.directory._POLL_S", value=0.1)
 
 # As on another machine: no process of this one can be seen.
 ELSEWHERE: Final = ("unshare", "--pid", "--fork", "--mount-proc")

@@ -208,7 +208,7 @@ def run(daemons: Daemons, echo: Echo, killing: bool) -> Iterator[Run]:
     hosts = f"{network}.1", f"{network}.2"
     world = World(chance, hosts, free_ports(PORTS, hosts[0]), echo.target)
     # A worker that has to start, and to wait for a CPU, applies late, and then the answer would have a note.
-    program = {"program": patched("relay.control.delivery._APPLY_S", HANG_S)} if killing else {}
+    program = {"program": patched("relay.control.delivery._APPLY_S", value=HANG_S)} if killing else {}
     made = Run(daemons(world.service, {"workers": 2}, **program), world, chance)
     try:
         made.fill()

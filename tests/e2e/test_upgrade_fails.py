@@ -2,8 +2,9 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,17 @@ def refused(daemon: Daemon, command: str) -> str:
     done = typed(command, "--settings", str(daemon.settings_file))
     assert done.returncode == 1, done
     return done.stderr
+
+
+@contextmanager
+def in_use(
+    daemons: Daemons, echo: Echo, installed: Installed, **settings: Any
+) -> Iterator[tuple[Daemon, int, socket.socket]]:
+    """A daemon that runs from `installed`, its port, and a client that it serves."""
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), settings, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        yield daemon, port, client
 
 
 @dataclass(frozen=True)
@@ -119,9 +131,7 @@ def test_what_does_not_start_changes_nothing(standing: Standing, breakage: Break
 
 
 def test_an_upgrade_while_draining_is_refused(daemons: Daemons, echo: Echo, installed: Installed) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed) as (daemon, _port, client):
         os.kill(daemon.pid, signal.SIGTERM)
         eventually(lambda: daemon.status()["draining"], "it drains")
         assert refused(daemon, "upgrade") == "relay: relay is stopping; nothing is upgraded\n"
@@ -129,9 +139,7 @@ def test_an_upgrade_while_draining_is_refused(daemons: Daemons, echo: Echo, inst
 
 
 def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Echo, installed: Installed) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed, workers=2) as (daemon, _port, client):
         assert daemon.ask("POST", "/v1/upgrade")[0] == 202
         os.kill(daemon.pid, signal.SIGTERM)  # while the new program is being read
         assert echoed(client) == b"ping"
@@ -157,9 +165,7 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
     daemons: Daemons, echo: Echo, installed: Installed, breakage: str
 ) -> None:
     """Its successor has all descriptors already when it fails. It stays in the old code, says so, and stops as ever."""
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed, workers=1) as (daemon, port, client):
         before = daemon.worker_pid()
         installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, breakage + SAYS_IT_IS_ITS_OWN)
         os.kill(daemon.pid, signal.SIGUSR2)
@@ -187,9 +193,7 @@ def test_where_a_holder_cannot_be_succeeded_its_connections_go_on(
 def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
     daemons: Daemons, echo: Echo, installed: Installed
 ) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed, workers=2) as (daemon, _port, client):
         installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
         os.kill(daemon.pid, signal.SIGUSR2)
         eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
@@ -221,9 +225,7 @@ def test_a_holder_that_dies_when_it_has_given_all_has_lost_nothing(
     daemons: Daemons, echo: Echo, installed: Installed
 ) -> None:
     dies_after(installed, "    end.send(_ALL)\n")
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed, workers=1) as (daemon, _port, client):
         os.kill(daemon.pid, signal.SIGUSR2)
         upgraded(daemon)
         assert echoed(client) == b"ping"
@@ -236,9 +238,7 @@ def test_a_holder_that_dies_before_it_gives_is_replaced_at_once(
 ) -> None:
     """Holder and worker both dead is what loses connections; it must not cost those that come after."""
     dies_after(installed, "    stop()\n")
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
+    with in_use(daemons, echo, installed, workers=1) as (daemon, port, client):
         os.kill(daemon.pid, signal.SIGUSR2)
         with pytest.raises(ConnectionResetError):
             client.recv(1)
