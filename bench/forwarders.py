@@ -103,14 +103,14 @@ log: {{level: {level}, format: json}}
 """
 
 
-ALTERED = str(BENCH / "variants.py")
+VARIANTS = str(BENCH / "variants.py")
 
 
 def relay_version() -> str:
     """What `relay --version` says, and the commit. Raises BenchError where relay is missing."""
     package = REPOSITORY / "relay"
-    if not (package / "cli.py").exists():
-        raise BenchError(f"not runnable: {package / 'cli.py'} does not exist")
+    if not (package / "__main__.py").exists():
+        raise BenchError(f"not runnable: {package / '__main__.py'} does not exist")
     version = re.search(r'__version__ = "(.+)"', (package / "__init__.py").read_text())
     # Without optional locks git only reads (git(1)).
     git = ["git", "--no-optional-locks", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]
@@ -148,7 +148,7 @@ roles:
 
 def relay_adapter(name: str = "relay", *alteration: str, log_level: str = "warning") -> Adapter:
     """relay as it is, or with what variants.py alters in it."""
-    program = (ALTERED, *alteration) if alteration else ("-m", "relay")
+    program = (VARIANTS, *alteration) if alteration else ("-m", "relay")
     return Adapter(name, relay_version, partial(relay_command, program, log_level), denies=True)
 
 

@@ -101,11 +101,11 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def copy_forever(source: socket.socket, format_name: Literal["json", "text", "auto"]) -> None:
-    """Take lines from `source` and write them to standard error, until `end`. Runs in a thread."""
+def copy_forever(lines: socket.socket, format_name: Literal["json", "text", "auto"]) -> None:
+    """Take `lines` and write them to standard error, until `end`. Runs in a thread."""
     as_text = format_name == "text" or (format_name == "auto" and sys.stderr.isatty())
     prefix = not as_text and _is_journal()
-    while (data := source.recv(_MESSAGE_BYTES * 4)) not in (b"", _END):
+    while (data := lines.recv(_MESSAGE_BYTES * 4)) not in (b"", _END):
         write(data.decode(errors="replace"), as_text=as_text, prefix=prefix)
 
 

@@ -300,7 +300,7 @@ def stop_all(daemons: Iterable[Daemon]) -> None:
 def patched(*constants: str, value: float) -> tuple[str, ...]:
     """What replaces `-m relay`: relay but for the value of these constants, such as `relay.fleet.join.REACH_S`."""
     changes = (f"import {each.rpartition('.')[0]}; {each} = {value}; " for each in constants)
-    return ("-c", f"{''.join(changes)}import relay.cli; exit(relay.cli.main())")
+    return ("-c", f"{''.join(changes)}import relay.cli.main; exit(relay.cli.main.main())")
 
 
 class Echo:

@@ -130,15 +130,15 @@ class _Emulation:
 
     async def _start_demos(self) -> None:
         tls: ssl.SSLContext | None = None
-        for door in self._doors():
-            if door.instance.role == EDGE or door.out:
+        for port in self._ports():
+            if port.instance.role == EDGE or port.out:
                 continue
-            path, name = self._demo_path(door.instance.id, door.name), f"{door.instance.id} {door.name}"
-            if door.protocol == "https":
+            path, name = self._demo_path(port.instance.id, port.name), f"{port.instance.id} {port.name}"
+            if port.protocol == "https":
                 tls = tls or demo.self_signed(self._directory)
                 if tls is not None:
                     self._servers.append(await demo.serve_http(path, name, tls))
-            elif door.protocol == "http":
+            elif port.protocol == "http":
                 self._servers.append(await demo.serve_http(path, name))
             else:
                 self._servers.append(await demo.serve_echo(path, name))
@@ -211,38 +211,38 @@ class _Emulation:
         for instance in self._instances:
             sources.setdefault(instance.role, instance.address)
         titles = ["INSTANCE", "ENDPOINT", "ADDRESS", *(f"FROM {name}" for name in sources), "TRY"]
-        doors = list(self._doors())
-        tried = await asyncio.gather(*(self._try_as(door, name, sources) for door in doors for name in sources))
+        ports = list(self._ports())
+        tried = await asyncio.gather(*(self._try_as(port, name, sources) for port in ports for name in sources))
         answers = iter(tried)
         rows = []
-        for door in doors:
+        for port in ports:
             cells = [next(answers) for _ in sources]
             source = next((address for address, cell in zip(sources.values(), cells, strict=True) if cell == "yes"), "")
-            name = f"{door.name} (out, to {door.out})" if door.out else door.name
-            rows.append([door.instance.id, name, f"{door.address}:{door.ports}", *cells, _suggestion(door, source)])
+            name = f"{port.name} (out, to {port.out})" if port.out else port.name
+            rows.append([port.instance.id, name, f"{port.address}:{port.ports}", *cells, _suggestion(port, source)])
         tried_how = "FROM x: a connection from there was just tried, to the first port of a range. Ctrl-C ends it all."
         lines = [table(titles, rows), "", tried_how]
         admin = "  ".join(f"{each.id}={self._admin_path(each.id)}" for each in self._instances)
         return "\n".join(["", *lines, f"admin sockets, for `relay status --socket …`: {admin}", ""])
 
-    async def _try_as(self, door: EmulatedPort, name: str, sources: dict[str, str]) -> str:
-        if not door.out:
-            return await self._try(door, sources[name])
+    async def _try_as(self, port: EmulatedPort, name: str, sources: dict[str, str]) -> str:
+        if not port.out:
+            return await self._try(port, sources[name])
         # All of 127.0.0.0/8 is this machine, and so let in; elsewhere each instance has its own.
-        return await self._try(door, door.instance.address) if name == door.instance.role else "-"
+        return await self._try(port, port.instance.address) if name == port.instance.role else "-"
 
-    async def _try(self, door: EmulatedPort, source: str) -> str:
+    async def _try(self, port: EmulatedPort, source: str) -> str:
         """Whether a connection from `source` is let in: yes, no, or what else came of it."""
-        request = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n" if door.protocol == "http" else b"hello\n"
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if door.protocol == "https" else None
+        request = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n" if port.protocol == "http" else b"hello\n"
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if port.protocol == "https" else None
         if tls is not None:  # the demo's certificate is its own; this asks who is let in, not who answers
             tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
             request = b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n"
         try:
             async with asyncio.timeout(_TRY_S):
-                reader, writer = await asyncio.open_connection(door.address, door.port, local_addr=(source, 0))
+                reader, writer = await asyncio.open_connection(port.address, port.port, local_addr=(source, 0))
                 with contextlib.closing(writer):
-                    if door.behind_edge and source in self._edges:
+                    if port.behind_edge and source in self._edges:
                         writer.write(proxyproto.LOCAL_V2)  # an edge says who it speaks for: here for itself
                     if tls is not None:
                         await writer.start_tls(tls)
@@ -278,11 +278,11 @@ class _Emulation:
 
     # --- small parts --------------------------------------------------------------------------------------------
 
-    def _doors(self) -> Iterator[EmulatedPort]:
+    def _ports(self) -> Iterator[EmulatedPort]:
         service = self._loaded.value
         for instance in self._instances:
             if instance.role == EDGE:
-                yield from self._public_doors(instance)
+                yield from self._public_ports(instance)
                 continue
             for name, endpoint in service.roles[instance.role].endpoints.items():
                 behind_edge = service.edge is not None and endpoint.type == "input"
@@ -297,7 +297,7 @@ class _Emulation:
             protocol = roles[role].endpoints[endpoint].protocol
             yield EmulatedPort(instance, name, protocol, Ports(port, port), out=f"{role}/{endpoint}")
 
-    def _public_doors(self, edge: Instance) -> Iterator[EmulatedPort]:
+    def _public_ports(self, edge: Instance) -> Iterator[EmulatedPort]:
         for role_name, role in self._loaded.value.roles.items():
             for name, endpoint in role.endpoints.items():
                 if endpoint.public_port is not None and role.count:
@@ -325,16 +325,16 @@ def _unprivileged(port: int) -> int:
     return port + 8000 if port < _PRIVILEGED else port
 
 
-def _suggestion(door: EmulatedPort, source: str) -> str:
+def _suggestion(port: EmulatedPort, source: str) -> str:
     if not source:
         return ""
-    if door.behind_edge:
+    if port.behind_edge:
         return "by way of the edge"
     where, out = (
-        join_host_port(door.address, door.port),
+        join_host_port(port.address, port.port),
         "" if source == _OUTSIDE else f" --interface {source}",
     )
-    match door.protocol:
+    match port.protocol:
         case "http":
             return f"curl{out} http://{where}/"
         case "https":

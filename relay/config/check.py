@@ -15,12 +15,12 @@ from relay.errors import Problem, WrongValue
 
 __all__ = ["check_pair", "check_service", "endpoints"]
 
-_Door = tuple[KeyPath, int]
+_Port = tuple[KeyPath, int]
 """One port of the endpoint at a place in the file."""
 
 
 def check_service(service: Service, document: Document) -> list[Problem]:
-    """Errors across the keys of `service`, in the order of the file; `source` tells their places.
+    """Errors across the keys of `service`, in the order of the file; `document` tells their places.
 
     What cannot stand beside an edge; an instance address, a role's port or a public port that is used twice; fewer
     instance ports than instances; a `from` that names no role, an `access` that names no list; a target on another machine;
@@ -44,7 +44,7 @@ def check_service(service: Service, document: Document) -> list[Problem]:
 
 
 def check_pair(service: Service, settings: Settings, document: Document) -> Iterator[Problem]:
-    """Errors of settings beside the service that they are for; `source` tells their places."""
+    """Errors of settings beside the service that they are for; `document` tells their places."""
     roles = service.roles
     role, key = settings.role, "role"
     if settings.id is not None:
@@ -275,25 +275,25 @@ def _loops(service: Service, document: Document) -> Iterator[Problem]:
     All instances of an endpoint lead to the same target, so a ring of listening sockets is a ring of endpoints' ports.
     Every port leads to at most one other, so each is walked once however many there are.
     """
-    doors = _Doors(service)
-    walked: set[_Door] = set()
+    graph = _PortGraph(service)
+    walked: set[_Port] = set()
     reported: set[KeyPath] = set()
-    for start in doors.leading_on():
-        trail: list[_Door] = []
-        here: _Door | None = start
+    for start in graph.leading_on():
+        trail: list[_Port] = []
+        here: _Port | None = start
         while here is not None and here not in walked:
             walked.add(here)
             trail.append(here)
-            here = doors.leads_to(here)
+            here = graph.leads_to(here)
         if here is None or here not in trail:
             continue
         ring = [path for path, _ in trail[trail.index(here) :]]
         if reported.isdisjoint(ring):
-            yield _loop(document, ring, doors)
+            yield _loop(document, ring, graph)
         reported.update(ring)
 
 
-class _Doors:
+class _PortGraph:
     """Where each port of the service leads."""
 
     def __init__(self, service: Service) -> None:
@@ -304,15 +304,15 @@ class _Doors:
             for port in endpoint.listen_ports.numbers:
                 self._at[role_name, port] = path
 
-    def leading_on(self) -> Iterable[_Door]:
+    def leading_on(self) -> Iterable[_Port]:
         """Every port of an endpoint whose target is an instance of the service."""
         for path, endpoint in self.endpoints.items():
             if any(ip_address(address) in self._role_at for address in endpoint.target.addresses):
                 yield from ((path, port) for port in endpoint.listen_ports.numbers)
 
-    def leads_to(self, door: _Door) -> _Door | None:
+    def leads_to(self, from_port: _Port) -> _Port | None:
         """The port of the service that is this one's target; None where it is none."""
-        path, port = door
+        path, port = from_port
         endpoint = self.endpoints[path]
         target_port = endpoint.target_port(port)
         roles = (self._role_at.get(ip_address(address)) for address in endpoint.target.addresses)
@@ -320,10 +320,10 @@ class _Doors:
         return next(((each, target_port) for each in found if each is not None), None)
 
 
-def _loop(document: Document, ring: list[KeyPath], doors: _Doors) -> Problem:
+def _loop(document: Document, ring: list[KeyPath], graph: _PortGraph) -> Problem:
     first = min(range(len(ring)), key=lambda at: document.mark(ring[at], key=True))
     path, others = ring[first], dict.fromkeys(ring[first + 1 :] + ring[:first])
-    target = doors.endpoints[path].target
+    target = graph.endpoints[path].target
     way = ", ".join(f"`{other[1]}/{other[3]}`" for other in others if other != path)
     what = f"`{target}` is this endpoint's own listener" if not way else f"`{target}` leads back here by way of {way}"
     return _problem(document, (*path, "target"), what, "write the address of the service behind it")

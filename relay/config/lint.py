@@ -14,7 +14,7 @@ __all__ = ["lint_service"]
 
 
 def lint_service(service: Service, document: Document) -> list[Problem]:
-    """Warnings about `service`, in the order of the file; `source` tells their places.
+    """Warnings about `service`, in the order of the file; `document` tells their places.
 
     An access list that no endpoint names; a rule that never matches; a network with host bits; a permit for everyone;
     an input endpoint that only instances of the service may reach; an endpoint whose envelope is not enforced;

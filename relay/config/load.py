@@ -77,7 +77,7 @@ def find_settings(path: str | None) -> Loaded[Settings]:
 
 
 def parse_service(document: Document) -> Loaded[Service]:
-    """The service in `source`. Raises ConfigError with every problem, warnings among them."""
+    """The service in `document`. Raises ConfigError with every problem, warnings among them."""
     if not document.data:
         raise ConfigError([Problem(document.path, 1, 1, "", "the file is empty", "start it with `version: 1`")])
     service, errors = _validate(Service, document.data)
@@ -95,7 +95,7 @@ def parse_service(document: Document) -> Loaded[Service]:
 
 
 def parse_settings(document: Document) -> Loaded[Settings]:
-    """The settings in `source`, which may be empty. Raises ConfigError with every problem."""
+    """The settings in `document`, which may be empty. Raises ConfigError with every problem."""
     settings, errors = _validate(Settings, document.data)
     unknown = _unknown_keys(errors, settings_schema())
     problems = _problems(errors, unknown, document, settings_schema())

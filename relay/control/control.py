@@ -172,6 +172,55 @@ class Control:
         elif self._upgrading():
             raise OperatorError(f"an upgrade is under way; nothing is {done}: try again in a moment")
 
+    async def _dry_run(self) -> answers.WouldReload:
+        """What a reload would do. Raises OperatorError as the reload would."""
+        return await self._loop.run_in_executor(None, self._would)
+
+    def _would(self) -> answers.WouldReload:
+        prepared = self._prepare(dry_run=True)
+        open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
+        flows = ((name, Address.parse(peer).host) for name, peer in open_now)
+        return {
+            "generation": self._in_force.snapshot.generation,
+            "changes": [str(change) for change in prepared.plan.changes],
+            "warnings": [str(warning) for warning in prepared.warnings],
+            "notes": list(prepared.notes),
+            "cut": who_is_cut(flows, prepared.snapshot, self._in_force.snapshot),
+        }
+
+    def _failed(self, error: OperatorError) -> OperatorError:
+        """Say everywhere that the former configuration stands."""
+        self._ledger.words[DaemonWord.RELOAD_OK] = 0
+        self._ledger.words[DaemonWord.RELOADS_FAILED] += 1
+        self._announce()
+        self._log.event("error", "reload failed", message=str(error), problems=_lines(error))
+        return error
+
+    def _prepare(self, *, dry_run: bool = False) -> Prepared:
+        inherited = self._inherited
+        return reload(inherited.files, inherited.settings, self._in_force, self._registered(), dry_run=dry_run)
+
+    async def _put_in_force(self, prepared: Prepared) -> answers.Reloaded:
+        """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
+        snapshot = prepared.snapshot
+        parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
+        forget_newcomers(
+            self._ledger, self._in_force.snapshot, snapshot
+        )  # before a worker can send one of them anybody
+        self._in_force.snapshot, self._in_force.loaded = snapshot, prepared.service
+        late = await self._delivery.deliver(parcel)
+        self._log.level = snapshot.log_level
+        self._prober.follow(snapshot)
+        self._discovery.changed()
+        self._naming.follow(self._discovery.fleet())
+        notes = [*prepared.notes, *(f"worker {n} has not answered yet" for n in late)]
+        return {
+            "generation": snapshot.generation,
+            "changes": [str(change) for change in prepared.plan.changes],
+            "warnings": [str(warning) for warning in prepared.warnings],
+            "notes": notes,
+        }
+
     # --- the roster ---------------------------------------------------------------------------------------------
 
     async def _roster(self, members: tuple[Member, ...]) -> str:
@@ -241,57 +290,6 @@ class Control:
             finally:
                 os.close(result)
             return {"from": __version__, "to": version, "program": ledger.words[DaemonWord.PROGRAM] + 1}
-
-    # --- reload, continued --------------------------------------------------------------------------------------
-
-    async def _dry_run(self) -> answers.WouldReload:
-        """What a reload would do. Raises OperatorError as the reload would."""
-        return await self._loop.run_in_executor(None, self._would)
-
-    def _would(self) -> answers.WouldReload:
-        prepared = self._prepare(dry_run=True)
-        open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
-        flows = ((name, Address.parse(peer).host) for name, peer in open_now)
-        return {
-            "generation": self._in_force.snapshot.generation,
-            "changes": [str(change) for change in prepared.plan.changes],
-            "warnings": [str(warning) for warning in prepared.warnings],
-            "notes": list(prepared.notes),
-            "cut": who_is_cut(flows, prepared.snapshot, self._in_force.snapshot),
-        }
-
-    def _failed(self, error: OperatorError) -> OperatorError:
-        """Say everywhere that the former configuration stands."""
-        self._ledger.words[DaemonWord.RELOAD_OK] = 0
-        self._ledger.words[DaemonWord.RELOADS_FAILED] += 1
-        self._announce()
-        self._log.event("error", "reload failed", message=str(error), problems=_lines(error))
-        return error
-
-    def _prepare(self, *, dry_run: bool = False) -> Prepared:
-        inherited = self._inherited
-        return reload(inherited.files, inherited.settings, self._in_force, self._registered(), dry_run=dry_run)
-
-    async def _put_in_force(self, prepared: Prepared) -> answers.Reloaded:
-        """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
-        snapshot = prepared.snapshot
-        parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
-        forget_newcomers(
-            self._ledger, self._in_force.snapshot, snapshot
-        )  # before a worker can send one of them anybody
-        self._in_force.snapshot, self._in_force.loaded = snapshot, prepared.service
-        late = await self._delivery.deliver(parcel)
-        self._log.level = snapshot.log_level
-        self._prober.follow(snapshot)
-        self._discovery.changed()
-        self._naming.follow(self._discovery.fleet())
-        notes = [*prepared.notes, *(f"worker {n} has not answered yet" for n in late)]
-        return {
-            "generation": snapshot.generation,
-            "changes": [str(change) for change in prepared.plan.changes],
-            "warnings": [str(warning) for warning in prepared.warnings],
-            "notes": notes,
-        }
 
     # --- what others say ----------------------------------------------------------------------------------------
 

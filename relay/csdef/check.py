@@ -129,8 +129,8 @@ def _rules(definition: Definition) -> Iterator[Problem]:
         for destination in rule.destinations:
             names = ("RoleEndpoint.roleName", "RoleEndpoint.endpointName")
             yield from _endpoint(definition.file, destination.at, names, destination.role, destination.endpoint, roles)
-        for source in rule.sources or ():
-            yield from _role(definition.file, source.at, "FromRole.roleName", source.role, roles)
+        for allowed in rule.from_roles or ():
+            yield from _role(definition.file, allowed.at, "FromRole.roleName", allowed.role, roles)
 
 
 def _roles(configuration: Configuration, definition: Definition) -> Iterator[Problem]:

@@ -148,11 +148,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """An OnlyAllowTrafficTo. `sources` None: every role of the service may; `both`: it has AllowAllTraffic as well."""
+    """An OnlyAllowTrafficTo. `from_roles` None: every role of the service may; `both`: it has AllowAllTraffic as well."""
 
     at: Place
     destinations: tuple[Reference, ...]
-    sources: tuple[Reference, ...] | None
+    from_roles: tuple[Reference, ...] | None
     both: bool
 
 
@@ -356,7 +356,7 @@ class _Definition(Reader):
     def _rule(self, element: Element) -> TrafficRule:
         self.attributes(element)
         destinations: list[Reference] = []
-        sources: list[Reference] = []
+        from_roles: list[Reference] = []
         everyone = False
         for part in self.children(element, "Destinations", "AllowAllTraffic", "WhenSource"):
             match part.name:
@@ -367,19 +367,19 @@ class _Definition(Reader):
                     self.leaf(part)
                     everyone = True
                 case _:
-                    sources += self._sources(part)
+                    from_roles += self._from_roles(part)
         if not destinations:
             self.problem(element, "", "has no destination", "write `<Destinations>` with a `<RoleEndpoint …/>` in it")
         if not everyone and all(part.name != "WhenSource" for part in element.children):
             fix = "write `<WhenSource>` with a `<FromRole …/>` in it, or `<AllowAllTraffic/>`"
             self.problem(element, "", "has no source", fix)
-        return TrafficRule(element.at, tuple(destinations), tuple(sources) or None, everyone and bool(sources))
+        return TrafficRule(element.at, tuple(destinations), tuple(from_roles) or None, everyone and bool(from_roles))
 
     def _destination(self, element: Element) -> Reference:
         self.leaf(element, "endpointName", "roleName")
         return Reference(self.text(element, "roleName"), self.text(element, "endpointName"), element.at)
 
-    def _sources(self, element: Element) -> list[Reference]:
+    def _from_roles(self, element: Element) -> list[Reference]:
         self.attributes(element, "matches")
         self.word(element, "matches", "AnyRule", default="anyrule")
         found = []

@@ -1,6 +1,6 @@
 """A definition and its configuration as service.yaml: every key, and a comment for all that has no counterpart.
 
-docs/why/import-decisions.md has the reasons for what is decided here where the sources leave it open.
+docs/why/import-decisions.md has the reasons for what is decided here where the files leave it open.
 """
 
 import os
@@ -23,10 +23,10 @@ from relay.csdef.definition import (
     InternalEndpoint,
     Span,
 )
-from relay.csdef.ports import PublicPort, cannot, doors
+from relay.csdef.ports import PlacedEndpoint, cannot, place
 from relay.csdef.read import Note, Place
 from relay.csdef.substitutes import endpoint_names, placeholders, role_names, service_name
-from relay.csdef.traffic import sources_of
+from relay.csdef.traffic import allowed_roles
 from relay.csdef.yamltext import Block, Comment, Key
 
 __all__ = ["mapped"]
@@ -40,7 +40,7 @@ _HEAD = (
     "the instance, and cannot where an application listens on all addresses.",
     "* Read the comments, above all those that begin with `left out` or `warning`.",
 )
-# A comment, because the source does not have it: the load balancer was the platform's. 198.51.100.0/24 is RFC 5737's too.
+# A comment, because the files do not have it: the load balancer was the platform's. 198.51.100.0/24 is RFC 5737's too.
 _EDGE = (
     "What the platform's load balancer did, an edge does: it has the public ports, probes the instances and spreads clients "
     "over them. Write the addresses of its machines here, and remove the `#`; without an edge, clients reach the instances "
@@ -52,7 +52,7 @@ _EDGE = (
 _ROUNDS_MAX = 3
 
 _Name = tuple[str, str]
-"""A role and an endpoint by their names in the source."""
+"""A role and an endpoint by their names in the definition."""
 
 
 def mapped(definition: Definition, configuration: Configuration | None) -> tuple[Block, list[Note]]:
@@ -76,7 +76,7 @@ class _Mapping:
         self.settings = {settings.name: settings for settings in self.configuration.roles}
         self.acls = {(acl.role, acl.endpoint): acl for acl in self.configuration.acls}
         self.probes = {probe.name: probe for probe in definition.probes}
-        self.sources = sources_of(definition)
+        self.allowed = allowed_roles(definition)
         self.addresses = placeholders()
         self.addresses_of: dict[str, list[Note]] = defaultdict(list)  # "": of roles that are not imported
         for role, note in self.configuration.addresses:
@@ -160,52 +160,54 @@ class _Mapping:
 
     def _endpoints(self, role: DefinedRole) -> Block:
         names = endpoint_names(endpoint.name for endpoint in role.endpoints)
-        found = {door.endpoint.at: door for door in doors(role, self.definition.file, partial(self._access_of, role))}
+        found = {
+            placed.endpoint.at: placed for placed in place(role, self.definition.file, partial(self._access_of, role))
+        }
         block: list[Key | Comment] = []
         for endpoint in role.endpoints:
             if reason := cannot(endpoint):
                 what = f"{endpoint.element} {brief(endpoint.name)}: {reason}"
                 block.append(self._note("left out", endpoint.at, what))
-            elif door := found.get(endpoint.at):
+            elif placed := found.get(endpoint.at):
                 name = names[endpoint.name]
-                block.append(Key(name, self._endpoint((role.name, endpoint.name), name, door)))
+                block.append(Key(name, self._endpoint((role.name, endpoint.name), name, placed)))
         return tuple(block)
 
     def _access_of(self, role: DefinedRole, endpoint: Endpoint) -> str | None:
         acl = self.acls.get((role.name, endpoint.name))
         return acl.access_control if acl else None
 
-    def _endpoint(self, key: _Name, name: str, door: PublicPort) -> Block:
-        endpoint, joined = door.endpoint, door.joined
+    def _endpoint(self, key: _Name, name: str, placed: PlacedEndpoint) -> Block:
+        endpoint, joined = placed.endpoint, placed.joined
         head: list[Comment] = []
         if name != endpoint.name:
             head.append(self._renamed(endpoint.name, endpoint.at))
         head += self._noted(endpoint.notes, joined.notes if joined else ())
-        if door.why:
-            head.append(self._note("warning", endpoint.at, door.why))
+        if placed.why:
+            head.append(self._note("warning", endpoint.at, placed.why))
         if joined:
             text = f"one with the InstanceInputEndpoint {brief(joined.name)}, which leads to the same local port"
             head.append(self._note("note", joined.at, text))
         if isinstance(endpoint, InternalEndpoint):
-            return (*head, *self._internal(key, endpoint, door))
-        return (*head, *self._input(key, endpoint, door))
+            return (*head, *self._internal(key, endpoint, placed))
+        return (*head, *self._input(key, endpoint, placed))
 
-    def _input(self, key: _Name, endpoint: InputEndpoint | InstanceEndpoint, door: PublicPort) -> Block:
+    def _input(self, key: _Name, endpoint: InputEndpoint | InstanceEndpoint, placed: PlacedEndpoint) -> Block:
         block: list[Key | Comment] = [Key("type", "input"), Key("protocol", endpoint.protocol)]
         if isinstance(endpoint, InputEndpoint):
             block.append(Key("public_port", endpoint.port))
-        several = endpoint if isinstance(endpoint, InstanceEndpoint) else door.joined
+        several = endpoint if isinstance(endpoint, InstanceEndpoint) else placed.joined
         if several:
             block += self._instance_ports(several)
-        block += _way(door)
+        block += _way(placed)
         if key in self.acls:
             remark = "for the ports of the instances too, which the documentation leaves open" if several else ""
             block.append(Key("access", self.lists[self.acls[key].access_control], remark))
-        for name in (endpoint.name, door.joined.name if door.joined else ""):
-            if sources := self.sources.get((key[0], name)):
+        for name in (endpoint.name, placed.joined.name if placed.joined else ""):
+            if allowed := self.allowed.get((key[0], name)):
                 why = "an input endpoint is open to the outside, and `access` says to whom"
-                block.append(self._note("left out", sources.at, f"a network traffic rule for {brief(name)}: {why}"))
-        return (*block, *self._balancing(endpoint, door)) if isinstance(endpoint, InputEndpoint) else tuple(block)
+                block.append(self._note("left out", allowed.at, f"a network traffic rule for {brief(name)}: {why}"))
+        return (*block, *self._balancing(endpoint, placed)) if isinstance(endpoint, InputEndpoint) else tuple(block)
 
     def _instance_ports(self, instance: InstanceEndpoint) -> Iterator[Key | Comment]:
         first, last = instance.public
@@ -221,7 +223,7 @@ class _Mapping:
             "in the order of the instances, which the documentation leaves open",
         )
 
-    def _balancing(self, endpoint: InputEndpoint, door: PublicPort) -> Iterator[Key | Comment]:
+    def _balancing(self, endpoint: InputEndpoint, placed: PlacedEndpoint) -> Iterator[Key | Comment]:
         if endpoint.distribution is not None:
             yield Key("distribution", endpoint.distribution)
         if endpoint.probe is not None:
@@ -230,22 +232,22 @@ class _Mapping:
                 other = f"{2 * probe.interval_s}s may have been enough"
                 text = f"the documentation disagrees with itself on so long a timeout: {other}"
                 yield self._note("note", probe.at, text)
-            if probe.port not in (None, door.target[0]):
+            if probe.port not in (None, placed.target[0]):
                 what = f"the port {probe.port} of the probe {brief(probe.name)}"
                 asked = f"relay asks {brief(endpoint.name)} itself, through the instance's relay to the application"
                 must = "take connections" if probe.path is None else "answer with 200"
-                yield self._note("left out", probe.at, f"{what}: {asked}, which must {must} on {door.target[0]}")
+                yield self._note("left out", probe.at, f"{what}: {asked}, which must {must} on {placed.target[0]}")
             yield Key("probe", _probe(probe))
         if endpoint.idle_min is not None:
             yield Key("timeouts", {"idle": f"{endpoint.idle_min}m"})
 
-    def _internal(self, key: _Name, endpoint: InternalEndpoint, door: PublicPort) -> Block:
+    def _internal(self, key: _Name, endpoint: InternalEndpoint, placed: PlacedEndpoint) -> Block:
         block: list[Key | Comment] = []
         if endpoint.protocol == "any":
             text = "what is not TCP: the protocol `any` is imported as tcp, and UDP is not forwarded"
             block.append(self._note("left out", endpoint.at, text))
         protocol = "tcp" if endpoint.protocol == "any" else endpoint.protocol
-        block += [Key("type", "internal"), Key("protocol", protocol), *_way(door)]
+        block += [Key("type", "internal"), Key("protocol", protocol), *_way(placed)]
         if key in self.acls:
             acl = self.acls[key]
             text = f"the access list {brief(acl.access_control)}: an internal endpoint has `from`, and no access rules"
@@ -253,17 +255,17 @@ class _Mapping:
         return (*block, *self._from(key))
 
     def _from(self, key: _Name) -> Iterator[Key | Comment]:
-        sources = self.sources.get(key)
-        if sources is None:
+        allowed = self.allowed.get(key)
+        if allowed is None:
             return
-        if sources.both is not None:
+        if allowed.both is not None:
             text = "a rule for it has AllowAllTraffic beside WhenSource: it is read as WhenSource alone"
-            yield self._note("warning", sources.both, text)
-        if sources.everyone and sources.roles:
+            yield self._note("warning", allowed.both, text)
+        if allowed.everyone and allowed.roles:
             text = "one rule for it lists roles, and another has AllowAllTraffic alone: every role may connect"
-            yield self._note("warning", sources.at, text)
-        if not sources.everyone:
-            yield Key("from", [self.roles[role] for role in sources.roles])
+            yield self._note("warning", allowed.at, text)
+        if not allowed.everyone:
+            yield Key("from", [self.roles[role] for role in allowed.roles])
 
 
 def _is_public(endpoint: Endpoint) -> bool:
@@ -275,8 +277,8 @@ def _ports(span: Span) -> str | int:
     return span[0] if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
-def _way(door: PublicPort) -> tuple[Key, Key]:
-    return Key("port", _ports(door.listen)), Key("target", f"127.0.0.1:{_ports(door.target)}")
+def _way(placed: PlacedEndpoint) -> tuple[Key, Key]:
+    return Key("port", _ports(placed.listen)), Key("target", f"127.0.0.1:{_ports(placed.target)}")
 
 
 def _probe(probe: DefinedProbe) -> dict[str, str | int]:

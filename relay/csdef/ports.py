@@ -8,18 +8,18 @@ from relay.config.wording import shown
 from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Span
 from relay.errors import ConfigError, Problem
 
-__all__ = ["PublicPort", "cannot", "doors"]
+__all__ = ["PlacedEndpoint", "cannot", "place"]
 
-# Where ports are looked for that the source leaves to the platform: above what services of a distribution listen on,
+# Where ports are looked for that the definition leaves to the platform: above what services of a distribution listen on,
 # below the ports that Linux gives to outgoing connections (ip_local_port_range, 32768), as long as there are any.
 _FREE_FROM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class PublicPort:
+class PlacedEndpoint:
     """An endpoint's `listen` ports on each instance, and the ports of `target` on its loopback address.
 
-    `joined`: the instance endpoint that became one with it. `why`: what is not as the source has it, "" for nothing.
+    `joined`: the instance endpoint that became one with it. `why`: what is not as the definition has it, "" for nothing.
     """
 
     endpoint: Endpoint
@@ -43,7 +43,7 @@ def cannot(endpoint: Endpoint) -> str:
     return ""
 
 
-def doors(role: DefinedRole, file: str, access_of: Callable[[Endpoint], str | None]) -> list[PublicPort]:
+def place(role: DefinedRole, file: str, access_of: Callable[[Endpoint], str | None]) -> list[PlacedEndpoint]:
     """The role's endpoints that relay can have, in their order. `access_of` tells the access list of an endpoint.
 
     An instance endpoint becomes one with an input endpoint that leads to the same port, where both admit the same
@@ -54,7 +54,7 @@ def doors(role: DefinedRole, file: str, access_of: Callable[[Endpoint], str | No
     joined = _joined(kept, access_of)
     absorbed = {each.at for each in joined.values()}
     kept = [each for each in kept if each.at not in absorbed]
-    found = _Ports(kept, joined).doors()
+    found = _Ports(kept, joined).placed()
     if found is None:
         what, fix = f"has no port left for all endpoints of {shown(role.name)}", "write narrower ranges"
         raise ConfigError([Problem(file, *role.at, "Endpoints", what, fix)])
@@ -89,7 +89,7 @@ class _Ports:
         self.taken[0] = 1
         self.given: dict[tuple[int, int], Span] = {}
 
-    def doors(self) -> list[PublicPort] | None:
+    def placed(self) -> list[PlacedEndpoint] | None:
         """All of them, in the order of the endpoints; None where no port is left."""
         # Fixed ports before chosen ones, and those that other roles dial before all.
         for each in self.endpoints:
@@ -106,7 +106,7 @@ class _Ports:
                 if (port := self._free()) is None:
                     return None
                 self._take(each, (port, port))
-        return [self._door(each) for each in self.endpoints]
+        return [self._placed(each) for each in self.endpoints]
 
     def _take(self, endpoint: Endpoint, span: Span) -> None:
         """Give the ports to the endpoint, if they are free."""
@@ -119,7 +119,7 @@ class _Ports:
         port = above if above >= 0 else self.taken.find(0)
         return None if port < 0 else port
 
-    def _door(self, endpoint: Endpoint) -> PublicPort:
+    def _placed(self, endpoint: Endpoint) -> PlacedEndpoint:
         listen = self.given[endpoint.at]
         target, why = listen, ""
         if isinstance(endpoint, InternalEndpoint):
@@ -130,4 +130,4 @@ class _Ports:
         elif listen[0] != endpoint.local_port:
             target = (endpoint.local_port, endpoint.local_port)
             why = f"port {target[0]} is another endpoint's, so relay listens on {listen[0]} and still leads to {target[0]}"
-        return PublicPort(endpoint, listen, target, self.joined.get(endpoint.at), why)
+        return PlacedEndpoint(endpoint, listen, target, self.joined.get(endpoint.at), why)

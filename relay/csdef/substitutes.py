@@ -1,4 +1,4 @@
-"""Names and addresses that the source does not have in the form that relay takes."""
+"""Names and addresses that the files do not have in the form that relay takes."""
 
 import re
 from collections import Counter

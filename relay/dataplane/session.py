@@ -23,21 +23,13 @@ from relay.dataplane.pipes import Pipe
 from relay.dataplane.route import Route
 from relay.dataplane.splice import Lane, Turn, interest, lanes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE
-from relay.kernel.sockets import (
-    AnySocket,
-    finish_on_close,
-    is_gone,
-    readable_bytes,
-    reset_on_close,
-    unsent_bytes,
-)
+from relay.kernel.sockets import AnySocket, finish_on_close, is_gone, readable_bytes, reset_on_close, unsent_bytes
 from relay.ledger.layout import Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
 _CLEAN: Final = ("client_fin", "target_fin")  # all that was sent has been passed on
-# And these for every connection: as an enum's member one costs as much as the rest of `flag`.
 
 
 class Session(Dial):

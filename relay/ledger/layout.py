@@ -15,7 +15,7 @@ WORKER_WORDS: Final = 1024  # a page of words that have a meaning, and one of SC
 SLOT_WORDS: Final = 128
 SLOTS: Final = 1024  # endpoints one instance can declare; untouched rows cost no memory
 RECORD_BYTES: Final = 128
-SOURCE_ENTRIES: Final = 16_384  # of one worker's table of sources, see sources.py: 256 KiB, taken as it is used
+SOURCE_ENTRIES: Final = 16_384  # of one worker's table of sources, see by_source.py: 256 KiB, taken as it is used
 
 SOURCE_WORDS: Final = 2 * SOURCE_ENTRIES
 TARGETS: Final = 1024  # instances times endpoints that one edge can lead to

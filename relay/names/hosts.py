@@ -178,9 +178,9 @@ def _replace(real: str, before: os.stat_result, text: str) -> bool:
     return True
 
 
-def _copy_attributes(source: str, target: str) -> None:
+def _copy_attributes(old: str, new: str) -> None:
     """Access lists, and what SELinux calls the file: as far as the file system and our rights go (xattr(7))."""
     with contextlib.suppress(OSError):
-        for attribute in os.listxattr(source):
+        for attribute in os.listxattr(old):
             with contextlib.suppress(OSError):
-                os.setxattr(target, attribute, os.getxattr(source, attribute))
+                os.setxattr(new, attribute, os.getxattr(old, attribute))

@@ -171,7 +171,7 @@ WHEN = '<WhenSource matches="AnyRule"><FromRole roleName="a"/><FromRole roleName
 def test_traffic_rules(text: str, sources: list[str] | None, both: bool) -> None:
     found = rule(text)
     assert [(each.role, each.endpoint) for each in found.destinations] == [("r", "e")]
-    assert (None if found.sources is None else [each.role for each in found.sources]) == sources
+    assert (None if found.from_roles is None else [each.role for each in found.from_roles]) == sources
     assert found.both == both
 
 

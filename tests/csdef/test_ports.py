@@ -3,7 +3,7 @@
 import pytest
 
 from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint
-from relay.csdef.ports import PublicPort, cannot, doors
+from relay.csdef.ports import PlacedEndpoint, cannot, place
 from relay.errors import ConfigError
 
 LINES = iter(range(1, 10_000))
@@ -21,15 +21,15 @@ def instance(local: int, protocol: str = "tcp") -> InstanceEndpoint:
     return InstanceEndpoint(f"instance{local}", (next(LINES), 1), protocol, local, (10_100, 10_109), ())
 
 
-def opened(*endpoints: Endpoint, access: dict[str, str] | None = None) -> list[PublicPort]:
-    return doors(
+def opened(*endpoints: Endpoint, access: dict[str, str] | None = None) -> list[PlacedEndpoint]:
+    return place(
         DefinedRole("web", (1, 1), endpoints, ()), "f.csdef", lambda endpoint: (access or {}).get(endpoint.name)
     )
 
 
 def way(*endpoints: Endpoint) -> list[tuple[int, int]]:
-    """The first ports of `listen` and `target` of each door."""
-    return [(door.listen[0], door.target[0]) for door in opened(*endpoints)]
+    """The first ports of `listen` and `target` of each endpoint."""
+    return [(each.listen[0], each.target[0]) for each in opened(*endpoints)]
 
 
 def test_own_ports() -> None:
@@ -39,7 +39,7 @@ def test_own_ports() -> None:
         (9, 9),
         (10, 10),
     ]
-    assert [door.why for door in opened(public(80, 80), internal((1, 9)), instance(10))] == ["", "", ""]
+    assert [each.why for each in opened(public(80, 80), internal((1, 9)), instance(10))] == ["", "", ""]
 
 
 def test_internal_ports_come_first_wherever_they_stand() -> None:
@@ -62,8 +62,8 @@ def test_ports_that_the_platform_chose() -> None:
 
 
 def test_what_is_not_as_written_is_said() -> None:
-    doors_with_reasons = opened(public(80, None), public(81, 80), internal(None), public(82, 80))
-    assert [door.why.partition(":")[2].strip() or door.why for door in doors_with_reasons] == [
+    with_reasons = opened(public(80, None), public(81, 80), internal(None), public(82, 80))
+    assert [each.why.partition(":")[2].strip() or each.why for each in with_reasons] == [
         "the application must listen on 20000",
         "",
         "the application must listen on 20001",
@@ -88,7 +88,7 @@ def test_no_port_left() -> None:
 def test_an_instance_endpoint_becomes_one_with_an_input_endpoint() -> None:
     first, second = instance(80), instance(80)
     found = opened(first, public(80, 80), public(81, 80), second, public(82, None), instance(82))
-    assert [(door.endpoint.name, door.joined) for door in found] == [
+    assert [(each.endpoint.name, each.joined) for each in found] == [
         ("in80", first),
         ("in81", None),
         ("instance80", None),
@@ -114,7 +114,7 @@ def test_datagrams_are_in_nobodys_way() -> None:
         public(84, 81),
         instance(82),
     )
-    assert [(door.listen, door.joined) for door in found] == [((80, 80), None), ((81, 81), None), ((82, 82), None)]
+    assert [(each.listen, each.joined) for each in found] == [((80, 80), None), ((81, 81), None), ((82, 82), None)]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Traffic rules, added up for each endpoint."""
 
 from relay.csdef.definition import Definition, Reference, TrafficRule
-from relay.csdef.traffic import sources_of
+from relay.csdef.traffic import allowed_roles
 
 
 def rule(line: int, *destinations: str, sources: str = "", both: bool = False) -> TrafficRule:
@@ -16,7 +16,7 @@ def rule(line: int, *destinations: str, sources: str = "", both: bool = False) -
 
 def added(*rules: TrafficRule) -> dict[str, tuple[str, bool, int | None, int]]:
     """Of each endpoint: its roles, whether everyone may, and the lines of the first double and of the first rule."""
-    found = sources_of(Definition("f", "s", (1, 1), (), (), rules, (), ()))
+    found = allowed_roles(Definition("f", "s", (1, 1), (), (), rules, (), ()))
     return {
         name: ("".join(each.roles), each.everyone, each.both and each.both[0], each.at[0])
         for (_, name), each in found.items()
