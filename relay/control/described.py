@@ -4,7 +4,7 @@ from typing import Any
 
 
 class Within:
-    """Bounds of a number, for the schema alone: pydantic asks whatever stands beside a type in `Annotated`."""
+    """Bounds of a number."""
 
     def __init__(self, minimum: int, maximum: int | None = None) -> None:
         self._bounds = {"minimum": minimum} if maximum is None else {"minimum": minimum, "maximum": maximum}
@@ -15,7 +15,7 @@ class Within:
 
 
 class Says:
-    """A description, for the schema alone."""
+    """A description."""
 
     def __init__(self, text: str) -> None:
         self._text = text

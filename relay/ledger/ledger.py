@@ -48,8 +48,6 @@ from relay.ledger.layout import (
 )
 from relay.steps import step
 
-# Plain numbers for the way of a connection: an enum's member costs a look-up through its metaclass each time.
-
 
 @dataclass(slots=True)
 class FlowRecord:
