@@ -5,7 +5,6 @@ import json
 import socket
 from typing import Any
 
-from relay.config.load import find_settings
 from relay.config.values import HostPort
 from relay.errors import AdminError, RefusedError, os_reason
 
@@ -38,6 +37,8 @@ class AdminClient:
         """
         if path is not None:
             return cls(path)
+        from relay.config.load import find_settings  # here: whoever says where the socket is need not wait for it
+
         admin = find_settings(settings).value.admin
         return cls(admin.socket, admin.listen if discovery else None)
 

@@ -2,6 +2,8 @@
 
 import errno
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,3 +172,11 @@ def answer_once(listener: socket.socket, answer: bytes) -> None:
     with connection:
         connection.recv(65536)
         connection.sendall(answer)
+
+
+def test_who_says_where_the_socket_is_does_not_wait_for_pydantic() -> None:
+    """It takes most of the time of a command; the types of the answers do without it."""
+    modules = "relay.cli.main, relay.cli.tables, relay.cli.client, relay.control.answers"
+    code = f"import sys, {modules}; relay.cli.client.AdminClient.find('/s', None); print('pydantic' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
+    assert ran.stdout == "False\n"
