@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import urllib.parse
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from relay.cli.client import AdminClient
 from relay.cli.tables import identity_text, instances_text
@@ -13,6 +13,9 @@ from relay.config.wording import nearest
 from relay.control.environment import shell_text, systemd_text
 from relay.errors import OperatorError, UnknownError, os_reason
 from relay.names import hosts
+
+if TYPE_CHECKING:
+    from relay.control.answers import EndpointAnswer
 
 # As env(1) has them, and whatever else runs another program: of relay's own failure, of a program that cannot be run, and
 # of one that is not there. Every other status is the program's.
@@ -53,7 +56,7 @@ def show_addresses(client: AdminClient, name: str, *, everybody: bool) -> int:
     return 0
 
 
-def addresses_of(endpoint: dict[str, Any], *, everybody: bool) -> list[str]:
+def addresses_of(endpoint: "EndpointAnswer", *, everybody: bool) -> list[str]:
     """Where clients connect to an endpoint, as `GET /v1/endpoints` tells it: on an edge, where it is behind one."""
     there = [each for each in endpoint["instances"] if everybody or each["healthy"]]
     if not endpoint["edges"]:

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from relay.config.compile import drop_filter, envelope_rules
-from relay.config.document import Document, KeyPath, dotted
+from relay.config.document import Document, KeyPath
 from relay.config.model import Door, Endpoint, Service
 from relay.config.roster import EDGE, Roster, split_instance
 from relay.config.settings import Settings
@@ -52,15 +52,15 @@ def check_pair(service: Service, settings: Settings, document: Document) -> Iter
     if role is None or (role == EDGE and service.edge is not None):
         return
     if role not in roles:
-        yield _problem(
-            document, (key,), f"`{role}` is no role of service {service.service}", _meant(role, list(roles), "roles")
+        yield document.problem(
+            (key,), f"`{role}` is no role of service {service.service}", _meant(role, list(roles), "roles")
         )
     elif roles[role].counted and settings.registry is None:
         what = f"role `{role}` has a count of instances, and no registry says where they are"
-        yield _problem(document, (key,), what, "write `registry`, or list the addresses in the service file")
+        yield document.problem((key,), what, "write `registry`, or list the addresses in the service file")
     elif key == "role" and not roles[role].counted:
         what = f"role `{role}` lists its addresses, so there is no number to take"
-        yield _problem(document, (key,), what, "remove it: this machine is the one whose address is listed")
+        yield document.problem((key,), what, "remove it: this machine is the one whose address is listed")
 
 
 def endpoints(service: Service) -> Iterator[tuple[str, str, Endpoint, KeyPath]]:
@@ -68,10 +68,6 @@ def endpoints(service: Service) -> Iterator[tuple[str, str, Endpoint, KeyPath]]:
     for role_name, role in service.roles.items():
         for name, endpoint in role.endpoints.items():
             yield role_name, name, endpoint, ("roles", role_name, "endpoints", name)
-
-
-def _problem(document: Document, path: KeyPath, what: str, fix: str) -> Problem:
-    return Problem(document.path, *document.mark(path), dotted(path), what, fix)
 
 
 def _port_path(document: Document, path: KeyPath) -> KeyPath:
@@ -87,7 +83,7 @@ def _addresses(service: Service, document: Document) -> Iterator[Problem]:
             holder = first.setdefault(address, instance := f"{role_name}_IN_{index}")
             if holder != instance:
                 what = f"{address} is the address of {holder} already"
-                yield _problem(document, ("roles", role_name, "instances", index), what, "write another address")
+                yield document.problem(("roles", role_name, "instances", index), what, "write another address")
 
 
 def _edge(service: Service, document: Document) -> Iterator[Problem]:
@@ -96,7 +92,7 @@ def _edge(service: Service, document: Document) -> Iterator[Problem]:
         return
     if "edge" in service.roles:
         what = "`edge` is what the edge's own machines are called, `edge_IN_0`"
-        yield _problem(document, ("roles", "edge"), what, "give the role another name")
+        yield document.problem(("roles", "edge"), what, "give the role another name")
     holders = {
         address: f"{name}_IN_{n}" for name, role in service.roles.items() for n, address in enumerate(role.instances)
     }
@@ -104,7 +100,7 @@ def _edge(service: Service, document: Document) -> Iterator[Problem]:
         holder = holders.setdefault(address, instance := f"edge_IN_{index}")
         if holder != instance:
             what = f"{address} is the address of {holder} already"
-            yield _problem(document, ("edge", "instances", index), what, "write another address")
+            yield document.problem(("edge", "instances", index), what, "write another address")
     for role_name, role in service.roles.items():
         # The edge dials from its own address, which is how the instances know it.
         versions = {address.version for address in role.instances}
@@ -114,11 +110,11 @@ def _edge(service: Service, document: Document) -> Iterator[Problem]:
             fix = (
                 f"write addresses of IPv{apart.version}; an edge may listen on others by `address` in its instance.yaml"
             )
-            yield _problem(document, ("roles", role_name, "instances"), what, fix)
+            yield document.problem(("roles", role_name, "instances"), what, fix)
     for _, _, endpoint, path in endpoints(service):
         if endpoint.type == "input" and len(endpoint.listen_ports) > 1:
             what = "the edge leads to one port of an instance, and this is a range"
-            yield _problem(document, (*path, "port"), what, "declare an endpoint for each of its ports")
+            yield document.problem((*path, "port"), what, "declare an endpoint for each of its ports")
 
 
 def _ports(service: Service, document: Document) -> Iterator[Problem]:
@@ -129,7 +125,7 @@ def _ports(service: Service, document: Document) -> Iterator[Problem]:
         for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
             if not mine[1][-1] == written[-1] == "public_port":  # which is a problem of its own
                 what = f"port {port} is a port of `{holder}` (line {document.mark(written)[0]}) already"
-                yield _problem(document, mine[1], what, "give each endpoint of a role a `port` of its own")
+                yield document.problem(mine[1], what, "give each endpoint of a role a `port` of its own")
 
 
 def _public_ports(service: Service, document: Document) -> Iterator[Problem]:
@@ -141,7 +137,7 @@ def _public_ports(service: Service, document: Document) -> Iterator[Problem]:
             holders = [(first.setdefault(port, mine), port) for port in (ports.numbers if ports else ())]
             for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
                 what = f"{port} is a public port of `{holder}` (line {document.mark(written)[0]}) already"
-                yield _problem(document, mine[1], what, "a public port is unique in the service: write another one")
+                yield document.problem(mine[1], what, "a public port is unique in the service: write another one")
 
 
 def _instance_ports(service: Service, document: Document) -> Iterator[Problem]:
@@ -151,7 +147,7 @@ def _instance_ports(service: Service, document: Document) -> Iterator[Problem]:
             what = f"{len(endpoint.instance_ports)} ports are too few for the {needed} instances of `{role_name}`"
             first = endpoint.instance_ports.first
             fix = f"write one for each, such as `{Ports(first, first + needed - 1)}`"
-            yield _problem(document, (*path, "instance_ports"), what, fix)
+            yield document.problem((*path, "instance_ports"), what, fix)
 
 
 def _from(service: Service, document: Document) -> Iterator[Problem]:
@@ -161,7 +157,7 @@ def _from(service: Service, document: Document) -> Iterator[Problem]:
         for index, role_name in enumerate(endpoint.from_roles or ()):
             if role_name not in known:
                 what, fix = f"`{role_name}` is no role of this service", _meant(role_name, known, "roles")
-                yield _problem(document, (*path, "from", index), what, fix)
+                yield document.problem((*path, "from", index), what, fix)
 
 
 def _access(service: Service, document: Document) -> Iterator[Problem]:
@@ -174,7 +170,7 @@ def _access(service: Service, document: Document) -> Iterator[Problem]:
                 f"there is no access list `{endpoint.access}`",
                 _meant(endpoint.access, list(known), "access lists"),
             )
-            yield _problem(document, (*path, "access"), what, fix)
+            yield document.problem((*path, "access"), what, fix)
 
 
 def _meant(name: str, known: list[str], kind: str) -> str:
@@ -193,7 +189,7 @@ def _targets(service: Service, document: Document) -> Iterator[Problem]:
             if not endpoint.unsafe_target and not address.is_loopback and address not in here:
                 what = f"`{endpoint.target}` is on another machine, where relay does not decide who may connect"
                 fix = "write a service of this machine, or `unsafe_target: true` beside it"
-                yield _problem(document, (*path, "target"), what, fix)
+                yield document.problem((*path, "target"), what, fix)
 
 
 def _uses(service: Service, document: Document) -> Iterator[Problem]:
@@ -207,15 +203,15 @@ def _uses(service: Service, document: Document) -> Iterator[Problem]:
             path: KeyPath = ("roles", role_name, "uses", name)
             if name in role.endpoints:
                 what = f"`{name}` is an endpoint of this role already, and both are called `{role_name}/{name}`"
-                yield _problem(document, path, what, "give the door another name")
+                yield document.problem(path, what, "give the door another name")
             if (holder := listening.setdefault(door.listen, name)) != name:
                 what = f"{door.listen} is where the door `{holder}` listens already"
-                yield _problem(document, (*path, "listen"), what, "write another port")
+                yield document.problem((*path, "listen"), what, "write another port")
             for endpoint_name, endpoint in role.endpoints.items():
                 ports = range(endpoint.target.port, endpoint.target.port + endpoint.target.port_count)
                 if door.listen.host in endpoint.target.addresses and door.listen.port in ports:
                     what = f"{door.listen} is the target of this role's endpoint `{endpoint_name}`"
-                    yield _problem(document, (*path, "listen"), what, "write another port")
+                    yield document.problem((*path, "listen"), what, "write another port")
             yield from _door(service, document, role_name, door, known, (*path, "endpoint"))
 
 
@@ -224,12 +220,12 @@ def _door(
 ) -> Iterator[Problem]:
     role, name = door.endpoint
     if role not in known:
-        yield _problem(document, path, f"`{role}` is no role of this service", _meant(role, list(known), "roles"))
+        yield document.problem(path, f"`{role}` is no role of this service", _meant(role, list(known), "roles"))
         return
     if name not in known[role]:
         names = list(known[role]) if isinstance(known[role], dict) else []
         fix = f"did you mean {shown(f'{role}/{near}')}?" if (near := nearest(name, names)) else _listed(names)
-        yield _problem(document, path, f"role `{role}` has no endpoint `{name}`", fix)
+        yield document.problem(path, f"role `{role}` has no endpoint `{name}`", fix)
         return
     if role not in service.roles or name not in service.roles[role].endpoints:
         return  # it has problems of its own
@@ -237,17 +233,17 @@ def _door(
     where = f"`{role}/{name}`"
     if endpoint.from_roles is not None and role_name not in endpoint.from_roles:
         fix = f"write `{role_name}` into its `from`, or remove the door"
-        yield _problem(document, path, f"{where} does not admit the role `{role_name}`", fix)
+        yield document.problem(path, f"{where} does not admit the role `{role_name}`", fix)
     if endpoint.type == "input" and service.edge is not None:
         fix = "declare an internal endpoint for the instances of this service"
-        yield _problem(document, path, f"{where} is behind the edge, and admits the edge alone", fix)
+        yield document.problem(path, f"{where} is behind the edge, and admits the edge alone", fix)
     here, there = ({each.version for each in service.roles[name].instances} for name in (role_name, role))
     if here and there and not here & there:
         fix = "write addresses of one IP version"
-        yield _problem(document, path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
+        yield document.problem(path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
     if len(endpoint.listen_ports) > 1:
         fix = "declare an endpoint for the one that it shall lead to"
-        yield _problem(document, path, f"{where} has {len(endpoint.listen_ports)} ports, and a door leads to one", fix)
+        yield document.problem(path, f"{where} has {len(endpoint.listen_ports)} ports, and a door leads to one", fix)
 
 
 def _listed(names: list[str]) -> str:
@@ -266,7 +262,7 @@ def _filters(service: Service, document: Document) -> Iterator[Problem]:
             try:
                 drop_filter(rules, unmatched, version, len(endpoint.listen_ports))
             except WrongValue as error:
-                yield _problem(document, (*path, "deny"), error.what, error.remedy)
+                yield document.problem((*path, "deny"), error.what, error.remedy)
 
 
 def _loops(service: Service, document: Document) -> Iterator[Problem]:
@@ -326,4 +322,4 @@ def _loop(document: Document, ring: list[KeyPath], graph: _PortGraph) -> Problem
     target = graph.endpoints[path].target
     way = ", ".join(f"`{other[1]}/{other[3]}`" for other in others if other != path)
     what = f"`{target}` is this endpoint's own listener" if not way else f"`{target}` leads back here by way of {way}"
-    return _problem(document, (*path, "target"), what, "write the address of the service behind it")
+    return document.problem((*path, "target"), what, "write the address of the service behind it")

@@ -79,6 +79,10 @@ class Document:
             return self.values[path]
         return self.mark(path[:-1], key=True) if path else (1, 1)
 
+    def problem(self, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
+        """What is wrong at `path` (with `key`: with its key), and what to write."""
+        return Problem(self.path, *self.mark(path, key=key), dotted(path), what, fix)
+
 
 def dotted(path: Iterable[str | int]) -> str:
     """A path as messages write it: `roles.web.endpoints.http-in.access[0].deny`."""

@@ -1,10 +1,11 @@
 """What is right and still doubtful: the warnings across a whole service."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 
 from relay.config.check import endpoints
-from relay.config.document import Document, KeyPath, dotted
+from relay.config.document import Document, KeyPath
 from relay.config.fields import Rule
 from relay.config.model import Service
 from relay.config.values import IPAddress, IPNetwork
@@ -32,7 +33,7 @@ def lint_service(service: Service, document: Document) -> list[Problem]:
 
 
 def _warning(document: Document, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
-    return Problem(document.path, *document.mark(path, key=key), dotted(path), what, fix, severity="warning")
+    return replace(document.problem(path, what, fix, key=key), severity="warning")
 
 
 def _lists(service: Service) -> Iterator[tuple[KeyPath, tuple[Rule, ...]]]:

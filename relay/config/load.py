@@ -228,21 +228,17 @@ def _meant(unknown: Unknown) -> set[KeyPath]:
 
 def _problems(errors: list[ErrorDetails], unknown: Unknown, document: Document, schema: Any) -> list[Problem]:
     """One problem for each mistake: pydantic's errors in plain words, and the keys that were left empty."""
-    found = [_problem(document, path, *_unknown(path, near, schema), key=True) for path, near in unknown.items()]
+    found = [document.problem(path, *_unknown(path, near, schema), key=True) for path, near in unknown.items()]
     nulls = {
         path for path in _nulls(document.data, ()) if not any(path[:end] in unknown for end in range(len(path) + 1))
     }
-    found += [_problem(document, path, *_empty(path, schema)) for path in nulls]
+    found += [document.problem(path, *_empty(path, schema)) for path in nulls]
     misspelt = {path for path in _meant(unknown) if path not in document.values}  # not missing, but under another name
     for error in errors:
         path = _path(error)
         if error["type"] != FOLLOWS and path not in unknown and path not in nulls and path not in misspelt:
-            found.append(_problem(document, path, *_wording(error, path, schema), key=_in_name(error)))
+            found.append(document.problem(path, *_wording(error, path, schema), key=_in_name(error)))
     return found
-
-
-def _problem(document: Document, path: KeyPath, what: str, fix: str, *, key: bool = False) -> Problem:
-    return Problem(document.path, *document.mark(path, key=key), dotted(path), what, fix)
 
 
 def _nulls(value: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -121,7 +121,7 @@ class EndpointRow:
 
 
 class Slots(NamedTuple):
-    """Places in the ledger: of endpoints by name, and of an edge's or a door's targets by endpoint and `TargetRow.text`."""
+    """Places in the ledger: of endpoints by name; of an edge's or a door's targets by endpoint and `TargetRow.text`."""
 
     endpoints: Mapping[str, int] = MappingProxyType({})
     targets: Mapping[tuple[str, str], int] = MappingProxyType({})
@@ -174,7 +174,7 @@ class Snapshot:
         return json.dumps(raw, separators=(",", ":")).encode()
 
     def for_workers(self) -> "Snapshot":
-        """The same without roster and text, and the rules as they were written: their tables say all that a worker asks.
+        """The same without roster, text, and the rules as they were written: their tables say all that a worker asks.
 
         Reading 20,000 rules takes 50 ms, for which every connection of a worker would stand still.
         """

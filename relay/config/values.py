@@ -1,7 +1,7 @@
 """The value formats of the two files: plain functions from what the YAML holds to what relay works with.
 
-Every function takes the value as read (any plain YAML type) and returns the parsed one, or raises `WrongValue`. The pattern
-beside a format is the same rule in the words of JSON Schema, where it can be said there.
+Every function takes the value as read (any plain YAML type) and returns the parsed one, or raises `WrongValue`.
+The pattern beside a format is the same rule in the words of JSON Schema, where it can be said there.
 """
 
 import re

@@ -1,5 +1,6 @@
-"""What the admin API and the discovery API answer, as types. The code that makes an answer, the published schema (openapi.py)
-and the command line all go by these.
+"""What the admin API and the discovery API answer, as types.
+
+The code that makes an answer, the published schema (openapi.py) and the command line all go by these.
 
 Counts are since the daemon started; ages and durations are in seconds.
 """
@@ -154,9 +155,6 @@ class TargetGroup(TypedDict):
 
     targets: list[AddressText]
     labels: TargetLabels
-
-
-EnvironmentVariables = dict[str, str]
 
 
 class Everything(TypedDict):

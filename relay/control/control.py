@@ -27,7 +27,7 @@ from relay.control.probing import Prober, forget_newcomers
 from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
-from relay.control.status import busy, connections, status
+from relay.control.status import busy, connections, is_draining, status
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
@@ -113,7 +113,7 @@ class Control:
         await self._work_until_stopped()
         await self._prober.end()
         if self._follower is not None:
-            await self._follower.close(leave=self._draining())
+            await self._follower.close(leave=is_draining(self._ledger))
         await self._naming.end()
         for runner in runners:
             await runner.cleanup()
@@ -146,7 +146,7 @@ class Control:
             self._tell_keeper(messages.plain(messages.RELOADING))
             try:
                 prepared = await self._loop.run_in_executor(None, self._prepare)
-                if self._draining():  # meanwhile
+                if is_draining(self._ledger):  # meanwhile
                     close_all(prepared.opened)
                     raise OperatorError("relay is stopping; nothing is reloaded")
                 answer = await self._put_in_force(prepared)
@@ -163,7 +163,7 @@ class Control:
             return answer
 
     def _refuse_while_busy(self, done: str) -> None:
-        if self._draining():
+        if is_draining(self._ledger):
             raise OperatorError(f"relay is stopping; nothing is {done}")
         if self._stuck():
             if done != "upgraded":
@@ -180,13 +180,8 @@ class Control:
         prepared = self._prepare(dry_run=True)
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
         flows = ((name, Address.parse(peer).host) for name, peer in open_now)
-        return {
-            "generation": self._in_force.snapshot.generation,
-            "changes": [str(change) for change in prepared.plan.changes],
-            "warnings": [str(warning) for warning in prepared.warnings],
-            "notes": list(prepared.notes),
-            "cut": who_is_cut(flows, prepared.snapshot, self._in_force.snapshot),
-        }
+        old = self._in_force.snapshot
+        return {**_reloaded(old.generation, prepared), "cut": who_is_cut(flows, prepared.snapshot, old)}
 
     def _failed(self, error: OperatorError) -> OperatorError:
         """Say everywhere that the former configuration stands."""
@@ -204,22 +199,15 @@ class Control:
         """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
         snapshot = prepared.snapshot
         parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
-        forget_newcomers(
-            self._ledger, self._in_force.snapshot, snapshot
-        )  # before a worker can send one of them anybody
+        # Before a worker can send one of them anybody.
+        forget_newcomers(self._ledger, self._in_force.snapshot, snapshot)
         self._in_force.snapshot, self._in_force.loaded = snapshot, prepared.service
         late = await self._delivery.deliver(parcel)
         self._log.level = snapshot.log_level
         self._prober.follow(snapshot)
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
-        notes = [*prepared.notes, *(f"worker {n} has not answered yet" for n in late)]
-        return {
-            "generation": snapshot.generation,
-            "changes": [str(change) for change in prepared.plan.changes],
-            "warnings": [str(warning) for warning in prepared.warnings],
-            "notes": notes,
-        }
+        return _reloaded(snapshot.generation, prepared, *(f"worker {n} has not answered yet" for n in late))
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
@@ -227,7 +215,7 @@ class Control:
         """Put in force that these are registered, by the files that are in force; why that cannot be, or nothing."""
         trouble = ""
         async with self._reloading:
-            if self._draining() or self._upgrading():
+            if is_draining(self._ledger) or self._upgrading():
                 return ""  # we are called again
             before = self._in_force.roster
             try:
@@ -325,7 +313,7 @@ class Control:
     def _announce(self) -> None:
         """Tell the keeper, and through it systemd, how things stand, once all workers are at work."""
         snapshot = self._in_force.snapshot
-        if self._draining() or self._delivery.behind(snapshot.generation) or behind(self._ledger):
+        if is_draining(self._ledger) or self._delivery.behind(snapshot.generation) or behind(self._ledger):
             return
         text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
         if not self._ledger.words[DaemonWord.RELOAD_OK]:
@@ -341,9 +329,6 @@ class Control:
         return bool(behind(self._ledger)) and self._loop.time() >= max(
             self._began_s + _UPGRADE_S, self._upgrading_until_s
         )
-
-    def _draining(self) -> bool:
-        return self._ledger.words[DaemonWord.DRAIN_UNTIL_NS] != 0
 
     def _status(self) -> answers.Status:
         registry: answers.RegistryStatus | None = None
@@ -370,6 +355,15 @@ class Control:
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)
+
+
+def _reloaded(generation: int, prepared: Prepared, *notes: str) -> answers.Reloaded:
+    return {
+        "generation": generation,
+        "changes": [str(change) for change in prepared.plan.changes],
+        "warnings": [str(warning) for warning in prepared.warnings],
+        "notes": [*prepared.notes, *notes],
+    }
 
 
 def _lines(error: OperatorError) -> list[str]:

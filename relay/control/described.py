@@ -1,4 +1,7 @@
-"""What a schema says beside a type. pydantic asks whatever stands beside one in `Annotated`: it need not be imported here."""
+"""What a schema says beside a type.
+
+pydantic asks whatever stands beside one in `Annotated`: it need not be imported here.
+"""
 
 from typing import Any
 

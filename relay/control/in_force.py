@@ -1,4 +1,4 @@
-"""What stands: the service file and the snapshot that was compiled from it. Control replaces it; everybody else reads it."""
+"""What stands: the service file and the snapshot compiled from it. Control replaces it; everybody else reads it."""
 
 from dataclasses import dataclass
 

@@ -12,7 +12,7 @@ from relay.config.settings import Settings
 from relay.control import answers
 from relay.control.in_force import InForce
 from relay.control.services import Services
-from relay.control.status import is_busy
+from relay.control.status import is_busy, is_draining
 from relay.errors import IdentityError
 from relay.fleet.claim import Claimant
 from relay.fleet.directory import Directory
@@ -120,9 +120,9 @@ class Follower:
     async def _tell(self) -> None:
         remembered: tuple[Member, ...] | None = None
         while True:
-            snapshot, words = self._in_force.snapshot, self._ledger.words
+            snapshot = self._in_force.snapshot
             await self._services.ask(snapshot)
-            busy = is_busy(self._ledger) or words[DaemonWord.DRAIN_UNTIL_NS] != 0
+            busy = is_busy(self._ledger) or is_draining(self._ledger)
             self._registry.announce(self._metrics, busy, self._services.down(snapshot))
             self._note()
             seen = self._registry.current

@@ -77,7 +77,7 @@ class Who:
 
 
 def start(files: ConfigFiles) -> Prepared:
-    """Read the files and open all that they declare. The registry is asked who is there, and a number is taken if need be.
+    """Read the files and open all that they declare. The registry is asked who is there; a number is taken if need be.
 
     Raises OperatorError (ConfigError, IdentityError, ListenError, RegistryError), and then nothing was opened.
     """
@@ -98,8 +98,8 @@ def reload(
 ) -> Prepared:
     """Read the files and open what must be opened beyond what is in force.
 
-    `running` are the settings that the daemon started with; `registered` are whom the registry told of. A `dry_run` tries the
-    addresses and opens nothing. Raises OperatorError as `start` does, and then nothing was opened.
+    `running` are the settings that the daemon started with; `registered` are whom the registry told of.
+    A `dry_run` tries the addresses and opens nothing. Raises OperatorError as `start` does; then nothing was opened.
     """
     service, new = _read(files)
     settings = new.value.model_copy(update={key: getattr(running, key) for key in FIXED})
@@ -184,7 +184,7 @@ def _at_start(service: Service, settings: Settings, files: ConfigFiles) -> Who:
 
 
 def _still(service: Service, settings: Settings, files: ConfigFiles, known: Who, registered: Iterable[Member]) -> Who:
-    """Who this machine is by changed files, and who is in the service. Raises OperatorError where it would be another."""
+    """Who this machine is by changed files, and who is in the service. Raises OperatorError if it would be another."""
     registered = tuple(registered)
     found = _identified(service, settings, files, registered)
     if isinstance(found, str):

@@ -48,7 +48,7 @@ def status(
         "keeper": {"pid": keeper_pid},
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
-        "draining": ledger.words[DaemonWord.DRAIN_UNTIL_NS] != 0,
+        "draining": is_draining(ledger),
         "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
         "workers": [_worker(ledger, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
@@ -112,6 +112,11 @@ def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
 def is_busy(ledger: Ledger) -> bool:
     """Whether this instance asks for no new connections (`relay drain`)."""
     return bool(ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns())
+
+
+def is_draining(ledger: Ledger) -> bool:
+    """Whether the daemon is stopping: no connection is accepted, and those that are open may end."""
+    return bool(ledger.words[DaemonWord.DRAIN_UNTIL_NS])
 
 
 def busy_for_s(ledger: Ledger) -> float:

@@ -29,7 +29,7 @@ __all__ = [
 ROOT = "ServiceConfiguration"
 NAMESPACE = "http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceConfiguration"
 
-# Of a whole service. No deployment came near, and the placeholder addresses (substitutes.py) last for ten times as many.
+# Of a whole service. No deployment came near, and the placeholder addresses last for ten times as many: substitutes.py.
 INSTANCES_MAX = 10_000
 # Of a rule: far above any that was written, and a number that prints.
 _ORDER_MAX = 2**31 - 1

@@ -148,7 +148,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class TrafficRule:
-    """An OnlyAllowTrafficTo. `from_roles` None: every role of the service may; `both`: it has AllowAllTraffic as well."""
+    """An OnlyAllowTrafficTo. `from_roles` None: every role may; `both`: it has AllowAllTraffic as well."""
 
     at: Place
     destinations: tuple[Reference, ...]

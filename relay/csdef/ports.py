@@ -10,7 +10,7 @@ from relay.errors import ConfigError, Problem
 
 __all__ = ["PlacedEndpoint", "cannot", "place"]
 
-# Where ports are looked for that the definition leaves to the platform: above what services of a distribution listen on,
+# Where ports are looked for that are left to the platform: above what services of a distribution listen on,
 # below the ports that Linux gives to outgoing connections (ip_local_port_range, 32768), as long as there are any.
 _FREE_FROM = 20_000
 
@@ -19,7 +19,7 @@ _FREE_FROM = 20_000
 class PlacedEndpoint:
     """An endpoint's `listen` ports on each instance, and the ports of `target` on its loopback address.
 
-    `joined`: the instance endpoint that became one with it. `why`: what is not as the definition has it, "" for nothing.
+    `joined`: the instance endpoint that became one with it. `why`: what is not as defined, "" for nothing.
     """
 
     endpoint: Endpoint

@@ -28,11 +28,10 @@ from relay.kernel.sockets import (
     readable_now,
     reset_on_close,
 )
-from relay.ledger.layout import CAUSES, Flag, State, Word
+from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Flag, State, Word
 from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
 from relay.steps import step
 
-_CLEAN: Final = ("client_fin", "target_fin")
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
 _SLICE_FLOWS: Final = 256  # taken over in one go, some 10 ms; then those that are taken over are served
 
@@ -169,7 +168,7 @@ class Adoption:
     @step
     def _finish(self, record: FlowRecord) -> None:
         """Close what a flow that is over has still open, as its cause demands."""
-        clean = _cause(record) in _CLEAN
+        clean = _cause(record) in CLEAN_CAUSES
         for fd in (record.client_fd, record.target_fd):
             if fd in self.left:
                 self.left.discard(fd)

@@ -24,12 +24,11 @@ from relay.dataplane.route import Route
 from relay.dataplane.splice import Lane, Turn, interest, lanes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE
 from relay.kernel.sockets import AnySocket, finish_on_close, is_gone, readable_bytes, reset_on_close, unsent_bytes
-from relay.ledger.layout import Flag, State
+from relay.ledger.layout import CLEAN_CAUSES, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
-_CLEAN: Final = ("client_fin", "target_fin")  # all that was sent has been passed on
 
 
 class Session(Dial):
@@ -55,7 +54,7 @@ class Session(Dial):
         "_up",
         "gate",
         "via",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, context: Context, gate: Gate, client: AnySocket, source: str, peer: Address, started_ns: int, record: int
@@ -347,7 +346,7 @@ class Session(Dial):
             return
         self._state = State.END
         context, gate, up, down = self._context, self.gate, self._up, self._down
-        clean = cause in _CLEAN
+        clean = cause in CLEAN_CAUSES
         if not self._recorded:
             self._stand(State.DIAL, -1)
         context.ledger.ending(self._record, cause)  # first: from here on nobody takes the flow over

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from relay.config import values
-from relay.config.document import Document, KeyPath, read
+from relay.config.document import Document, read
 from relay.config.roster import Member, split_instance
 from relay.config.wording import nearest, printable
 from relay.errors import ConfigError, Problem, WrongValue, os_reason
@@ -108,10 +108,6 @@ def _stamps(path: Path) -> dict[str, Stamp]:
 def _member(name: str, document: Document) -> Member:
     """The instance that a file describes. Raises ConfigError with every problem."""
     problems: list[Problem] = []
-
-    def complain(path: KeyPath, what: str, fix: str, *, key: bool = False) -> None:
-        problems.append(Problem(document.path, *document.mark(path, key=key), ".".join(map(str, path)), what, fix))
-
     try:
         role, ordinal = split_instance(name.removesuffix(_SUFFIX))
         values.role_name(role)
@@ -124,19 +120,19 @@ def _member(name: str, document: Document) -> Member:
             near = nearest(key, ("address", "metrics"))
             misspelt.add(near)
             fix = f"did you mean `{near}`?" if near else "write `address` and `metrics`"
-            complain((key,), "is not known here", fix, key=True)
+            problems.append(document.problem((key,), "is not known here", fix, key=True))
     address = metrics = ""
     try:
         address = str(values.address(document.data["address"]))
     except KeyError:
         if "address" not in misspelt:
-            complain((), "`address` is missing", f"write `{_EXAMPLE}`")
+            problems.append(document.problem((), "`address` is missing", f"write `{_EXAMPLE}`"))
     except WrongValue as error:
-        complain(("address",), error.what, error.remedy)
+        problems.append(document.problem(("address",), error.what, error.remedy))
     try:
         metrics = str(values.host_port(document.data["metrics"])) if "metrics" in document.data else ""
     except WrongValue as error:
-        complain(("metrics",), error.what, error.remedy)
+        problems.append(document.problem(("metrics",), error.what, error.remedy))
     if problems:
         raise ConfigError(problems)
     return Member(role, ordinal, address, metrics)

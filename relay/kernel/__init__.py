@@ -1,1 +1,1 @@
-"""What the operating system is asked, in one place: sockets, processes, descriptors, memory files, channels, the loop."""
+"""What the operating system is asked: sockets, processes, descriptors, memory files, channels, the loop."""

@@ -1,4 +1,4 @@
-"""Listening sockets: opened exactly where an endpoint declares it, with the reason and the remedy where that cannot be."""
+"""Listening sockets: opened exactly where an endpoint declares it; with reason and remedy where that cannot be."""
 
 import contextlib
 import errno

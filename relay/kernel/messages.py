@@ -13,8 +13,8 @@
     worker   control  ready: worker, number                    it works for the first time; an old number is sent again
     worker   control  applied: worker, number                  the reload has its answer
 
-What a holder and its successor say to each other is in processes/succession.py. Numbers that others look at stand in the
-ledger: a message only wakes them. Old and new processes talk in an upgrade, so these forms are handed down with
+What a holder and its successor say to each other is in processes/succession.py. Numbers that others look at stand in
+the ledger: a message only wakes them. Old and new processes talk in an upgrade, so these forms are handed down with
 `handover.FORMAT`.
 """
 

@@ -1,12 +1,13 @@
 """From the layout before to this one, without losing a count or a connection: for `relay upgrade`.
 
-A worker of the program before goes on writing in its layout until its holder is succeeded. So the ledger grows at its end by
-parts in this layout, and what was there stays where it is:
+A worker of the program before goes on writing in its layout until its holder is succeeded. So the ledger grows at its
+end by parts in this layout, and what was there stays where it is:
 
     header | health | parts in the layout before | parts in this layout
 
-Header and health are the same in both. Until a worker's part is `finish`ed, the one in this layout is a copy for readers that
-`refresh` makes again and again; the new program's worker begins after `finish`, when the old one has ended.
+Header and health are the same in both. Until a worker's part is `finish`ed, the one in this layout is a copy for
+readers that `refresh` makes again and again. The new program's worker begins after `finish`, when the old one has
+ended.
 """
 
 import mmap
@@ -50,7 +51,10 @@ _COUNTS: Final = (
 
 
 def take_over(fd: int) -> Ledger:
-    """The ledger in a memory file that the program before made, in this layout from now on. Raises RelayBug for another."""
+    """The ledger in a memory file that the program before made, in this layout from now on.
+
+    Raises RelayBug for one that is not known.
+    """
     if layout_version(fd) == BEFORE:
         _grow(fd)
     return Ledger.attach(fd)

@@ -51,6 +51,9 @@ CAUSES: Final = (
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one."""
 
+CLEAN_CAUSES: Final = ("client_fin", "target_fin")
+"""All that was sent has been passed on."""
+
 NAMES_RCODES: Final = ("NOERROR", "NXDOMAIN", "REFUSED", "FORMERR", "NOTIMP", "BADVERS", "dropped")
 """How a question to the name server was answered, in the order of the counters."""
 

@@ -114,7 +114,7 @@ class Ledger:
             raise RelayBug(f"ledger has layout {self.words[DaemonWord.VERSION]}, this program has {VERSION}")
         self.workers = self.words[DaemonWord.WORKERS]
         self.flows_per_worker = self.words[DaemonWord.FLOWS_PER_WORKER]
-        # Once: a later program may grow the ledger and have its parts elsewhere (convert.py) while this one still works.
+        # Once: a later program may have its parts elsewhere in a grown ledger (convert.py) while this one still works.
         self._first_worker = self.words[DaemonWord.WORKERS_AT]
 
     @classmethod

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn
 
+from relay.kernel import memory
+
 FORMAT: Final = 3
 """Of the JSON below, of what a holder has open from its start, and of what succession.py says. New code refuses to try
 with another one."""
@@ -57,9 +59,9 @@ class Handover:
         os.pwrite(self.memory, text, 0)
 
 
-def read(memory: int) -> Handover:
+def read(fd: int) -> Handover:
     """What was written. Raises ValueError where that was in another format."""
-    raw: dict[str, Any] = json.loads(os.pread(memory, os.fstat(memory).st_size, 0))
+    raw: dict[str, Any] = json.loads(memory.read(fd))
     if raw.pop("format", None) != FORMAT:
         raise ValueError(f"the running version hands over in another format than {FORMAT}")
     raw["holder_pids"] = tuple(raw["holder_pids"])

@@ -93,9 +93,8 @@ def _let_go(state: Inherited) -> None:
 
 
 def _hold(state: Inherited, index: int) -> None:
-    convert.finish(
-        state.ledger, index
-    )  # nobody writes there any more, and the next to do so is a worker of this program
+    # Nobody writes there any more, and the next to do so is a worker of this program.
+    convert.finish(state.ledger, index)
     state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # an earlier holder's, or in the old program's form
     hold(
         index,

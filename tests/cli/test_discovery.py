@@ -8,6 +8,7 @@ import pytest
 from relay.cli.client import AdminClient
 from relay.cli.discovery import addresses_of, show_addresses, show_environment, show_identity, show_instances
 from relay.control import discovery
+from relay.control.answers import EndpointAnswer
 from relay.errors import OperatorError, UnknownError
 from tests.control.rig import WEB_0, WEB_2, fleet
 
@@ -27,9 +28,9 @@ class Told(AdminClient):
         return self.answers[resource.removeprefix("/v1/").partition("?")[0]]
 
 
-def endpoint(name: str, **keys: Any) -> dict[str, Any]:
+def endpoint(name: str) -> EndpointAnswer:
     (found,) = (each for each in discovery.endpoints(FLEET) if each["name"] == name)
-    return found | keys
+    return found
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_where_an_endpoint_is(name: str, healthy: list[str], everybody: list[str
 
 
 def test_an_edge_that_has_nobody_to_send_a_client_to_is_no_address() -> None:
-    assert addresses_of(endpoint("web/http-in", instances=[]), everybody=False) == []
+    assert addresses_of({**endpoint("web/http-in"), "instances": []}, everybody=False) == []
 
 
 def test_addresses_are_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ def service_of_roles(roles: str, lists: str = "") -> tuple[Service, Document]:
     text = "version: 1\nservice: shop\nroles:\n" + textwrap.indent(textwrap.dedent(roles).lstrip("\n"), "  ")
     if lists:
         text += "\naccess_lists:\n" + textwrap.indent(textwrap.dedent(lists).lstrip("\n"), "  ")
-    source = parse(text.encode(), "service.yaml")
-    return Service.model_validate(source.data), source
+    document = parse(text.encode(), "service.yaml")
+    return Service.model_validate(document.data), document
 
 
 SERVICE = """\
