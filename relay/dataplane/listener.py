@@ -5,6 +5,7 @@ pauses accepting for a moment: clients wait in the backlog, nobody is accepted a
 listening socket stays.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -15,6 +16,7 @@ from relay.address import Address
 from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.session import Session
+from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
 from relay.kernel.listening import BACKLOG
 from relay.kernel.poller import EXCLUSIVE, READ
@@ -28,6 +30,7 @@ from relay.kernel.sockets import (
 )
 from relay.steps import step
 
+_NO_NEWCOMERS: Final = newcomers_filter()
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes
 
 
@@ -41,6 +44,7 @@ class Listener:
         self._watched = False
         self._filter: str | None = None  # on the socket; None: whatever a predecessor left
         self._dropped_seen = 0
+        self._turned_away = False
 
     def serve(self, gate: Gate) -> None:
         """Ask this gate from now on; and have the kernel drop whom its envelope denies, where it is so declared.
@@ -97,8 +101,18 @@ class Listener:
             self._context.poller.forget(self.sock.fileno())
             self._watched = False
 
+    def turn_away(self) -> None:
+        """Let nobody new come into the backlog: closing resets those who are there, and who think that they are connected.
+
+        A newcomer's SYN is not answered, so he sends it again after a second (tcp(7)): to a port that is closed by then, or
+        is another one's. Those whom the kernel has answered already are on their way: accept them until `finish`.
+        """
+        self._turned_away = True
+        with contextlib.suppress(OSError):  # a kernel that refuses filters: then who comes between two calls is reset
+            attach_filter(self.sock, _NO_NEWCOMERS)
+
     def finish(self) -> None:
-        """Accept those who wait, and nobody else: they think that they are connected, and closing would reset them."""
+        """Accept those who wait, and nobody else."""
         self.pause()
         for _ in range(0, BACKLOG, _BURST):
             self._on_ready(READ)
@@ -135,7 +149,7 @@ class Listener:
             context.denials.note(gate.declared.name, peer, reason)
             return
         not_blocking(fd)
-        if gate.declared.drop_filter:
+        if gate.declared.drop_filter or self._turned_away:
             # The socket has inherited the listener's filter. It would be asked about every packet of a connection that was
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)

@@ -1,13 +1,19 @@
 """The listening sockets of one worker: exactly where the snapshot in force says."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
 from relay.kernel.sockets import listening_address
+
+# From the last SYN that is answered to the port's end: the third packet of a handshake comes within this, as a rule. And
+# every client who comes meanwhile waits a second, so it is not longer.
+HANDSHAKE_S: Final = 0.02
 
 
 class OpenPorts:
@@ -16,12 +22,16 @@ class OpenPorts:
     A socket may be here before the snapshot that wants it, and for a moment after the last one that did.
     """
 
-    def __init__(self, context: Context, failed: Callable[[Callable[[], None], Exception], None]) -> None:
-        """`failed` is told of a mistake of our own at one connection."""
+    def __init__(
+        self, context: Context, failed: Callable[[Callable[[], None], Exception], None], closed: Callable[[], None]
+    ) -> None:
+        """`failed` is told of a mistake of our own at one connection; `closed` is called when `close` has come to its end."""
         self.listeners: dict[str, Listener] = {}
+        self.closing: list[Listener] = []
         self._sockets: dict[str, socket.socket] = {}
         self._context = context
         self._failed = failed
+        self._closed = closed
 
     def find(self, fds: Iterable[int]) -> set[int]:
         """Take every listening socket among what a predecessor or the keeper left: it says itself where it listens."""
@@ -61,23 +71,41 @@ class OpenPorts:
 
     def resume(self) -> None:
         """Accept everywhere."""
-        for listener in self.listeners.values():
+        for listener in (*self.listeners.values(), *self.closing):
             listener.resume()
 
     def pause(self) -> None:
         """Accept nowhere for now."""
-        for listener in self.listeners.values():
+        for listener in (*self.listeners.values(), *self.closing):
             listener.pause()
 
-    def close(self, addresses: Iterable[str]) -> None:
-        """Take those who wait there, and close."""
+    def close(self, addresses: Iterable[str], *, at_once: bool = False) -> None:
+        """Let nobody new in, take those who are connected already or about to be, and close.
+
+        `at_once`: somebody else waits for the ports, and who is about to be connected is reset.
+        """
+        closing = []
         for address in list(addresses):
             listener = self.listeners.pop(address)
+            del self._sockets[address]
+            listener.turn_away()
+            closing.append(listener)
+        self.closing += closing
+        self.close_unwanted()
+        if at_once:
+            self._finish(closing)
+        else:
+            asyncio.get_running_loop().call_later(HANDSHAKE_S, self._finish, closing)
+
+    def _finish(self, closing: list[Listener]) -> None:
+        for listener in closing:
             try:
                 listener.finish()
             except Exception as error:  # of one connection, as in the poller
                 self._failed(listener.finish, error)
-        self.close_unwanted()
+            listener.sock.close()
+            self.closing.remove(listener)
+        self._closed()
 
     def close_unwanted(self) -> None:
         """Close every socket that the snapshot has no use for."""

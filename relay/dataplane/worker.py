@@ -90,7 +90,7 @@ class Worker:
         self._sources = SourceCounts(inherited.ledger)
         self._sources.clear()
         self._left = left
-        self._ports = OpenPorts(self._context, self._on_error)
+        self._ports = OpenPorts(self._context, self._on_error, self._after)
         self._left -= self._ports.find(self._left - held_by(self._records))
         self._gates: dict[str, Gate] = {}
         self._resume_at_s = 0.0
@@ -108,16 +108,14 @@ class Worker:
         self._ledger[Word.PID] = os.getpid()
         self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
         self._ledger[Word.PIPES] = 0
-        if until_ns := self._drain_until():  # a predecessor was draining
-            self._drain_deadline_s = until_ns / 1e9
         self._make_gates()
         adopted = self._adopt()
         self._ledger[Word.PROGRAM] = self._program
         self._rewire()
         gc.freeze()
         gc.enable()  # see `main`
-        if self._drain_deadline_s is not None:
-            self._drain(self._drain_deadline_s)
+        if until_ns := self._drain_until():  # a predecessor was draining
+            self._drain(until_ns / 1e9)
         # Not at once: the snapshot that wants them may still be on its way to us.
         loop.call_later(SETTLE_S, self._ports.close_unwanted)
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
@@ -151,9 +149,10 @@ class Worker:
         if self._fast_timer is None and (context.waiting or context.starved or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._drain_deadline_s is not None:
-            if self._ports.listeners and not self._inbound():
+            # Who is still about to be let in may have to ask its database.
+            if self._ports.listeners and not self._ports.closing and not self._inbound():
                 self._ports.close(self._ports.listeners)
-            if not context.sessions:
+            if not context.sessions and not self._ports.closing:
                 self._stopped.set()
 
     def _fast_tick(self) -> None:
@@ -174,7 +173,7 @@ class Worker:
         self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
         dropped, self._log.dropped = self._log.dropped, 0
         self._ledger[Word.LOG_DROPPED] += dropped
-        if self._index == 0:
+        if self._index == 0 and not self._drain_until():  # from then on newcomers are dropped too, see `turn_away`
             for listener in self._ports.listeners.values():
                 listener.count_dropped()
         self._context.denials.tick()
@@ -246,12 +245,12 @@ class Worker:
         return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
 
     def _rewire(self) -> None:
-        """Listen exactly where the snapshot says; while draining, at doors out that a predecessor had still open."""
+        """Listen exactly where the snapshot says; while draining, at doors out that are still open."""
         draining = self._drain_deadline_s is not None
         rows = [row for row in self._snapshot.endpoints if row.leads_to or not draining]
         wanted = {address: self._gates[row.name] for row in rows for address in row.listens}
         for address in self._ports.serve(wanted):
-            if not draining:
+            if not draining and not self._drain_until():  # a predecessor has closed it
                 name = wanted[address].declared.name
                 self._log.event("error", "bug", message=f"no socket for {address}, where {name} listens")
         if not self._resume_at_s:
@@ -306,7 +305,8 @@ class Worker:
         self._drain_deadline_s = until_s
         stay = bool(self._drain_until())
         open_now = self._ports.listeners.items()
-        self._ports.close([at for at, each in open_now if not (stay and each.gate.declared.leads_to)])
+        leaving = [at for at, each in open_now if not (stay and each.gate.declared.leads_to)]
+        self._ports.close(leaving, at_once=not stay)
         self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
         self._after()
 

@@ -19,6 +19,7 @@ _JUMP_MAX: Final = 255  # a conditional jump has 8 bits for each of its ways; BP
 
 _LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 _SHIFT_RIGHT: Final = 0x74  # BPF_ALU | BPF_RSH | BPF_K
 _JUMP: Final = 0x05  # BPF_JMP | BPF_JA
 _IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
@@ -32,6 +33,10 @@ _SOURCE_OFFSET: Final = {4: 12, 6: 8}  # of the source address in the IP header 
 _WORDS: Final = {4: 1, 6: 4}
 # `decide` holds these to the IPv4 rules, which this family's program does not have. The kernel drops them from the wire.
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
+
+_TCP_FLAGS: Final = 13  # from the TCP header on, with which what a filter is given begins (RFC 9293 3.1)
+_SYN: Final = 0x02
+_ACK: Final = 0x10
 
 Network = IPv4Network | IPv6Network
 _Start = tuple[int, bool]
@@ -56,6 +61,18 @@ def compile_filter(rules: Sequence[tuple[bool, Network]], permit_unmatched: bool
     program.add(_SHIFT_RIGHT, 4)
     program.add(_LOAD_BYTE, _NETWORK_HEADER)
     return program.assembled()
+
+
+def newcomers_filter() -> bytes:
+    """The program that drops what begins a connection, and nothing else: who has been answered already is let in."""
+    instructions = (
+        (_LOAD_BYTE, 0, 0, _TCP_FLAGS),
+        (_AND, 0, 0, _SYN | _ACK),
+        (_IF_EQUAL, 0, 1, _SYN),
+        (_RETURN, 0, 0, _NONE),
+        (_RETURN, 0, 0, _ALL),
+    )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def _starts(rules: Sequence[tuple[bool, Network]], permit_unmatched: bool, version: Literal[4, 6]) -> list[_Start]:

@@ -176,6 +176,15 @@ class Rig:
         return [json.loads(line) for line in waiting(self._log_source)]
 
 
+def on_his_way(address: tuple[str, int]) -> socket.socket:
+    """A client whom the kernel has answered, and whose own answer to that comes with his first bytes: tcp(7), QUICKACK."""
+    client = socket.socket()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+    client.connect(address)
+    client.setblocking(False)
+    return client
+
+
 class Target:
     """A listening service of a test's own."""
 

@@ -14,7 +14,7 @@ from relay.envelope.rules import RuleRow
 from relay.kernel.sockets import attach_filter, detach_filter
 from relay.ledger.layout import ENVELOPE_REASONS, REASONS, Count
 from tests.config.rig import dropping, endpoint_row
-from tests.dataplane.rig import Rig, no_descriptors, rig_to, tcp_target
+from tests.dataplane.rig import Rig, no_descriptors, on_his_way, rig_to, tcp_target
 from tests.ports import free_port
 
 
@@ -195,6 +195,59 @@ def test_a_filter_that_is_refused_leaves_a_reset(stack: contextlib.ExitStack, mo
     lines = rig.records()
     assert [line["event"] for line in lines] == ["no filter", "denied"]
     assert lines[0]["endpoint"] == "web/in"
+
+
+# --- the end --------------------------------------------------------------------------------------------------------------
+
+
+def test_who_comes_while_a_port_closes_is_never_connected(stack: contextlib.ExitStack, filters: None) -> None:
+    """Else he would be reset: the kernel connects whoever comes until the last moment, and nobody accepts him any more."""
+    rig = rig_to(stack, target := tcp_target(stack))
+    waits = rig.connect()
+    rig.listener.turn_away()
+    late = from_source(rig, "127.0.0.3")
+    rig.listener.finish()
+    later = from_source(rig, "127.0.0.4")
+    rig.listener.sock.close()
+    for client in (late, later):
+        with pytest.raises(OSError, match="not connected"):
+            client.getpeername()
+    waits.send(b"hello")
+    assert rig.receive(target.accept(rig), 5) == b"hello"
+    [session] = rig.context.sessions
+    with pytest.raises(FileNotFoundError):
+        session._client.setsockopt(socket.SOL_SOCKET, 27, 0)  # type: ignore[attr-defined]  # as above: it has none
+    refused: set[socket.socket] = set()
+
+    def both() -> bool:
+        refused.update(each for each in (late, later) if each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return len(refused) == 2
+
+    rig.until(both, "they ask again, and the port is closed")
+
+
+def test_who_is_on_his_way_when_a_port_closes_is_let_in(stack: contextlib.ExitStack, filters: None) -> None:
+    rig = rig_to(stack, target := tcp_target(stack))
+    client = rig.keep(on_his_way(rig.address[:2]))
+    rig.listener.turn_away()
+    client.send(b"hello")
+    assert rig.receive(target.accept(rig), 5) == b"hello"
+    rig.listener.finish()
+
+
+def test_a_kernel_that_refuses_filters_closes_ports_all_the_same(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_sock: socket.socket, _program: bytes) -> None:
+        raise OSError(errno.EPERM, "x")
+
+    monkeypatch.setattr("relay.dataplane.listener.attach_filter", refuse)
+    rig = rig_to(stack, target := tcp_target(stack))
+    client = rig.connect()
+    rig.listener.turn_away()
+    rig.listener.finish()
+    client.send(b"hello")
+    assert rig.receive(target.accept(rig), 5) == b"hello"
 
 
 def test_ipv6(stack: contextlib.ExitStack) -> None:

@@ -22,7 +22,7 @@ from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import Count, State, Word
 from tests.config.rig import dropping, endpoint_row, snapshot_of
-from tests.dataplane.rig import reset
+from tests.dataplane.rig import on_his_way, reset
 from tests.dataplane.running import FLOWS, Running
 from tests.harness import HANG_S
 from tests.ports import free_port, free_ports
@@ -230,6 +230,32 @@ async def test_draining_has_a_deadline(running: Running) -> None:
     assert await running.is_cut(client)
     await asyncio.wait_for(running.task, HANG_S)
     assert running.closed() == {"drain": 1}
+
+
+async def test_who_is_on_his_way_when_it_begins_to_drain_is_served(
+    running: Running, filters: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.dataplane.open_ports.HANDSHAKE_S", 2 * HANG_S)  # `_finish` below is its end
+    await running.start(drain_s=1000.0)
+    running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
+    with on_his_way(("127.0.0.1", running.row.listen_port)) as client:
+        signal.raise_signal(signal.SIGTERM)
+        ports = running.working._ports
+        await running.until(lambda: ports.closing, "it drains")
+        await running.echo(client)
+        ports._finish(list(ports.closing))
+        with pytest.raises(ConnectionRefusedError):
+            await running.connect()
+        await running.echo(client)
+    await asyncio.wait_for(running.task, HANG_S)
+    assert running.closed() == {"client_fin": 1}
+
+
+async def test_it_ends_when_nobody_is_connected(running: Running) -> None:
+    await running.start(drain_s=1000.0)
+    running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.wait_for(running.task, HANG_S)
 
 
 async def test_the_second_sigterm_stops_at_once(running: Running) -> None:

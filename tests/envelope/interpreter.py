@@ -18,7 +18,7 @@ def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
     assert 0 < len(found) <= 4096
     assert found[-1][0] == 0x06, "the last one returns"
     for at, (code, jt, jf, k) in enumerate(found):
-        assert code in (0x20, 0x30, 0x74, 0x05, 0x15, 0x35, 0x06), hex(code)
+        assert code in (0x20, 0x30, 0x54, 0x74, 0x05, 0x15, 0x35, 0x06), hex(code)
         if code == 0x05:
             assert at + 1 + k < len(found)
         elif code in (0x15, 0x35):
@@ -28,8 +28,8 @@ def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
     return found
 
 
-def run(program: list[tuple[int, int, int, int]], header: bytes) -> tuple[int, int]:
-    """How many bytes of a packet with this IP header are kept (0: dropped), and in how many steps that was found."""
+def run(program: list[tuple[int, int, int, int]], header: bytes, segment: bytes = b"") -> tuple[int, int]:
+    """How many bytes of a packet with this IP header and what follows it are kept (0: dropped), and in how many steps."""
     accumulator, at, steps = 0, 0, 0
     while True:
         code, jt, jf, k = program[at]
@@ -38,10 +38,12 @@ def run(program: list[tuple[int, int, int, int]], header: bytes) -> tuple[int, i
         match code:
             case 0x20 | 0x30:
                 size = 4 if code == 0x20 else 1
-                part = header[k - NETWORK_HEADER :][:size]
+                part = (header[k - NETWORK_HEADER :] if k >= NETWORK_HEADER else segment[k:])[:size]
                 if len(part) < size:
                     return 0, steps  # as the kernel: a load past the end drops the packet
                 accumulator = int.from_bytes(part, "big")
+            case 0x54:
+                accumulator &= k
             case 0x74:
                 accumulator >>= k
             case 0x05:

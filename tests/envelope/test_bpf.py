@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.envelope.bpf import PROGRAM_MAX_BYTES, compile_filter
+from relay.envelope.bpf import PROGRAM_MAX_BYTES, compile_filter, newcomers_filter
 from relay.envelope.rules import Envelope, RuleRow, compile_rules
 from tests.envelope.interpreter import header, instructions, keeps, run
 from tests.envelope.promises import PATIENT
@@ -168,3 +168,12 @@ def test_a_packet_costs_a_few_comparisons_however_many_rules_there_are() -> None
 def test_networks_side_by_side_are_one() -> None:
     apart = [(False, f"10.0.{n}.0/24") for n in range(256)]
     assert compiled(apart, True, 4) == compiled([(False, "10.0.0.0/16")], True, 4)
+
+
+def test_newcomers_are_those_who_send_a_syn_alone() -> None:
+    """Of all flags that a segment may have: RFC 9293 section 3.1, and ECN's two, which a SYN has as well (RFC 3168)."""
+    program = instructions(newcomers_filter())
+    for flags in range(256):
+        segment = bytes(13) + bytes([flags]) + bytes(6)
+        kept, _ = run(program, b"", segment)
+        assert (kept == 0) == (flags & 0x02 != 0 and flags & 0x10 == 0), flags
