@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.address import Address, join_host_port
-from relay.dataplane.context import Context
+from relay.dataplane.context import Context, OpenFlow
+from relay.dataplane.dialling import Dialling
+from relay.dataplane.flow import Flow
+from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.gate import Gate
+from relay.dataplane.greeting import Greeting
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.session import Session
 from relay.kernel.sockets import (
     Accepted,
     connected_addresses,
@@ -47,7 +50,7 @@ class Adoption:
     records: list[FlowRecord]  # what the ledger says of the dead worker's flows
     left: set[int]
     serve: Callable[[], None]  # let bytes of the flows move that are taken over so far
-    failed: Callable[[Session, Exception], None]
+    failed: Callable[[OpenFlow, Exception], None]
 
     def run(self) -> int:
         """Take over every flow; how many. Nothing of the dead worker is left open that no flow needs.
@@ -86,8 +89,10 @@ class Adoption:
         return len(here)
 
     def _goes_on(self, record: FlowRecord) -> bool:
-        """Whether the flow can be taken over: it has not ended, its socket is open, and its endpoint exists."""
-        return record.state != State.END and record.slot in self.gates and record.client_fd in self.left
+        """Whether the flow can be taken over: it has not ended, its sockets are open, and its endpoint exists."""
+        if record.state == State.END or record.slot not in self.gates:
+            return False
+        return record.client_fd in self.left and (record.state not in _MOVING or record.target_fd in self.left)
 
     def _in_order(self, here: list[FlowRecord], scratch: tuple[int, Pipe] | None) -> list[FlowRecord]:
         """Whose bytes are in the scratch pipe; then who has something to say; then the others.
@@ -116,26 +121,38 @@ class Adoption:
 
     @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
+        """Make the flow, and the stage in which it stood."""
         gate = self.gates[record.slot]
-        client = Accepted(record.client_fd)
         self.left.discard(record.client_fd)
-        target = None
-        if record.state in _MOVING and record.target_fd in self.left:
-            target = Accepted(record.target_fd)
-            self.left.discard(record.target_fd)
-        up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
         via = connected_addresses(record.client_fd) if gate.declared.edges else None
         edge = via[1].host if via is not None else ""
         peer = Address.parse(record.peer)
         # Before the edge's header was taken the connection was the edge's own, for the limits.
         source = edge if edge and record.state == State.HEADER else peer.host
         gate.readmit(source)
-        session = Session(self.context, gate, client, source, peer, record.started_ns, record.index)
-        session.via = edge
+        flow = Flow(
+            self.context,
+            gate,
+            Accepted(record.client_fd),
+            source,
+            peer,
+            started_ns=record.started_ns,
+            record=record.index,
+            state=record.state,
+            via=edge,
+            probe=bool(record.flags & Flag.PROBE),
+        )
         try:
-            session.resume(record, target, up, down)
+            if record.state in _MOVING:
+                self.left.discard(record.target_fd)
+                up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
+                Forwarding(flow, Accepted(record.target_fd)).resume(record, up, down)
+            elif record.state == State.DIAL:  # nothing has been sent on: from the first target on
+                Dialling(flow).start()
+            else:
+                Greeting(flow).resume(record)
         except Exception as error:
-            self.failed(session, error)
+            self.failed(flow, error)
 
     @step
     def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:

@@ -1,37 +1,50 @@
-"""What all sessions of a worker share."""
+"""What all flows of a worker share."""
 
-import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from relay.address import Address
-from relay.config.snapshot import TargetRow
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
-from relay.dataplane.splice import Lane, Mover
+from relay.dataplane.splice import Mover
 from relay.kernel.poller import Poller
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
 _SOME: Final = 1024  # records at a time: all of a large limit's at once would take a new worker longer than the rest
+_NOTHING_MOVED: Final = (0, 0)
 
 
-class Flow(Protocol):
-    """A session as the worker's ticks see it; session.py says what each of these does."""
+class Stage:
+    """Where a flow stands: greeting.py, dialling.py, forwarding.py. A stage overrides what it has to do with."""
+
+    __slots__ = ("flow",)
+
+    flow: "OpenFlow"
+
+    def tick(self, now_s: float) -> None:
+        """While the flow is in `waiting`: look at the deadline, and at what epoll cannot tell."""
+
+    def sweep(self, now_s: float) -> None:
+        """About once a second: look at idleness."""
+
+    def watch(self) -> None:
+        """Pipes may be had again: watch for what can come now."""
+
+    def leave(self, cause: str, *, clean: bool) -> tuple[int, int]:
+        """The flow is over: close what only this stage has; the bytes that went (to the target, to the client)."""
+        return _NOTHING_MOVED
+
+
+class OpenFlow(Protocol):
+    """A flow (flow.py) as the worker's ticks and redecision see it."""
 
     gate: Gate
     source: str
     via: str
-
-    def tick(self, now_s: float) -> None:
-        """Look at its deadline."""
-
-    def sweep(self, now_s: float) -> None:
-        """Look at its idleness."""
-
-    def read_on(self) -> None:
-        """Pipes may be had again."""
+    stage: Stage
 
     def cut(self, cause: str) -> None:
         """End it."""
@@ -48,11 +61,21 @@ class Context:
     denials: Denials
     free_records: list[int]
     exhausted: Callable[[str], None]  # the machine has no more to give (a word why): accept nothing for a moment
+    now_ns: Callable[[], int] = time.monotonic_ns  # CLOCK_MONOTONIC; tests have one that they move themselves
     unused_records: range = range(0)  # never used so far: `has_room` takes some of them into `free_records`
-    sessions: set[Flow] = field(default_factory=set)
-    waiting: set[Flow] = field(default_factory=set)  # in LOOK, DIAL or CLOSE: they have a deadline
-    starved: set[Flow] = field(default_factory=set)  # no pipe was to be had
-    ended: list[int] = field(default_factory=list)  # records of sessions whose sockets are still to be closed
+    flows: set[OpenFlow] = field(default_factory=set)
+    waiting: set[OpenFlow] = field(default_factory=set)  # their stages have a deadline
+    starved: set[OpenFlow] = field(default_factory=set)  # no pipe was to be had
+    ended: list[int] = field(default_factory=list)  # records of flows whose sockets are still to be closed
+
+    def now_s(self) -> float:
+        """CLOCK_MONOTONIC, in seconds."""
+        return self.now_ns() / 1e9
+
+    def deny(self, gate: Gate, peer: Address, reason: str, detail: str = "") -> None:
+        """Count and say who is refused. `detail` is for the log alone."""
+        gate.denied(reason)
+        self.denials.note(gate.declared.name, peer, reason, detail)
 
     def audit(self, gate: Gate, source: str, peer: Address) -> None:
         """Count and say whom the envelope would refuse, if it were enforced."""
@@ -68,25 +91,7 @@ class Context:
         return bool(self.free_records)
 
     def closed(self) -> None:
-        """The sockets of sessions that ended are closed: now their records are free."""
+        """The sockets of flows that ended are closed: now their records are free."""
         self.ledger.end(self.ended)
         self.free_records += self.ended
         self.ended.clear()
-
-    def log_end(
-        self, endpoint: str, peer: Address, target: TargetRow | None, lanes: tuple[Lane | None, Lane | None],
-        times_s: tuple[float, float], cause: str,
-    ) -> None:  # fmt: skip
-        """The one line of a connection. `lanes` are (to the target, to the client), `times_s` (open, to connect).
-
-        Written by hand: json.dumps of the same takes 19 µs, which is a fifth of a short connection. No field but the
-        target's text can hold a character that JSON escapes.
-        """
-        up, down = lanes
-        name = json.dumps(target.text) if target else "null"
-        self.log.add(
-            f'{{"time":"{self.log.now()}","level":"info","event":"connection","endpoint":"{endpoint}",'
-            f'"peer":"{peer}","target":{name},'
-            f'"received":{up.total_bytes if up else 0},"sent":{down.total_bytes if down else 0},'
-            f'"duration_s":{times_s[0]:.6f},"connect_s":{times_s[1]:.6f},"cause":"{cause}"}}'
-        )

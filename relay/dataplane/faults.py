@@ -3,7 +3,8 @@
 `RELAY_FAULT=walk` in the daemon's environment makes each worker die at a kind of step that the workers before it have not
 died at; when all kinds have been visited, it begins anew. A step is the moment before or after each call that changes the
 ledger, a descriptor or a socket, or the moment at which a call failed; between two steps nothing happens that a successor
-could see half done. So a test that runs traffic meanwhile visits every window instead of hoping for it. `walk-http` is for
+could see half done. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a kind of its own, and is held against
+stages.py. So a test that runs traffic meanwhile visits every window instead of hoping for it. `walk-http` is for
 an endpoint whose connections are looked at, and whose target is told who the client is; `walk-edge` is for an edge, and
 `walk-header` for an instance behind one. They have the steps of everybody and their own, which never come elsewhere. For
 tests alone: without the variable nothing here is imported.
@@ -12,10 +13,15 @@ tests alone: without the variable nothing here is imported.
 import os
 import random
 import signal
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from relay import steps
-from relay.ledger.layout import SCRATCH, Word
+from relay.dataplane import stages
+from relay.dataplane.context import Stage
+from relay.dataplane.flow import Flow
+from relay.errors import RelayBug
+from relay.ledger.layout import SCRATCH, STATE_NAMES, Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
@@ -28,6 +34,7 @@ _EVERYBODY: Final[_Steps] = (
     "sockets.not_blocking",
     "sockets.target_socket",
     "sockets.connect",
+    "Flow.stand SPLICE",
     "WorkerLedger.begin",
     "Gate.accepted",
     "Poller.want",
@@ -42,6 +49,7 @@ _EVERYBODY: Final[_Steps] = (
     "WorkerLedger.moved",
     "WorkerLedger.flag",
     "Lane.finish",
+    "Flow.stand END",
     "WorkerLedger.ending",
     "Adoption._finish",  # after one that leaves an end to finish
     "sockets.finish_on_close",
@@ -55,7 +63,7 @@ _EVERYBODY: Final[_Steps] = (
     "Adoption._resume",
     "Adoption._pipe",
     "Gate.readmit",
-    "Session.resume",
+    "Forwarding.resume",
     "Adoption._arrivals",
 )
 _DENIALS_AND_RESETS: Final[_Steps] = (
@@ -64,25 +72,38 @@ _DENIALS_AND_RESETS: Final[_Steps] = (
     "Mover.drop",
     "sockets.reset_on_close",
 )
-# Where a target answers at once there is nothing to advance to but CLOSE, or from LOOK. A Unix socket's peer has no
-# resets to send, and nothing is on its way any more when one is closed.
-_TCP: Final[_Steps] = (*_DENIALS_AND_RESETS, "Mover.discard", "WorkerLedger.advance")
+# The first of its two targets refuses: a dial that is to be waited for. A Unix socket's peer has no resets to send, and
+# nothing is on its way any more when one is closed.
+_TCP: Final[_Steps] = (
+    *_DENIALS_AND_RESETS,
+    "Flow.stand DIAL",
+    "Flow.stand CLOSE",
+    "Mover.discard",
+    "WorkerLedger.advance",
+)
 _HTTP: Final[_Steps] = (
     *_DENIALS_AND_RESETS,
+    "Flow.stand LOOK",
+    "Greeting.resume",
     "first_bytes.first_bytes",
     "WorkerLedger.advance",
-    "dial.introduce",
+    "dialling.introduce",
     "SourceCounts.add",
 )
 _EDGE: Final[_Steps] = (
+    "Flow.stand LOOK",
+    "Greeting.resume",
     "first_bytes.first_bytes",
     "WorkerLedger.advance",
     "Pool.choose",
-    "dial.introduce",
+    "dialling.introduce",
     "Pool.enter",
     "WorkerLedger.aim",
 )
 _HEADER: Final[_Steps] = (
+    "Flow.stand HEADER",
+    "Flow.stand LOOK",
+    "Greeting.resume",
     "first_bytes.header",
     "WorkerLedger.identify",
     "first_bytes.take",
@@ -132,3 +153,18 @@ def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     steps.watch(step)
+    Flow.stand = _watched(Flow.stand, step)  # type: ignore[method-assign]
+
+
+def _watched(stand: Callable[..., None], step: Callable[[str], None]) -> Callable[..., None]:
+    """`Flow.stand` with a step for each state, and with an eye on where flows may go."""
+
+    def watched(flow: Flow, stage: Stage, state: int, *args: Any, cause: str = "", **keys: Any) -> None:
+        if wrong := stages.misstep(flow.state, state, cause):
+            raise RelayBug(wrong)
+        name = f"Flow.stand {STATE_NAMES[state].upper()}"
+        step(f"before {name}")
+        stand(flow, stage, state, *args, cause=cause, **keys)
+        step(f"after {name}")
+
+    return watched

@@ -2,7 +2,7 @@
 
 import socket
 import struct
-from typing import Final, Literal
+from typing import Final
 
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
@@ -17,8 +17,10 @@ Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
 
 
 @step
-def first_bytes(client: AnySocket, protocol: Literal["http", "https"], seen_bytes: int) -> tuple[Verdict, int]:
-    """The verdict on what has come so far, and how many bytes that is; `seen_bytes` had come the last time.
+def first_bytes(client: AnySocket, protocol: str, seen_bytes: int) -> tuple[Verdict, int]:
+    """The verdict on what has come so far, as `protocol` (http, https), and how many bytes that is.
+
+    `seen_bytes` had come the last time.
 
     Raises BlockingIOError when nothing has come, and another OSError when the connection is broken.
     """

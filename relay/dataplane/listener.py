@@ -1,4 +1,4 @@
-"""The accept loop: take connections off the backlog, ask the gate, start a session or refuse.
+"""The accept loop: take connections off the backlog, ask the gate, begin a flow or refuse.
 
 A refused connection is closed with a reset, and nothing was dialled for it. Running out of descriptors or memory
 pauses accepting for a moment: clients wait in the backlog, nobody is accepted and then dropped, nothing spins, and the
@@ -9,13 +9,13 @@ import contextlib
 import errno
 import os
 import socket
-import time
 from typing import Final
 
 from relay.address import Address
 from relay.dataplane.context import Context
+from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
-from relay.dataplane.session import Session
+from relay.dataplane.greeting import begin
 from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
 from relay.kernel.listening import BACKLOG
@@ -119,7 +119,7 @@ class Listener:
 
     def _on_ready(self, _events: int) -> None:
         context = self._context
-        now_ns = time.monotonic_ns()
+        now_ns = context.now_ns()
         for _ in range(_BURST):
             if not context.free_records and not context.has_room():
                 return context.exhausted("flows")
@@ -136,7 +136,7 @@ class Listener:
 
     @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
-        """A connection came off the backlog: ask the gate, and start a session or refuse."""
+        """A connection came off the backlog: ask the gate, and begin a flow or refuse."""
         context, gate = self._context, self.gate
         peer = Address(address[0], address[1])  # IPv6's has two fields more
         source = peer.host
@@ -145,12 +145,12 @@ class Listener:
         reason = gate.admit(source, now_ns / 1e9)
         if reason is not None:
             os.close(fd)
-            gate.denied(reason)
-            context.denials.note(gate.declared.name, peer, reason)
+            context.deny(gate, peer, reason)
             return
         not_blocking(fd)
         if gate.declared.drop_filter or self._turned_away:
             # The socket has inherited the listener's filter. It would be asked about every packet of a connection that was
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)
-        Session(context, gate, Accepted(fd), source, peer, now_ns, context.free_records.pop()).start()
+        record, via = context.free_records.pop(), source if gate.declared.edges else ""
+        begin(Flow(context, gate, Accepted(fd), source, peer, started_ns=now_ns, record=record, via=via))

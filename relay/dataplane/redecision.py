@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from relay.dataplane.context import Flow
+from relay.dataplane.context import OpenFlow
 
 _SLICE_S: Final = 0.005  # of a reload's work on established connections; then bytes move
 
@@ -13,16 +13,16 @@ _SLICE_S: Final = 0.005  # of a reload's work on established connections; then b
 class Redecision:
     """Asks about every connection that was there before the snapshot in force. New ones are decided by it already."""
 
-    def __init__(self, cut: Callable[[Flow], None], paused: Callable[[], None], done: Callable[[], None]) -> None:
+    def __init__(self, cut: Callable[[OpenFlow], None], paused: Callable[[], None], done: Callable[[], None]) -> None:
         """`cut` ends a connection; `paused` is called after each slice, and `done` after the last one before it."""
         self._cut = cut
         self._paused = paused
         self._done = done
-        self._undecided: list[Flow] = []  # established before the snapshot in force, and not asked about since
+        self._undecided: list[OpenFlow] = []  # established before the snapshot in force, and not asked about since
         self._declared: Collection[str] = ()
         self._next: asyncio.Handle | None = None
 
-    def begin(self, flows: Iterable[Flow], declared: Collection[str]) -> None:
+    def begin(self, flows: Iterable[OpenFlow], declared: Collection[str]) -> None:
         """Ask about these; the names of the endpoints that there are. What is still under way is begun anew."""
         self._undecided, self._declared = list(flows), declared
         if self._next is None:

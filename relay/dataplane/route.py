@@ -1,6 +1,6 @@
 """Which target a connection goes to: the one whose turn it is, and at its failure another, within the time for connecting."""
 
-import time
+from collections.abc import Callable
 from typing import Final
 
 from relay.address import Address
@@ -18,10 +18,11 @@ _PATIENCE_SHARE: Final = 4
 class Route:
     """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
 
-    __slots__ = ("_attempt", "_gate", "_place", "_pool", "_tried", "_until_s", "dialled_ns", "target")
+    __slots__ = ("_attempt", "_gate", "_now_ns", "_place", "_pool", "_tried", "_until_s", "dialled_ns", "target")
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
         self._gate = gate
+        self._now_ns = now_ns  # CLOCK_MONOTONIC
         self._pool = gate.pool
         self._attempt = 0
         self._tried = 0  # a bit for the place of each of the pool's targets that failed
@@ -37,9 +38,9 @@ class Route:
 
     def begin(self, client: AnySocket, peer: Address) -> TargetRow | None:
         """The target to dial now, for the client at `peer`; None: there is none, or none any more."""
-        self.dialled_ns = time.monotonic_ns()
+        self.dialled_ns = self._now_ns()
         if not self._until_s:
-            self._until_s = time.monotonic() + self._gate.declared.connect_s
+            self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         self.target = self._own(client) if self._pool is None else self._of_pool(client, peer)
         return self.target
 
@@ -62,7 +63,7 @@ class Route:
 
     def patience_s(self) -> float:
         """How long to wait for the answer to this dial."""
-        left_s = self._until_s - time.monotonic()
+        left_s = self._until_s - self._now_ns() / 1e9
         if self._pool is None or len(self._pool.targets) == 1:
             return left_s
         return min(left_s, _PATIENCE_MAX_S, self._gate.declared.connect_s / _PATIENCE_SHARE)
@@ -74,10 +75,10 @@ class Route:
         if self._pool is None:
             return self._attempt < min(_ATTEMPTS_MAX, len(self._gate.declared.targets))
         if self._place is not None:
-            self._pool.failed(self._place, time.monotonic_ns())
+            self._pool.failed(self._place, self._now_ns())
             self._tried |= 1 << self._place
             self._place = None
-        return time.monotonic() < self._until_s
+        return self._now_ns() / 1e9 < self._until_s
 
     def reached(self, took_s: float) -> None:
         """The target answered. It has one connection more until `leave`."""
@@ -104,6 +105,6 @@ class Route:
             # behind it is gone. An edge is told so by its probes; and its clients could bring such a reset about.
             if self._gate.declared.type == "door":
                 if cause == "target_reset" and not sent_bytes:
-                    self._pool.failed(self._place, time.monotonic_ns())
+                    self._pool.failed(self._place, self._now_ns())
                 elif sent_bytes:
                     self._pool.proved(self._place)

@@ -51,7 +51,7 @@ class Lane:
     """One direction of a flow: bytes of `source` go to `sink`."""
 
     __slots__ = (
-        "abandoned", "bytes_at", "delays", "direction", "eof", "fin", "held_bytes", "owner", "pipe", "record", "sink",
+        "abandoned", "bytes_at", "delays", "direction", "eof", "fin", "held_bytes", "hup", "owner", "pipe", "record", "sink",
         "sink_fd", "source", "source_fd", "total_bytes",
     )  # fmt: skip
 
@@ -69,6 +69,7 @@ class Lane:
         self.total_bytes = 0  # taken by the sink's socket
         self.delays = direction == 0  # accepted sockets have their listener's TCP_NODELAY, the target's not yet
         self.eof = False  # nothing more will be read
+        self.hup = False  # the source has reported that it is over, and epoll would say so again and again
         self.fin = False  # the sink has been told
         self.abandoned = False  # the sink is broken: what still comes is thrown away
 
@@ -249,7 +250,7 @@ def lanes(client: AnySocket, target: AnySocket, counts_at: int, record: int) -> 
     )
 
 
-def interest(out: Lane, back: Lane, hup: int, starved: bool) -> int | None:
+def interest(out: Lane, back: Lane, starved: bool) -> int | None:
     """What a socket is watched for. `out` reads from it, `back` writes to it. None: not at all.
 
     Bytes that wait in `out`'s pipe mean "do not read"; bytes that wait in `back`'s mean "tell me when it takes more". A
@@ -260,4 +261,4 @@ def interest(out: Lane, back: Lane, hup: int, starved: bool) -> int | None:
         wanted |= READ
     if back.held_bytes:
         wanted |= WRITE
-    return None if hup and not wanted else wanted
+    return None if out.hup and not wanted else wanted

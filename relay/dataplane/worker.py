@@ -18,13 +18,12 @@ from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
 from relay.dataplane.adopt import Adoption, free_records, held_by
-from relay.dataplane.context import Context, Flow
+from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.redecision import Redecision
-from relay.dataplane.session import Session
 from relay.dataplane.splice import Mover
 from relay.kernel import channel, memory, messages
 from relay.kernel.loop import loop_factory
@@ -36,7 +35,7 @@ from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
-FAST_TICK_S: Final = 0.05  # deadlines of LOOK and DIAL, and pauses; runs only while there are any
+FAST_TICK_S: Final = 0.05  # deadlines of stages, and pauses; runs only while there are any
 SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
 SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
@@ -152,17 +151,17 @@ class Worker:
             # Who is still about to be let in may have to ask its database.
             if self._ports.listeners and not self._ports.closing and not self._inbound():
                 self._ports.close(self._ports.listeners)
-            if not context.sessions and not self._ports.closing:
+            if not context.flows and not self._ports.closing:
                 self._stopped.set()
 
     def _fast_tick(self) -> None:
         self._fast_timer = None
         now_s = time.monotonic()
-        for session in list(self._context.waiting):
-            self._guard(session, lambda session=session: session.tick(now_s))  # type: ignore[misc]
+        for flow in list(self._context.waiting):
+            self._guard(flow, flow.stage.tick, now_s)
         starved, self._context.starved = self._context.starved, set()
-        for session in starved:
-            self._guard(session, session.read_on)
+        for flow in starved:
+            self._guard(flow, flow.stage.watch)
         if self._resume_at_s and now_s >= self._resume_at_s:
             self._resume_at_s = 0.0
             self._ports.resume()
@@ -177,8 +176,8 @@ class Worker:
             for listener in self._ports.listeners.values():
                 listener.count_dropped()
         self._context.denials.tick()
-        for session in list(self._context.sessions):
-            self._guard(session, lambda session=session: session.sweep(now_s))  # type: ignore[misc]
+        for flow in list(self._context.flows):
+            self._guard(flow, flow.stage.sweep, now_s)
         if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
             self._cut_all("drain")
         self._after()
@@ -193,9 +192,7 @@ class Worker:
             self._ledger[Word.ACCEPT_PAUSES] += 1
             if now_s - self._pause_said_s >= PAUSE_SAID_S:
                 self._pause_said_s = now_s
-                self._log.event(
-                    "warning", "accept paused", message=f"no more {why}", active=len(self._context.sessions)
-                )
+                self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._context.flows))
         self._resume_at_s = now_s + PAUSE_S
         self._ports.pause()
 
@@ -206,13 +203,13 @@ class Worker:
         self._log.level = self._snapshot.log_level
         self._make_gates()
         self._rewire()
-        self._redecision.begin(self._context.sessions, self._declared())
+        self._redecision.begin(self._context.flows, self._declared())
 
     def _declared(self) -> set[str]:
         return {row.name for row in self._snapshot.endpoints}
 
-    def _revoke(self, session: Flow) -> None:
-        self._guard(session, lambda: session.cut("revoked"))
+    def _revoke(self, flow: OpenFlow) -> None:
+        self._guard(flow, flow.cut, "revoked")
 
     def _decided(self) -> None:
         """Every connection is one that the snapshot in force lets in."""
@@ -236,12 +233,9 @@ class Worker:
         began_s = time.monotonic()
         gates = {gate.declared.slot: gate for gate in self._gates.values()}
 
-        def failed(session: Session, error: Exception) -> None:
-            self._on_error(session.tick, error)
-
         records, self._records = self._records, []
         serve = self._poller.serve  # and not `_serve`: accepting, ticks and the end of a drain wait until all are here
-        adopted = Adoption(self._context, self._pool, gates, listeners, records, self._left, serve, failed).run()
+        adopted = Adoption(self._context, self._pool, gates, listeners, records, self._left, serve, self._fail).run()
         return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
 
     def _rewire(self) -> None:
@@ -316,26 +310,29 @@ class Worker:
         return sum(self._ledger.words[gate.counts_at + Count.ACTIVE] for gate in gates)
 
     def _cut_all(self, cause: str) -> None:
-        for session in list(self._context.sessions):
-            self._guard(session, lambda session=session: session.cut(cause))  # type: ignore[misc]
+        for flow in list(self._context.flows):
+            self._guard(flow, flow.cut, cause)
         self._after()
 
     # --- trouble ------------------------------------------------------------------------------------------------
 
-    def _guard(self, session: Flow, step: Callable[[], None]) -> None:
+    def _guard(self, flow: OpenFlow, step: Callable[..., None], *arguments: object) -> None:
         try:
-            step()
+            step(*arguments)
         except Exception as error:
-            self._on_error(session.tick, error)
+            self._fail(flow, error)
 
-    def _on_error(self, handler: Handler | Callable[[float], None] | Callable[[], None], error: Exception) -> None:
+    def _on_error(self, handler: Handler | Callable[[], None], error: Exception) -> None:
+        owner = getattr(handler, "__self__", None)
+        self._fail(owner.flow if isinstance(owner, Stage) else None, error)
+
+    def _fail(self, flow: OpenFlow | None, error: Exception) -> None:
         """A bug in the handling of one flow ends that flow, loudly, and no other."""
         text = "".join(traceback.format_exception(error))
         self._log.event("error", "bug", message="relay failed a connection; please report this", traceback=text)
-        owner = getattr(handler, "__self__", None)
-        if isinstance(owner, Session):
+        if flow is not None:
             with contextlib.suppress(Exception):
-                owner.cut("error")
+                flow.cut("error")
 
 
 def _snapshot_in_force(inherited: WorkerInherits) -> Snapshot:

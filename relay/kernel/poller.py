@@ -56,15 +56,15 @@ class Poller:
 
     @step
     def want(self, fd: int, before: int | None, after: int | None, handler: Handler) -> None:
-        """Another interest for a descriptor that was watched for `before`; None: not watched."""
-        if before is None:
-            if after is not None:
-                self._epoll.register(fd, after)
-                self._handlers[fd] = handler
-        elif after is None:
+        """Another interest, and perhaps another handler, for what was watched for `before`; None: not watched."""
+        if after is None:
             self.forget(fd)
-        else:
+            return
+        if before is None:
+            self._epoll.register(fd, after)
+        elif before != after:
             self._epoll.modify(fd, after)
+        self._handlers[fd] = handler
 
     def forget(self, fd: int) -> None:
         """Watch no longer. Before the descriptor is closed."""

@@ -20,7 +20,7 @@ from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.session import Session
+from relay.dataplane.flow import Flow
 from relay.dataplane.splice import Mover, Turn, lanes
 from relay.kernel.listening import open_listener
 from relay.kernel.poller import Handler, Poller
@@ -74,7 +74,7 @@ class Rig:
         self.listener.pause()
 
     def _end(self) -> None:
-        for session in list(self.context.sessions):
+        for session in list(self.context.flows):
             session.cut("drain")
         self.listener.pause()
         self.listener.sock.close()
@@ -106,17 +106,17 @@ class Rig:
             assert self.bugs == []
         return value
 
-    def session(self) -> Session:
+    def session(self) -> Flow:
         """The one session there is, as soon as it was let in."""
-        self.until(lambda: self.context.sessions, "a session begins")
-        [session] = self.context.sessions
-        assert isinstance(session, Session)
+        self.until(lambda: self.context.flows, "a session begins")
+        [session] = self.context.flows
+        assert isinstance(session, Flow)
         return session
 
     def tick(self, now_s: float) -> None:
         """What a worker does for sessions that wait."""
         for session in list(self.context.waiting):
-            session.tick(now_s)
+            session.stage.tick(now_s)
         self.poller.bury()
 
     def receive(self, sock: socket.socket, count: int) -> bytes:
@@ -153,7 +153,7 @@ class Rig:
 
         def over() -> bool:
             self.tick(time.monotonic())
-            return not self.context.sessions
+            return not self.context.flows
 
         self.until(over, "the session ends")
         self.poller.bury()

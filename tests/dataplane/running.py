@@ -152,7 +152,7 @@ class Running:
 
     def _close(self) -> None:
         """What a worker leaves to the end of its process."""
-        for session in list(self.working._context.sessions):  # none, unless a test failed
+        for session in list(self.working._context.flows):  # none, unless a test failed
             session.cut("drain")
         self.working._poller.bury()
         mover = self.working._context.mover

@@ -23,7 +23,7 @@ def test_a_burst_of_clients_is_let_in(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(target.row,)), stack, flows=256)
     for _ in range(200):
         rig.connect()
-    rig.until(lambda: len(rig.context.sessions) == 200, "all are let in")
+    rig.until(lambda: len(rig.context.flows) == 200, "all are let in")
     assert len(list(rig.ledger.flows())) == rig.ledger.active(0) == 200
     assert len({flow.peer for flow in rig.ledger.flows()}) == 200
 
@@ -33,7 +33,7 @@ def test_a_refused_client_gets_a_reset_and_nothing_is_dialled(stack: contextlib.
     rig = rig_to(stack, target, rules=(RuleRow(False, "127.0.0.0/8", "f:1"),))
     client = rig.connect()
     assert rig.ending(client) == "reset"
-    assert (rig.context.sessions, rig.ledger.total(0, Count.ACCEPTED)) == (set(), 0)
+    assert (rig.context.flows, rig.ledger.total(0, Count.ACCEPTED)) == (set(), 0)
     assert rig.ledger.total(0, Count.DENIED + REASONS.index("access")) == 1
     assert not target.was_dialled()
     [line] = rig.records()
@@ -66,7 +66,7 @@ def test_limits(
     rig = rig_to(stack, tcp_target(stack), **keys)
     clients = [rig.connect() for _ in range(3)]
     assert rig.ending(clients[2]) == "reset"
-    assert len(rig.context.sessions) == 2
+    assert len(rig.context.flows) == 2
     assert rig.ledger.total(0, Count.DENIED + REASONS.index(reason)) == 1
 
 
@@ -98,7 +98,7 @@ def test_the_kernel_drops_whom_the_envelope_denies(stack: contextlib.ExitStack, 
     with pytest.raises(OSError, match="not connected"):
         denied.getpeername()
     assert permitted.getpeername() == rig.address
-    assert len(rig.context.sessions) == 1
+    assert len(rig.context.flows) == 1
     rig.context.denials.tick()
     [line] = rig.records()
     assert (line["event"], line["endpoint"], line["reason"]) == ("denied", "web/in", "access")
@@ -111,7 +111,7 @@ def test_a_connection_that_was_let_in_has_no_filter_any_more(stack: contextlib.E
     client = from_source(rig, "127.0.0.3")
     session = rig.session()
     with pytest.raises(FileNotFoundError):
-        session._client.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER: ENOENT where there is none
+        session.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER: ENOENT where there is none
     client.send(b"hello")
     assert rig.receive(target.accept(rig), 5) == b"hello"
 
@@ -123,7 +123,7 @@ def test_another_declaration_is_another_filter_and_none_is_none(stack: contextli
     rig.gate.declare(replace(rig.gate.declared, **dropping("127.0.0.3")))
     rig.listener.serve(rig.gate)
     first = from_source(rig, "127.0.0.2")
-    rig.until(lambda: len(rig.context.sessions) == 1, "who was denied is let in")
+    rig.until(lambda: len(rig.context.flows) == 1, "who was denied is let in")
     from_source(rig, "127.0.0.3").close()
     rig.gate.declare(replace(rig.gate.declared, deny="reset", drop_filter=""))
     rig.listener.serve(rig.gate)
@@ -214,9 +214,9 @@ def test_who_comes_while_a_port_closes_is_never_connected(stack: contextlib.Exit
             client.getpeername()
     waits.send(b"hello")
     assert rig.receive(target.accept(rig), 5) == b"hello"
-    [session] = rig.context.sessions
+    [session] = rig.context.flows
     with pytest.raises(FileNotFoundError):
-        session._client.setsockopt(socket.SOL_SOCKET, 27, 0)  # type: ignore[attr-defined]  # as above: it has none
+        session.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # type: ignore[attr-defined]  # as above: it has none
     refused: set[socket.socket] = set()
 
     def both() -> bool:
@@ -291,12 +291,12 @@ def test_out_of_records_pauses(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(target.row,)), stack, flows=2)
     clients = [rig.connect() for _ in range(3)]
     rig.until(lambda: rig.exhausted, "there is no record left")
-    assert (rig.exhausted, len(rig.context.sessions)) == (["flows"], 2)
+    assert (rig.exhausted, len(rig.context.flows)) == (["flows"], 2)
     clients[0].close()
     target.accept(rig).close()
-    rig.until(lambda: len(rig.context.sessions) == 1, "one flow is over")
+    rig.until(lambda: len(rig.context.flows) == 1, "one flow is over")
     rig.listener.resume()
-    rig.until(lambda: len(rig.context.sessions) == 2, "the third is let in")
+    rig.until(lambda: len(rig.context.flows) == 2, "the third is let in")
 
 
 def test_resume_and_pause_may_be_said_twice(stack: contextlib.ExitStack) -> None:
@@ -306,6 +306,6 @@ def test_resume_and_pause_may_be_said_twice(stack: contextlib.ExitStack) -> None
     rig.listener.pause()
     rig.connect()
     rig.poller.serve()
-    assert rig.context.sessions == set()
+    assert rig.context.flows == set()
     rig.listener.resume()
     rig.session()

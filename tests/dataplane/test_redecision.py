@@ -42,7 +42,7 @@ class Stub:
         self._context = context
         self.causes: list[str] = []
         gate.readmit(source)
-        context.sessions.add(self)
+        context.flows.add(self)
 
     def tick(self, now_s: float) -> None:
         """It waits for nothing."""
@@ -56,7 +56,7 @@ class Stub:
     def cut(self, cause: str) -> None:
         """Count it out, for this cause."""
         self.causes.append(cause)
-        self._context.sessions.discard(self)
+        self._context.flows.discard(self)
         self.gate.release(self.source, cause)
 
 
@@ -121,7 +121,7 @@ async def test_ten_thousand_connections_by_twenty_thousand_networks(
 
         assert [flow.causes for flow in flows] == expected
         stay = [flow for flow in flows if not flow.causes]
-        assert running.ledger.active(0) == len(running.working._context.sessions) == len(stay) > FLOWS / 2
+        assert running.ledger.active(0) == len(running.working._context.flows) == len(stay) > FLOWS / 2
         assert running.closed()["revoked"] == turn * sum(map(len, expected[GONE:]))
         assert {running.ledger.total(1, count) for count in range(Count.END)} == {0}, "its counts went with it"
         for flow in stay:

@@ -138,7 +138,7 @@ def closing(stack: contextlib.ExitStack) -> tuple[Rig, socket.socket]:
     client = rig.connect()
     service = target.accept(rig)
     session = rig.session()
-    while session._down is None or not session._down.held_bytes:
+    while session.stage._down is None or not session.stage._down.held_bytes:
         with contextlib.suppress(BlockingIOError):
             service.send(b"a" * 65536)
         rig.poller.serve()
@@ -147,7 +147,7 @@ def closing(stack: contextlib.ExitStack) -> tuple[Rig, socket.socket]:
     def all_sent() -> bool:
         with contextlib.suppress(BlockingIOError):
             client.recv(65536)
-        return session._state == State.CLOSE
+        return session.state == State.CLOSE
 
     rig.until(all_sent, "all is in the send buffer")
     return rig, client
@@ -156,7 +156,7 @@ def closing(stack: contextlib.ExitStack) -> tuple[Rig, socket.socket]:
 def test_what_came_before_a_reset_is_delivered_to_a_slow_reader(stack: contextlib.ExitStack) -> None:
     rig, client = closing(stack)
     rig.tick(time.monotonic())
-    assert rig.context.sessions, "the client has not taken everything yet"
+    assert rig.context.flows, "the client has not taken everything yet"
     arrived = 0
     with contextlib.suppress(ConnectionResetError):
         while True:
@@ -184,14 +184,14 @@ def test_a_reader_that_never_takes_it_is_cut_in_the_end(stack: contextlib.ExitSt
     rig.connect()
     service = target.accept(rig)
     session = rig.session()
-    while session._down is None or not session._down.held_bytes:
+    while session.stage._down is None or not session.stage._down.held_bytes:
         with contextlib.suppress(BlockingIOError):
             service.send(b"a" * 65536)
         rig.poller.serve()
-    session.sweep(100.0)
-    session.sweep(104.9)
-    assert rig.context.sessions
-    session.sweep(105.0)
+    session.stage.sweep(100.0)
+    session.stage.sweep(104.9)
+    assert rig.context.flows
+    session.stage.sweep(105.0)
     assert rig.ended()["cause"] == "idle"
 
 
@@ -243,7 +243,7 @@ def test_cut_while_bytes_are_held(stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     target.accept(rig)
     session = rig.session()
-    while not session._up.held_bytes:  # type: ignore[union-attr]
+    while not session.stage._up.held_bytes:  # type: ignore[union-attr]
         with contextlib.suppress(BlockingIOError):
             client.send(b"a" * 65536)
         rig.poller.serve()
@@ -257,19 +257,19 @@ def test_idle_is_counted_from_the_last_byte(stack: contextlib.ExitStack, target:
     client = rig.connect()
     service = target.accept(rig)
     session = rig.session()
-    session.sweep(100.0)
-    session.sweep(109.0)
+    session.stage.sweep(100.0)
+    session.stage.sweep(109.0)
     client.send(b"x")
     assert rig.receive(service, 1) == b"x"
-    session.sweep(111.0)
+    session.stage.sweep(111.0)
     service.send(b"yy")
     assert rig.receive(client, 2) == b"yy"
-    session.sweep(120.0)
+    session.stage.sweep(120.0)
     [flow] = rig.ledger.flows()
     assert (flow.received_bytes, flow.sent_bytes) == (1, 2)
-    session.sweep(129.9)
-    assert rig.context.sessions
-    session.sweep(130.0)
+    session.stage.sweep(129.9)
+    assert rig.context.flows
+    session.stage.sweep(130.0)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "idle"
 
@@ -279,8 +279,8 @@ def test_without_an_idle_timeout_nothing_is_cut(stack: contextlib.ExitStack, tar
     rig.connect()
     target.accept(rig)
     for now_s in (0.0, 1e6, 1e9):
-        rig.session().sweep(now_s)
-    assert rig.context.sessions
+        rig.session().stage.sweep(now_s)
+    assert rig.context.flows
 
 
 # --- without pipes ----------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_no_pipe_means_later_and_loses_nothing(stack: contextlib.ExitStack, targ
         rig.until(lambda: session in rig.context.starved, "there is no pipe")
         assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == [], "it waits, and does not spin"
     rig.context.starved.discard(session)
-    session.read_on()
+    session.stage.watch()
     assert rig.receive(service, 8) == b"patience"
     client.close()
     service.close()
@@ -319,7 +319,7 @@ def test_no_pipe_and_a_socket_that_broke_do_not_spin(stack: contextlib.ExitStack
             rig.poller.serve()
         assert rig.part[Word.PIPES_REFUSED] - before <= 5
     rig.context.starved.discard(session)
-    session.read_on()
+    session.stage.watch()
     assert rig.ended()["cause"] == "client_reset"
 
 

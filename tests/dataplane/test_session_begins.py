@@ -13,7 +13,7 @@ from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.session import Session
+from relay.dataplane.flow import Flow
 from relay.ledger.layout import REASONS, Count, State
 from tests.conformance.peers import full_backlog
 from tests.dataplane.rig import (
@@ -39,8 +39,8 @@ def test_http_that_comes_byte_by_byte(stack: contextlib.ExitStack, target: Targe
     session = rig.session()
     for at in range(len(HELLO) - 1):
         client.send(HELLO[at : at + 1])
-        rig.until(lambda at=at: session._looked_bytes == at + 1, "it is looked at")  # type: ignore[misc]
-        assert session._state == State.LOOK
+        rig.until(lambda at=at: session.stage._looked_bytes == at + 1, "it is looked at")  # type: ignore[misc]
+        assert session.state == State.LOOK
         assert not target.was_dialled(), "nothing is dialled before the line is whole"
     rig.tick(time.monotonic())
     client.send(HELLO[-1:] + b"rest")
@@ -65,7 +65,7 @@ def test_waiting_for_more_does_not_spin(stack: contextlib.ExitStack, monkeypatch
     rig = rig_to(stack, refusing(), protocol="http")
     client = rig.connect()
     client.send(b"GET")
-    rig.until(lambda: rig.session()._looked_bytes == 3, "it is looked at")
+    rig.until(lambda: rig.session().stage._looked_bytes == 3, "it is looked at")
     for _ in range(20):
         rig.poller.serve()
     assert len(looks) <= 2
@@ -108,7 +108,7 @@ def test_no_first_byte(protocol: str, stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     session = rig.session()
     rig.tick(before_s + 1.0)
-    assert session in rig.context.sessions
+    assert session in rig.context.flows
     rig.tick(time.monotonic() + 2.5)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "first_byte_timeout"
@@ -120,7 +120,7 @@ def test_a_client_that_leaves_before_it_said_enough(data: bytes, stack: contextl
     client = rig.connect()
     client.send(data)
     session = rig.session()
-    rig.until(lambda: session._looked_bytes == len(data), "it is looked at")
+    rig.until(lambda: session.stage._looked_bytes == len(data), "it is looked at")
     client.close()
     assert rig.ended()["cause"] == "client_gone"
 
@@ -192,7 +192,7 @@ def test_a_target_that_does_not_answer(stack: contextlib.ExitStack) -> None:
     [flow] = rig.ledger.flows()
     assert flow.state == State.DIAL
     rig.tick(before_s + 1.0)
-    assert session in rig.context.sessions
+    assert session in rig.context.flows
     rig.tick(time.monotonic() + 2.5)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "connect_timeout"
@@ -209,14 +209,14 @@ def test_after_a_target_that_does_not_answer_the_next_has_its_own_time(stack: co
     client.send(b"x")
     assert rig.receive(service, 1) == b"x"
     rig.tick(time.monotonic() + LATER_S)
-    assert rig.context.sessions, "once connected there is no deadline"
+    assert rig.context.flows, "once connected there is no deadline"
 
 
 def test_what_the_client_sends_while_dialling_waits_and_does_not_spin(stack: contextlib.ExitStack) -> None:
     rig = rig_to(stack, silent_target(stack), protocol="http")
     client = rig.connect()
     client.send(HELLO)
-    rig.until(lambda: rig.session()._state == State.DIAL, "it is dialled")
+    rig.until(lambda: rig.session().state == State.DIAL, "it is dialled")
     client.send(b"more")
     assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []
 
@@ -270,12 +270,12 @@ def test_no_descriptor_for_the_target(stack: contextlib.ExitStack) -> None:
     client = rig.connect()
     rig.session()
     client.send(HELLO)
-    session = next(iter(rig.context.sessions))
+    session = next(iter(rig.context.flows))
     with no_descriptors():
         rig.until(lambda: rig.exhausted, "it is noticed")
-        session.tick(time.monotonic())
-        assert rig.context.sessions, "it waits"
-        session.tick(time.monotonic() + 1000)  # until its time is up
+        session.stage.tick(time.monotonic())
+        assert rig.context.flows, "it waits"
+        session.stage.tick(time.monotonic() + 1000)  # until its time is up
     assert rig.ended()["cause"] == "error"
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0, "that was not the target's fault"
 
@@ -312,7 +312,7 @@ def test_a_client_that_is_gone_already_is_not_the_targets_fault(
     target = tcp_target(stack)
     rig = rig_to(stack, target, send_proxy=send_proxy)
     reset(rig.connect())
-    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.sessions, "the session ends")
+    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.flows, "the session ends")
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     assert rig.ledger.target_up(0) is not False, "the target answered"
     assert rig.ended()["cause"] in ("client_reset", "client_gone")

@@ -16,7 +16,7 @@ import pytest
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane.adopt import free_records
-from relay.dataplane.session import Session
+from relay.dataplane.flow import Flow
 from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener

@@ -19,6 +19,7 @@ from relay.envelope import proxyproto
 from relay.envelope.verdict import Incomplete
 from tests.conformance.peers import await_acknowledged, reset
 from tests.harness import HANG_S
+from tests.ports import free_port
 
 DENIED_SOURCE: Final = "127.0.0.66"
 _HEAD_END: Final = b"\r\n\r\n"
@@ -109,9 +110,16 @@ class Target:
 
 
 @contextlib.contextmanager
-def target(where: str | None = None, *, introduced: bool = False) -> Iterator[tuple[Target, str]]:
-    """A target on a Unix path, or on TCP: (target, its address as a file has it). `introduced`: by PROXY headers."""
-    if where is None:
+def target(where: str | None = None, *, introduced: bool = False, second: bool = False) -> Iterator[tuple[Target, str]]:
+    """A target on a Unix path, or on TCP: (target, its address as a file has it). `introduced`: by PROXY headers.
+
+    `second`: it listens at the second address of `localhost`, and the first one refuses.
+    """
+    if where is None and second:
+        port = free_port()
+        listener = socket.create_server(("::1", port), family=socket.AF_INET6, backlog=512)
+        address = f"localhost:{port}"
+    elif where is None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     else:

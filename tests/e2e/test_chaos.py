@@ -68,6 +68,7 @@ class Site:
         """Both sides and relay's account agree, exactly: each stream ended in its own way, and was counted once."""
         daemon, done = self.daemon, self.streams.done
         assert self.target.failures == []
+        assert list(daemon.events("bug")) == []
 
         account = settled(daemon)
         closed = account["closed"]
@@ -86,10 +87,8 @@ class Site:
 @contextlib.contextmanager
 def site(daemons: Daemons, directory: Path, way: Way, *, workers: int, **keys: Any) -> Iterator[Site]:
     """A daemon and its target. At the end everything must be accounted for."""
-    with streams.target(str(directory / "target") if way.unix else None, introduced="send_proxy" in way.keys) as (
-        target,
-        address,
-    ):
+    path = str(directory / "target") if way.unix else None
+    with streams.target(path, introduced="send_proxy" in way.keys, second=not way.unix) as (target, address):
         port = free_port()
         endpoint = one_endpoint(port, address, access=[{"deny": DENIED_SOURCE}], **way.keys)
         daemon = daemons(endpoint, {"workers": workers, "log": {"level": "warning"}}, **keys)

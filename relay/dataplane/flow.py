@@ -1,0 +1,131 @@
+"""A connection that was let in: its facts, where it stands, and `cut`, the only way out.
+
+What is done with it is told by its stages, one file each, in this order:
+
+    Greeting     HEADER, LOOK    who the client is, if an edge brings it; whether it speaks what is declared
+    Dialling     DIAL            the target; at its failure the next one
+    Forwarding   SPLICE, CLOSE   both directions, each until its end
+
+The poller holds the stage's own methods, so nobody asks where a flow stands. The envelope was asked before there is a Flow
+(listener.py). stages.py has the table of all ways; docs/why/a-connection.md explains each.
+"""
+
+import json
+from typing import Final
+
+from relay.address import Address
+from relay.dataplane.context import Context, Stage
+from relay.dataplane.gate import Gate
+from relay.dataplane.route import Route
+from relay.kernel.poller import Handler
+from relay.kernel.sockets import AnySocket, finish_on_close
+from relay.ledger.layout import CLEAN_CAUSES, State
+
+_NOWHERE: Final = Stage()  # before the first stage, and after the end: nothing is waited for, nothing is held
+
+
+class Flow:
+    """One connection from accept to close. Its stages read the facts; `stand` and `cut` change where it stands."""
+
+    __slots__ = (
+        "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "record", "route", "source",
+        "stage", "started_ns", "state", "via",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        context: Context,
+        gate: Gate,
+        client: AnySocket,
+        source: str,
+        peer: Address,
+        *,
+        started_ns: int,
+        record: int,
+        state: int = State.FREE,
+        via: str = "",
+        probe: bool = False,
+    ) -> None:
+        """`state`: where a dead worker left it, which has counted it as accepted. The flow is in `context` from here on."""
+        self.context = context
+        self.gate = gate  # the endpoint's
+        self.client = client
+        self.client_interest: int | None = None  # what the poller watches the client for
+        self.source = source  # whose share of the limits it has: the edge's, until that has said who the client is
+        self.peer = peer
+        self.via = via  # the edge's address, of a client that came by one
+        self.probe = probe  # it is the edge's own: does the application take connections
+        self.route = Route(gate, context.now_ns)
+        self.record = record  # its place in the ledger
+        self.started_ns = started_ns
+        self.connect_s = 0.0
+        self.state = state
+        self.stage: Stage = _NOWHERE
+        context.flows.add(self)
+
+    def stand(
+        self, stage: Stage, state: int, target_fd: int = -1, *, target_slot: int = -1, cause: str = ""
+    ) -> None:  # fmt: skip
+        """Stand there from now on: nothing else changes where a flow stands, and the ledger says so at once.
+
+        The first time is when it counts as accepted. `target_slot` is the pool's target that it is joined to.
+        """
+        ledger, record, before = self.context.ledger, self.record, self.state
+        self.stage, self.state = stage, state
+        if state == State.END:
+            ledger.ending(record, cause)
+        elif before == State.FREE:
+            slot, client_fd = self.gate.declared.slot, self.client.fileno()
+            ledger.begin(record, state, slot, client_fd, target_fd, self.started_ns, str(self.peer), target_slot)
+            self.gate.accepted()
+        else:
+            if target_slot >= 0:
+                ledger.aim(record, target_slot)
+            ledger.advance(record, state, target_fd)
+
+    def watch_client(self, interest: int | None, handler: Handler) -> None:
+        """Call the stage's `handler` for these events of the client's socket; None: for none at all."""
+        self.context.poller.want(self.client.fileno(), self.client_interest, interest, handler)
+        self.client_interest = interest
+
+    def tick_until(self, timeout_s: float) -> float:
+        """Have the stage ticked from now on; when (CLOCK_MONOTONIC, s) its time is up."""
+        self.context.waiting.add(self)
+        return self.context.now_s() + timeout_s
+
+    def cut(self, cause: str) -> None:
+        """The only way out, taken once. But for an end by both FINs both sides get a reset: a FIN says that all was sent."""
+        if self.state == State.END:
+            return
+        context, gate, stage = self.context, self.gate, self.stage
+        clean = cause in CLEAN_CAUSES
+        if self.state == State.FREE:
+            self.stand(stage, State.DIAL)  # it failed at once; whoever was let in is in the ledger before the end
+        self.stand(_NOWHERE, State.END, cause=cause)  # first: from here on nobody takes the flow over
+        context.ended.append(self.record)
+        if clean:
+            finish_on_close(self.client.fileno())
+        moved_bytes = stage.leave(cause, clean=clean)
+        context.poller.close(self.client)
+        context.flows.discard(self)
+        context.waiting.discard(self)
+        context.starved.discard(self)
+        duration_s = (context.now_ns() - self.started_ns) / 1e9
+        context.ledger.observe_duration(gate.counts_at, duration_s)
+        gate.release(self.source, cause)
+        if context.log.wants("debug" if self.probe else "info"):
+            self._say_end(cause, duration_s, moved_bytes)
+
+    def _say_end(self, cause: str, duration_s: float, moved_bytes: tuple[int, int]) -> None:
+        """The one line of a connection.
+
+        Written by hand: json.dumps of the same takes 19 µs, which is a fifth of a short connection. No field but the
+        target's text can hold a character that JSON escapes.
+        """
+        log, target = self.context.log, self.route.target
+        name = json.dumps(target.text) if target else "null"
+        log.add(
+            f'{{"time":"{log.now()}","level":"info","event":"connection","endpoint":"{self.gate.declared.name}",'
+            f'"peer":"{self.peer}","target":{name},"received":{moved_bytes[0]},"sent":{moved_bytes[1]},'
+            f'"duration_s":{duration_s:.6f},"connect_s":{self.connect_s:.6f},"cause":"{cause}"}}'
+        )

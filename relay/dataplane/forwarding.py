@@ -1,0 +1,228 @@
+"""Bytes flow: both directions, each until its end, with what a reset, a slow reader, or no pipe does to them.
+
+What the two sockets are watched for is computed from what their lanes hold, in `splice.interest`, and never toggled.
+"""
+
+from typing import Final
+
+from relay.dataplane.context import Stage
+from relay.dataplane.flow import Flow
+from relay.dataplane.pipes import Pipe
+from relay.dataplane.splice import Lane, Turn, interest, lanes
+from relay.kernel.poller import BROKEN, READ, WRITE
+from relay.kernel.sockets import AnySocket, is_gone, readable_bytes, reset_on_close, unsent_bytes
+from relay.ledger.layout import Flag, State
+from relay.ledger.ledger import FlowRecord
+from relay.steps import step
+
+_DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
+
+
+class Forwarding(Stage):
+    """SPLICE: bytes move. CLOSE: one side was reset, and the other has not yet taken all that it was sent before."""
+
+    __slots__ = (
+        "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_reset_by", "_target", "_target_interest",
+        "_turn", "_unsent_mark", "_up",
+    )  # fmt: skip
+
+    flow: Flow
+
+    def __init__(self, flow: Flow, target: AnySocket, watched: int | None = None) -> None:
+        """`watched`: what the poller watches the target for so far."""
+        self.flow = flow
+        self._turn = flow.context.mover.turn
+        self._target = target
+        self._target_interest = watched
+        self._up, self._down = lanes(flow.client, target, flow.gate.counts_at, flow.record)
+        self._reset_by = ""  # client or target, once one of them is known to be broken
+        self._deadline_s = 0.0  # of CLOSE; 0: bytes still move
+        self._idle_mark = -1
+        self._unsent_mark = -1  # bytes in the send buffers, when they were last looked at
+        self._idle_since_s = 0.0
+
+    def start(self) -> None:
+        """The target has answered."""
+        flow = self.flow
+        flow.context.waiting.discard(flow)
+        flow.stand(self, State.SPLICE, self._target.fileno(), target_slot=flow.route.slot)
+        flow.watch_client(READ, self._on_client)
+        self._watch_target(READ)
+
+    @step
+    def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
+        """Go on where a dead worker stood, with pipes that have bytes in them.
+
+        What can be asked of the sockets again is not in the record: that a stream has ended is read again.
+        """
+        flow = self.flow
+        flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
+        flow.route.resume(record.target_slot, flow.client)
+        self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
+        for lane, pipe in ((self._up, up), (self._down, down)):
+            lane.eof = record.state == State.CLOSE  # before that all was read, and handed to the sockets
+            if pipe is not None:
+                lane.adopt(pipe, readable_bytes(pipe.r))
+        # An error is told once, and the dead worker may have been the one that was told. A connection that is over
+        # without having been sent its end was reset.
+        if record.flags & Flag.CLIENT_RESET or (is_gone(flow.client) and not record.flags & Flag.DOWN_FIN):
+            self._broken(self._down)
+        if record.flags & Flag.TARGET_RESET or (is_gone(self._target) and not record.flags & Flag.UP_FIN):
+            self._broken(self._up)
+        self._settle()
+
+    def _on_client(self, events: int) -> None:
+        if events != READ:
+            self._ready(self._up, self._down, events)
+        # Every message passes here: bytes came, and usually all of them went on.
+        elif turn := self._turn(self._up):
+            if turn is not Turn.CHANGED:
+                self._note(self._up, turn)
+            self._settle()
+
+    def _on_target(self, events: int) -> None:
+        if events != READ:
+            self._ready(self._down, self._up, events)
+        elif turn := self._turn(self._down):
+            if turn is not Turn.CHANGED:
+                self._note(self._down, turn)
+            self._settle()
+
+    def _ready(self, out: Lane, back: Lane, events: int) -> None:
+        """A socket has more to say than "bytes came". `out` reads from it, `back` writes to it."""
+        if events & WRITE and back.held_bytes:
+            self._note(back, self._turn(back))
+        if events & ~WRITE:
+            if not out.eof and not out.held_bytes and self.flow not in self.flow.context.starved:
+                self._note(out, self._turn(out))
+            elif events & BROKEN:
+                # Nothing to be read now, so remember it: epoll would report it again and again.
+                out.hup = True
+        self._settle()
+
+    def _note(self, lane: Lane, turn: Turn) -> None:
+        """Take in what a lane's turn came to."""
+        if turn is Turn.SOURCE_BROKEN:
+            self._broken(self._down if lane is self._up else self._up)
+        elif turn is Turn.SINK_BROKEN:
+            self._broken(lane)
+        elif turn is Turn.STARVED:
+            self.flow.context.starved.add(self.flow)
+
+    def _broken(self, into: Lane) -> None:
+        """The sink of this lane was reset. Nothing reaches it any more; what it had sent before is still delivered."""
+        by_client = into is self._down
+        self._reset_by = self._reset_by or ("client" if by_client else "target")
+        self.flow.context.ledger.flag(self.flow.record, Flag.CLIENT_RESET if by_client else Flag.TARGET_RESET)
+        self._abandon(into)
+
+    def _gone(self, into: Lane) -> None:
+        """The sink finished sending and now takes nothing either, before it was told that all was sent."""
+        target = self.flow.route.target
+        if into is self._up and target is not None and target.path:
+            # close(2) on a Unix socket shows like this where TCP shows nothing until the next write. It is an
+            # orderly end: a reset would take from the client what the target sent last.
+            self._abandon(into)
+        else:
+            self._broken(into)
+
+    def _abandon(self, lane: Lane) -> None:
+        self.flow.context.mover.abandon(lane)
+        self.flow.context.waiting.add(self.flow)  # for its ticks, which read away what still comes
+
+    def _settle(self) -> None:
+        """Pass ends of streams on; close when both directions are through; else wait for what is needed now."""
+        flow, up, down = self.flow, self._up, self._down
+        if up.hup and up.eof and not down.fin:
+            self._gone(down)
+        if down.hup and down.eof and not up.fin:
+            self._gone(up)
+        up_done, down_done = up.eof and not up.held_bytes, down.eof and not down.held_bytes
+        if up_done and down_done:
+            if self._reset_by:
+                return self._deliver_then_reset()
+            # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
+            return flow.cut("target_fin" if down.fin or up.abandoned else "client_fin")
+        if up_done and not up.fin:
+            flow.context.ledger.flag(flow.record, Flag.UP_FIN)  # before it is sent: see `resume`
+            up.finish()
+        if down_done and not down.fin:
+            flow.context.ledger.flag(flow.record, Flag.DOWN_FIN)
+            down.finish()
+        return self.watch()
+
+    def watch(self) -> None:
+        """Watch both sockets for what is needed now."""
+        flow, up, down = self.flow, self._up, self._down
+        starved = flow in flow.context.starved
+        if (wanted := interest(up, down, starved)) != flow.client_interest:
+            flow.watch_client(wanted, self._on_client)
+        if (wanted := interest(down, up, starved)) != self._target_interest:
+            self._watch_target(wanted)
+
+    def _watch_target(self, interest: int | None) -> None:
+        self.flow.context.poller.want(self._target.fileno(), self._target_interest, interest, self._on_target)
+        self._target_interest = interest
+
+    def _deliver_then_reset(self) -> None:
+        """One end is broken. Reset the other, but not before its peer has taken what stands in its send buffer."""
+        flow = self.flow
+        other = self._target if self._reset_by == "client" else flow.client
+        unsent = unsent_bytes(other)
+        if not unsent or is_gone(other):
+            return flow.cut(f"{self._reset_by}_reset")
+        if not self._deadline_s:
+            flow.stand(self, State.CLOSE, self._target.fileno())
+            flow.context.starved.discard(flow)
+            flow.watch_client(None, self._on_client)
+            self._watch_target(None)
+        elif unsent == self._unsent_mark:
+            return None
+        self._unsent_mark = unsent
+        self._deadline_s = flow.tick_until(flow.gate.declared.idle_s or _DELIVER_MAX_S)
+        return None
+
+    def tick(self, now_s: float) -> None:
+        """Once an end is broken: read away what is sent to it; in CLOSE, see whether all is delivered."""
+        for lane in (self._up, self._down):
+            if lane.abandoned:
+                self.flow.context.mover.discard(lane)
+        if not self._deadline_s:
+            return
+        if now_s >= self._deadline_s:
+            self.flow.cut(f"{self._reset_by}_reset")
+        else:
+            self._deliver_then_reset()
+
+    def sweep(self, now_s: float) -> None:
+        """Bytes so far into the ledger; end a flow that has moved none for too long."""
+        if self._deadline_s:
+            return
+        flow, up, down = self.flow, self._up, self._down
+        moved = up.total_bytes + down.total_bytes
+        idle_s = flow.gate.declared.idle_s
+        if moved != self._idle_mark:
+            self._idle_mark, self._idle_since_s, self._unsent_mark = moved, now_s, -1
+            flow.context.ledger.moved(flow.record, up.total_bytes, down.total_bytes)
+        elif idle_s is not None and now_s - self._idle_since_s >= idle_s / 2:
+            self._consider_idle(now_s, idle_s)
+
+    def _consider_idle(self, now_s: float, idle_s: float) -> None:
+        """Nothing was moved for a while. Bytes that leave a send buffer are no idleness: a slow reader takes them."""
+        unsent = unsent_bytes(self.flow.client) + unsent_bytes(self._target)
+        if unsent != self._unsent_mark and self._unsent_mark >= 0:
+            self._idle_since_s = now_s
+        elif now_s - self._idle_since_s >= idle_s:
+            self.flow.cut("idle")
+        self._unsent_mark = unsent
+
+    def leave(self, cause: str, *, clean: bool) -> tuple[int, int]:
+        """Give the pipes back, close the target, and tell its pool."""
+        flow, up, down = self.flow, self._up, self._down
+        if not clean:
+            flow.context.mover.drop(up)
+            flow.context.mover.drop(down)
+            reset_on_close(self._target)
+        flow.context.poller.close(self._target)
+        flow.route.leave(cause, down.total_bytes)
+        return up.total_bytes, down.total_bytes

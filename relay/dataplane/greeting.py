@@ -1,0 +1,127 @@
+"""What comes before the dial: who the client is, where an edge says so, and whether it speaks what is declared."""
+
+import time
+
+from relay.address import Address
+from relay.dataplane import first_bytes
+from relay.dataplane.context import Stage
+from relay.dataplane.dialling import Dialling
+from relay.dataplane.flow import Flow
+from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+from relay.kernel.poller import BROKEN, PEER_FIN, READ
+from relay.kernel.sockets import address_text
+from relay.ledger.layout import DaemonWord, Flag, State
+from relay.ledger.ledger import FlowRecord
+from relay.steps import step
+
+
+def begin(flow: Flow) -> None:
+    """The first stage of a connection that was just let in."""
+    if flow.via:
+        Greeting(flow).expect(State.HEADER)
+    else:
+        _go_on(flow)
+
+
+def _go_on(flow: Flow) -> None:
+    """The client is known."""
+    if flow.gate.declared.protocol == "tcp" or flow.probe:
+        Dialling(flow).start()
+    else:
+        Greeting(flow).expect(State.LOOK)
+
+
+class Greeting(Stage):
+    """Waits for the client's first bytes. HEADER: those that its edge sends before them; LOOK: its own."""
+
+    __slots__ = ("_deadline_s", "_looked_bytes")
+
+    flow: Flow
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self._looked_bytes = 0
+        self._deadline_s = flow.tick_until(flow.gate.declared.first_byte_s)
+
+    def expect(self, state: int) -> None:
+        """Wait in HEADER or LOOK until enough has come."""
+        self.flow.stand(self, state)
+        self.flow.watch_client(READ | PEER_FIN, self._on_header if state == State.HEADER else self._on_first_bytes)
+
+    @step
+    def resume(self, record: FlowRecord) -> None:
+        """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
+        client = self.flow.client
+        first_bytes.forget(client)
+        # Its FIN may count as one; a header has more, and is taken at once.
+        if record.state == State.HEADER and first_bytes.taken_bytes(client) > 1:
+            self._identified(Address.parse(record.peer))
+        else:
+            self.expect(record.state)
+
+    def _on_header(self, events: int) -> None:
+        """Look at the edge's PROXY header; once it is whole, take it, and no byte more."""
+        flow = self.flow
+        try:
+            header, self._looked_bytes = first_bytes.header(flow.client, self._looked_bytes)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return flow.cut("client_reset")
+        if isinstance(header, Reject):
+            return self._reject(header)
+        if isinstance(header, Incomplete):
+            return self._unless_gone(events)
+        flow.probe = header.src is None
+        peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
+        # First who it is, then the header goes: `resume` asks the kernel whether it did.
+        flow.context.ledger.identify(flow.record, str(peer), Flag.PROBE if flow.probe else 0)
+        first_bytes.take(flow.client, header.length)
+        return self._identified(peer)
+
+    def _identified(self, peer: Address) -> None:
+        """The edge has said who the client is; itself, for a probe."""
+        flow = self.flow
+        context, gate = flow.context, flow.gate
+        if flow.probe and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
+            return flow.cut("drain")  # this is how the edge learns to send nobody
+        if not flow.probe:
+            edge, source = flow.source, peer.host
+            flow.peer = peer
+            if gate.audits:
+                context.audit(gate, source, peer)
+            if reason := gate.identify(edge, source, context.now_s()):
+                context.deny(gate, peer, reason)
+                return flow.cut("denied")
+            flow.source = source
+        return _go_on(flow)
+
+    def _on_first_bytes(self, events: int) -> None:
+        """Look at what the client has sent so far, and leave it in the socket."""
+        flow = self.flow
+        try:
+            verdict, self._looked_bytes = first_bytes.first_bytes(
+                flow.client, flow.gate.declared.protocol, self._looked_bytes
+            )
+        except BlockingIOError:
+            return None
+        except OSError:
+            return flow.cut("client_reset")
+        if isinstance(verdict, Reject):
+            return self._reject(verdict)
+        return Dialling(flow).start() if verdict is not INCOMPLETE else self._unless_gone(events)
+
+    def _reject(self, verdict: Reject) -> None:
+        flow = self.flow
+        flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
+        flow.cut("protocol")
+
+    def _unless_gone(self, events: int) -> None:
+        """More must come, if anything can."""
+        if events & (PEER_FIN | BROKEN) or not self._looked_bytes:
+            self.flow.cut("client_gone")
+
+    def tick(self, now_s: float) -> None:
+        """The client has said too little for too long."""
+        if now_s >= self._deadline_s:
+            self.flow.cut("first_byte_timeout")
