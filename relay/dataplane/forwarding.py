@@ -172,6 +172,7 @@ class Forwarding(Stage):
         if not unsent or is_gone(other):
             return flow.cut(f"{self._reset_by}_reset")
         if not self._deadline_s:
+            self._tell_moved()  # from here on nothing moves
             flow.stand(self, State.CLOSE, self._target.fileno())
             flow.context.starved.discard(flow)
             flow.watch_client(None, self._on_client)
@@ -203,9 +204,12 @@ class Forwarding(Stage):
         idle_s = flow.gate.declared.idle_s
         if moved != self._idle_mark:
             self._idle_mark, self._idle_since_s, self._unsent_mark = moved, now_s, -1
-            flow.context.ledger.moved(flow.record, up.total_bytes, down.total_bytes)
+            self._tell_moved()
         elif idle_s is not None and now_s - self._idle_since_s >= idle_s / 2:
             self._consider_idle(now_s, idle_s)
+
+    def _tell_moved(self) -> None:
+        self.flow.context.ledger.moved(self.flow.record, self._up.total_bytes, self._down.total_bytes)
 
     def _consider_idle(self, now_s: float, idle_s: float) -> None:
         """Nothing was moved for a while. Bytes that leave a send buffer are no idleness: a slow reader takes them."""

@@ -122,7 +122,7 @@ class Listener:
         now_ns = context.now_ns()
         for _ in range(_BURST):
             if not context.free_records and not context.has_room():
-                return context.exhausted("flows")
+                return context.exhausted("room for connections")
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() less a socket object
             except BlockingIOError:

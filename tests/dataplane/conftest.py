@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.config.snapshot import TargetRow
-from tests.dataplane.rig import (
-    Bench,
-    Target,
-    new_bench,
-    tcp_target,
-    unix_target,
-)
+from relay.dataplane.context import Stage
+from relay.dataplane.flow import Flow
+from relay.dataplane.stages import misstep
+from tests.dataplane.lanes import Bench, new_bench
+from tests.dataplane.rig import Move, Target, tcp_target, unix_target
 from tests.dataplane.running import Running
 
 
@@ -23,6 +22,21 @@ def stack() -> Iterator[contextlib.ExitStack]:
     """What a test opened, closed in reverse."""
     with contextlib.ExitStack() as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def moves(monkeypatch: pytest.MonkeyPatch) -> list[Move]:
+    """Every move that a flow makes during the test, each held against the table of stages."""
+    made: list[Move] = []
+    stand = Flow.stand
+
+    def watched(flow: Flow, stage: Stage, state: int, *args: Any, cause: str = "", **keys: Any) -> None:
+        assert misstep(flow.state, state, cause) == ""
+        made.append(Move(flow.state, state, cause))
+        stand(flow, stage, state, *args, cause=cause, **keys)
+
+    monkeypatch.setattr(Flow, "stand", watched)
+    return made
 
 
 @pytest.fixture(params=["tcp", "unix"])

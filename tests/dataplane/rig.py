@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import resource
 import select
 import socket
@@ -11,29 +10,52 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple
 
 from relay import log as logging
+from relay.address import Address
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.dataplane.context import Context
 from relay.dataplane.denials import Denials
+from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
-from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.flow import Flow
-from relay.dataplane.splice import Mover, Turn, lanes
+from relay.dataplane.splice import Mover
 from relay.kernel.listening import open_listener
 from relay.kernel.poller import Handler, Poller
+from relay.kernel.sockets import Accepted, not_blocking
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import CAUSES, Count, Word
-from relay.ledger.ledger import Ledger
+from relay.ledger.layout import CAUSES, Count, Flag, Word
+from relay.ledger.ledger import FlowRecord
 from relay.log import Logger
 from tests.config.rig import endpoint_row
 from tests.conformance.peers import full_backlog
+from tests.dataplane.lanes import close, pool_of
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 from tests.logs import waiting
 from tests.ports import free_port
+
+
+class Move(NamedTuple):
+    """A flow went from one state to another; `cause` is that of an end."""
+
+    before: int
+    after: int
+    cause: str
+
+
+class Clock:
+    """CLOCK_MONOTONIC of the data plane under test, in ns: it stands still until a test lets time pass."""
+
+    def __init__(self) -> None:
+        self._now_ns = 1_000_000_000_000
+
+    def __call__(self) -> int:
+        return self._now_ns
+
+    def go_on(self, after_s: float) -> None:
+        self._now_ns += round(after_s * 1e9)
 
 
 class Rig:
@@ -43,6 +65,7 @@ class Rig:
         self, row: EndpointRow, stack: contextlib.ExitStack, *, flows: int = 32, port: int | None = None
     ) -> None:
         self._stack = stack
+        self.clock = Clock()
         self.ledger = stack.enter_context(new_ledger(flows=flows))
         self.part = self.ledger.worker(0)
         self.pool = stack.enter_context(pool_of(self.ledger))
@@ -59,6 +82,7 @@ class Rig:
             denials=Denials(self.log),
             free_records=list(range(flows - 1, -1, -1)),
             exhausted=self._on_exhausted,
+            now_ns=self.clock,
         )
         self.gate = Gate(row, self.part, SourceCounts(self.part))
         self.listener = Listener(self.context, self.gate, open_listener(row, port))
@@ -74,8 +98,8 @@ class Rig:
         self.listener.pause()
 
     def _end(self) -> None:
-        for session in list(self.context.flows):
-            session.cut("drain")
+        for flow in list(self.context.flows):
+            flow.cut("drain")
         self.listener.pause()
         self.listener.sock.close()
         self.poller.shut()
@@ -106,18 +130,68 @@ class Rig:
             assert self.bugs == []
         return value
 
-    def session(self) -> Flow:
-        """The one session there is, as soon as it was let in."""
-        self.until(lambda: self.context.flows, "a session begins")
-        [session] = self.context.flows
-        assert isinstance(session, Flow)
-        return session
+    def flow(self) -> Flow:
+        """The one flow there is, as soon as it was let in."""
+        self.until(lambda: self.context.flows, "a flow begins")
+        [flow] = self.context.flows
+        assert isinstance(flow, Flow)
+        return flow
 
-    def tick(self, now_s: float) -> None:
-        """What a worker does for sessions that wait."""
-        for session in list(self.context.waiting):
-            session.stage.tick(now_s)
+    def let_in(self) -> tuple[socket.socket, Flow]:
+        """A client and its flow, which was let in and stands nowhere yet. The listener is out of the way from now on."""
+        self.listener.pause()
+        client = self._stack.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READER_BYTES)
+        client.connect(self.address[:2])
+        client.setblocking(False)
+        fd, address = self.listener.sock._accept()  # type: ignore[attr-defined]  # as the listener does
+        not_blocking(fd)
+        peer = Address(*address)
+        assert self.gate.admit(peer.host, self.context.now_s()) is None
+        record, via = self.context.free_records.pop(), peer.host if self.gate.declared.edges else ""
+        return client, Flow(
+            self.context, self.gate, Accepted(fd), peer.host, peer, started_ns=self.clock(), record=record, via=via
+        )
+
+    def taken_over(self, flow: Flow) -> tuple[Flow, FlowRecord]:
+        """The same flow as a successor makes it, with its record: nothing of it is closed, and nobody else touches it."""
+        [record] = self.ledger.flows()
+        if flow.client_interest is not None:
+            self.poller.forget(flow.client.fileno())
+        for flows in (self.context.flows, self.context.waiting, self.context.starved):
+            flows.discard(flow)
+        return Flow(
+            self.context,
+            self.gate,
+            flow.client,
+            flow.source,
+            Address.parse(record.peer),
+            started_ns=record.started_ns,
+            record=record.index,
+            state=record.state,
+            via=flow.via,
+            probe=bool(record.flags & Flag.PROBE),
+        ), record
+
+    def tick(self, after_s: float = 0.0) -> None:
+        """Let so much time pass, and do what a worker does for flows that wait."""
+        self.clock.go_on(after_s)
+        for flow in list(self.context.waiting):
+            flow.stage.tick(self.context.now_s())
         self.poller.bury()
+
+    def sweep(self, after_s: float = 0.0) -> None:
+        """Let so much time pass, and do what a worker does about once a second."""
+        self.clock.go_on(after_s)
+        for flow in list(self.context.flows):
+            flow.stage.sweep(self.context.now_s())
+        self.poller.bury()
+
+    def go_on_with_pipes(self) -> None:
+        """What a worker does for flows that had no pipe."""
+        starved, self.context.starved = self.context.starved, set()
+        for flow in starved:
+            flow.stage.watch()
 
     def receive(self, sock: socket.socket, count: int) -> bytes:
         """Exactly so many bytes."""
@@ -152,10 +226,10 @@ class Rig:
         """The log's record of the one connection that ended, after checking that nothing of it is left."""
 
         def over() -> bool:
-            self.tick(time.monotonic())
+            self.tick()
             return not self.context.flows
 
-        self.until(over, "the session ends")
+        self.until(over, "the flow ends")
         self.poller.bury()
         self.log.flush()
         [record] = [line for line in self.records() if line["event"] == "connection"]
@@ -244,27 +318,12 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@contextmanager
-def pool_of(ledger: Ledger) -> Iterator[PipePool]:
-    """A pool of worker 0 of this ledger; what it keeps is closed at the end."""
-    pool = PipePool(ledger.worker(0))
-    try:
-        yield pool
-    finally:
-        for pipe in pool._spare:
-            close(pipe)
-
-
-def close(pipe: Pipe) -> None:
-    os.close(pipe.r)
-    os.close(pipe.w)
-
-
 def reset(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
+READER_BYTES: Final = 64 * 1024  # a receive buffer that does not grow, so that a send buffer can hold much more
 LATER_S: Final = 3600.0  # beyond every deadline
 
 
@@ -279,104 +338,3 @@ def silent_target(stack: contextlib.ExitStack) -> Target:
     target = tcp_target(stack, backlog=0)
     stack.enter_context(full_backlog(target.sock))
     return target
-
-
-Kind = Literal["tcp", "unix"]
-
-
-class Bench:
-    """A lane between two connections: `source` is where a test writes, `sink` where it reads."""
-
-    def __init__(self, kind: Kind, pool: PipePool, ledger: Ledger, stack: contextlib.ExitStack) -> None:
-        self.ledger = ledger
-        self.pool = pool
-        self.part = ledger.worker(0)
-        self.mover = Mover(pool, self.part)
-        stack.callback(self._close_pipes)
-        self.source, inner_source = connected(kind, stack)
-        self.sink, inner_sink = connected(kind, stack)
-        self.inner = inner_source, inner_sink
-        self.up, self.down = lanes(inner_source, inner_sink, ledger.worker(0).counts_at(0), record=3)
-
-    def _close_pipes(self) -> None:
-        for pipe in (self.mover._scratch, self.up.pipe, self.down.pipe):
-            if pipe is not None:
-                close(pipe)
-
-    def turn(self) -> Turn:
-        return self.mover.turn(self.up)
-
-    def read(self) -> bytes:
-        """What has arrived."""
-        parts: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while part := self.sink.recv(1 << 20):
-                parts.append(part)
-        return b"".join(parts)
-
-    def write(self, data: bytes) -> int:
-        """How much of it the kernel takes now."""
-        with contextlib.suppress(BlockingIOError):
-            return self.source.send(data)
-        return 0
-
-    def say(self, data: bytes) -> None:
-        """Send it, and wait until the lane can read it."""
-        self.source.sendall(data)
-        wait(self.inner[0])
-
-    def answer(self, data: bytes) -> None:
-        """The same in the other direction."""
-        self.sink.sendall(data)
-        wait(self.inner[1])
-
-    def hear(self, count: int) -> bytes:
-        """Wait for so many bytes at the sink; fewer when the stream ends before."""
-        data = b""
-        while len(data) < count:
-            wait(self.sink)
-            part = self.sink.recv(count - len(data))
-            if not part:
-                break
-            data += part
-        return data
-
-    def fill(self) -> int:
-        """Write the letter a and turn until the lane holds bytes and nothing moves any more; how many were written."""
-        written = quiet = 0
-        while quiet < 3:
-            took = self.write(b"a" * 65536)
-            before = self.up.total_bytes, self.up.held_bytes
-            turn = self.turn()
-            still = not took and turn is Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
-            quiet = quiet + 1 if still and self.up.held_bytes else 0
-            written += took
-        return written
-
-
-def wait(sock: socket.socket) -> None:
-    """Until there is something to be read: bytes, an end, an error. By select(2), which needs no free descriptor."""
-    assert select.select([sock], [], [], HANG_S)[0]
-
-
-def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a connection with small buffers, neither blocking."""
-    if kind == "unix":
-        pair = socket.socketpair()
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            outer = socket.create_connection(server.getsockname())
-            pair = outer, server.accept()[0]
-    for sock in pair:
-        stack.enter_context(sock)
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    return pair
-
-
-@contextlib.contextmanager
-def new_bench(kind: Kind) -> Iterator[Bench]:
-    """A lane with all that it needs."""
-    with new_ledger() as ledger, pool_of(ledger) as pool, contextlib.ExitStack() as stack:
-        yield Bench(kind, pool, ledger, stack)

@@ -17,7 +17,7 @@ from relay.kernel.listening import open_listener
 from relay.kernel.sockets import descriptors, listening_address
 from relay.ledger.layout import CAUSES, Count, Word
 from tests.config.rig import endpoint_row, snapshot_of
-from tests.dataplane.rig import close
+from tests.dataplane.lanes import close
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 from tests.logs import waiting
@@ -152,8 +152,8 @@ class Running:
 
     def _close(self) -> None:
         """What a worker leaves to the end of its process."""
-        for session in list(self.working._context.flows):  # none, unless a test failed
-            session.cut("drain")
+        for flow in list(self.working._context.flows):  # none, unless a test failed
+            flow.cut("drain")
         self.working._poller.bury()
         mover = self.working._context.mover
         for pipe in (*mover._pool._spare, *([mover._scratch] if mover._scratch else [])):

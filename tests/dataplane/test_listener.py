@@ -1,11 +1,9 @@
-"""The accept loop; and the data plane of one endpoint without processes, which the tests of sessions use too."""
+"""The accept loop; and the data plane of one endpoint without processes, which the tests of its stages use too."""
 
 import contextlib
 import errno
 import socket
-import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,11 +56,8 @@ def test_one_who_would_be_refused_is_let_in_counted_and_named(stack: contextlib.
     ("keys", "reason"),
     [({"connections": 2}, "connections"), ({"per_source": 2}, "per_source"), ({"rate_per_s": 2.0}, "rate")],
 )
-def test_limits(
-    keys: dict[str, Any], reason: str, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now_ns = time.monotonic_ns()  # all of them come in the same second
-    monkeypatch.setattr("relay.dataplane.listener.time", SimpleNamespace(monotonic_ns=lambda: now_ns))
+def test_limits(keys: dict[str, Any], reason: str, stack: contextlib.ExitStack) -> None:
+    """All of them come in the same second, for the clock stands still."""
     rig = rig_to(stack, tcp_target(stack), **keys)
     clients = [rig.connect() for _ in range(3)]
     assert rig.ending(clients[2]) == "reset"
@@ -92,7 +87,7 @@ def test_the_kernel_drops_whom_the_envelope_denies(stack: contextlib.ExitStack, 
     rig.listener.serve(rig.gate)
     denied = from_source(rig, "127.0.0.2")
     permitted = from_source(rig, "127.0.0.3")
-    rig.session()
+    rig.flow()
     rig.until(lambda: not rig.listener.count_dropped() and access_denied(rig), "what is dropped is counted")  # type: ignore[func-returns-value]
     assert denied.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0, "no answer at all"
     with pytest.raises(OSError, match="not connected"):
@@ -109,9 +104,9 @@ def test_a_connection_that_was_let_in_has_no_filter_any_more(stack: contextlib.E
     rig = rig_to(stack, target := tcp_target(stack), **dropping("127.0.0.2"))
     rig.listener.serve(rig.gate)
     client = from_source(rig, "127.0.0.3")
-    session = rig.session()
+    flow = rig.flow()
     with pytest.raises(FileNotFoundError):
-        session.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER: ENOENT where there is none
+        flow.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # SO_DETACH_FILTER: ENOENT where there is none
     client.send(b"hello")
     assert rig.receive(target.accept(rig), 5) == b"hello"
 
@@ -151,7 +146,7 @@ def test_ipv6_is_dropped_too(stack: contextlib.ExitStack, filters: None) -> None
     rig.gate.declare(replace(rig.gate.declared, **dropping("::2", version=6)))
     rig.listener.serve(rig.gate)
     from_source(rig, "::1")
-    rig.session()
+    rig.flow()
 
 
 def test_a_kernel_that_has_no_room_for_two_filters(
@@ -178,7 +173,7 @@ def test_a_kernel_that_has_no_room_for_two_filters(
     rig.listener.serve(rig.gate)
     assert calls == ["attach", "detach", "attach"]
     from_source(rig, "127.0.0.2")
-    rig.session()
+    rig.flow()
     assert [line["event"] for line in rig.records() if line["event"] == "no filter"] == []
 
 
@@ -214,9 +209,9 @@ def test_who_comes_while_a_port_closes_is_never_connected(stack: contextlib.Exit
             client.getpeername()
     waits.send(b"hello")
     assert rig.receive(target.accept(rig), 5) == b"hello"
-    [session] = rig.context.flows
+    flow = rig.flow()
     with pytest.raises(FileNotFoundError):
-        session.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # type: ignore[attr-defined]  # as above: it has none
+        flow.client.setsockopt(socket.SOL_SOCKET, 27, 0)  # as above: it has none
     refused: set[socket.socket] = set()
 
     def both() -> bool:
@@ -291,7 +286,7 @@ def test_out_of_records_pauses(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(target.row,)), stack, flows=2)
     clients = [rig.connect() for _ in range(3)]
     rig.until(lambda: rig.exhausted, "there is no record left")
-    assert (rig.exhausted, len(rig.context.flows)) == (["flows"], 2)
+    assert (rig.exhausted, len(rig.context.flows)) == (["room for connections"], 2)
     clients[0].close()
     target.accept(rig).close()
     rig.until(lambda: len(rig.context.flows) == 1, "one flow is over")
@@ -308,4 +303,4 @@ def test_resume_and_pause_may_be_said_twice(stack: contextlib.ExitStack) -> None
     rig.poller.serve()
     assert rig.context.flows == set()
     rig.listener.resume()
-    rig.session()
+    rig.flow()

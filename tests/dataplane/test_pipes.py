@@ -9,7 +9,8 @@ import pytest
 from relay.dataplane.pipes import DEFAULT_BYTES, LARGE_BYTES, LARGE_PIPES, SPARE_MAX, Pipe, PipePool
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
-from tests.dataplane.rig import close, no_descriptors, pool_of
+from tests.dataplane.lanes import close, pool_of
+from tests.dataplane.rig import no_descriptors
 from tests.ledger.rig import new_ledger
 
 

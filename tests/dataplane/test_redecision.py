@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.context import Context
+from relay.dataplane.context import Context, Stage
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.kernel.listening import open_listener
@@ -33,25 +33,17 @@ TURNS: Final = 5
 
 
 class Stub:
-    """A connection as the worker knows it (context.Flow), with the counts of a real one and no socket."""
+    """A flow as the worker knows it (context.OpenFlow), with the counts of a real one and no socket."""
 
     def __init__(self, context: Context, gate: Gate, source: str) -> None:
         self.gate = gate
         self.source = source
         self.via = ""
+        self.stage = Stage()
         self._context = context
         self.causes: list[str] = []
         gate.readmit(source)
         context.flows.add(self)
-
-    def tick(self, now_s: float) -> None:
-        """It waits for nothing."""
-
-    def sweep(self, now_s: float) -> None:
-        """It is never idle."""
-
-    def read_on(self) -> None:
-        """It needs no pipe."""
 
     def cut(self, cause: str) -> None:
         """Count it out, for this cause."""

@@ -12,7 +12,8 @@ import pytest
 from relay.dataplane.splice import Turn, lanes
 from relay.ledger.layout import Count, State, Word
 from relay.ledger.ledger import NO_PIPE, owner_of
-from tests.dataplane.rig import Bench, connected, new_bench, no_descriptors, reset, wait
+from tests.dataplane.lanes import Bench, connected, new_bench, wait
+from tests.dataplane.rig import no_descriptors, reset
 from tests.harness import HANG_S
 
 DELAYED_ACK_S: Final = 0.2  # the longest that a kernel puts one off (tcp.h, TCP_DELACK_MAX)

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from relay.dataplane.splice import Turn
-from tests.dataplane.rig import Bench, Kind, new_bench, no_descriptors
+from tests.dataplane.lanes import Bench, Kind, new_bench
+from tests.dataplane.rig import no_descriptors
 from tests.harness import examples
 
 STEPS = st.lists(st.one_of(st.integers(1, 200_000), st.just("turn"), st.just("read")), min_size=1, max_size=40)

@@ -16,7 +16,7 @@ import pytest
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane.adopt import free_records
-from relay.dataplane.flow import Flow
+from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
@@ -288,15 +288,15 @@ async def test_a_bug_ends_its_own_connection_alone(running: Running, monkeypatch
     good, bad = await running.connect(), await running.connect()
     await running.echo(good)
     await running.echo(bad)
-    real = Session._settle
+    real = Forwarding._settle
     port = bad.getsockname()[1]
 
-    def failing(session: Session) -> None:
-        if session.peer.port == port:
+    def failing(stage: Forwarding) -> None:
+        if stage.flow.peer.port == port:
             raise ValueError("a bug")
-        real(session)
+        real(stage)
 
-    monkeypatch.setattr(Session, "_settle", failing)
+    monkeypatch.setattr(Forwarding, "_settle", failing)
     bad.shutdown(socket.SHUT_WR)
     assert await running.is_cut(bad)
     await running.echo(good)

@@ -7,11 +7,7 @@ from typing import Any
 from relay.config.snapshot import TargetRow
 from relay.ledger.layout import Count
 from tests.config.rig import endpoint_row
-from tests.dataplane.rig import (
-    Rig,
-    Target,
-    tcp_target,
-)
+from tests.dataplane.rig import Rig, Target, tcp_target
 from tests.ports import free_ports
 
 
@@ -49,7 +45,7 @@ def test_one_target_behind_a_range(stack: contextlib.ExitStack, target: Target) 
 def test_a_range_that_moves_away_under_a_client_who_has_said_nothing_yet(stack: contextlib.ExitStack) -> None:
     rig, targets = ranges(stack, protocol="http")
     client = rig.connect()
-    rig.session()
+    rig.flow()
     rig.gate.declare(replace(rig.gate.declared, listen_port=rig.gate.declared.listen_port + 2))
     client.send(b"GET / HTTP/1.1\r\n")
     assert rig.ending(client) == "reset"

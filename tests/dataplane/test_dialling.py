@@ -1,20 +1,19 @@
-"""How a session begins: the first bytes, the dial, and the target that is told who the client is."""
+"""How a flow comes by its target, over real sockets: one after the other, in time; and what the target is told."""
 
 import contextlib
 import select
 import socket
 import struct
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import pytest
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.flow import Flow
-from relay.ledger.layout import REASONS, Count, State
+from relay.dataplane.dialling import Dialling
+from relay.ledger.layout import Count, State
 from tests.conformance.peers import full_backlog
 from tests.dataplane.rig import (
     LATER_S,
@@ -27,124 +26,8 @@ from tests.dataplane.rig import (
     tcp_target,
     unix_target,
 )
+from tests.dataplane.scenes import HELLO, at_dial
 from tests.harness import HANG_S
-
-HELLO: Final = b"GET / HTTP/1.1\r\n"
-
-
-def test_http_that_comes_byte_by_byte(stack: contextlib.ExitStack, target: Target) -> None:
-    rig = rig_to(stack, target, protocol="http")
-    client = rig.connect()
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    session = rig.session()
-    for at in range(len(HELLO) - 1):
-        client.send(HELLO[at : at + 1])
-        rig.until(lambda at=at: session.stage._looked_bytes == at + 1, "it is looked at")  # type: ignore[misc]
-        assert session.state == State.LOOK
-        assert not target.was_dialled(), "nothing is dialled before the line is whole"
-    rig.tick(time.monotonic())
-    client.send(HELLO[-1:] + b"rest")
-    service = target.accept(rig)
-    assert rig.receive(service, len(HELLO) + 4) == HELLO + b"rest", "looking takes nothing"
-    client.send(b"x")
-    assert rig.receive(service, 1) == b"x", "the first byte alone wakes it again"
-    client.close()
-    service.close()
-    assert rig.ended()["cause"] == "client_fin"
-
-
-def test_waiting_for_more_does_not_spin(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-    real = Session._look
-
-    def counting(session: Session, events: int) -> None:
-        looks.append(events)
-        real(session, events)
-
-    monkeypatch.setattr(Session, "_look", counting)
-    rig = rig_to(stack, refusing(), protocol="http")
-    client = rig.connect()
-    client.send(b"GET")
-    rig.until(lambda: rig.session().stage._looked_bytes == 3, "it is looked at")
-    for _ in range(20):
-        rig.poller.serve()
-    assert len(looks) <= 2
-
-
-@pytest.mark.parametrize(("protocol", "data"), [("http", b"SSH-2.0-x\r\n"), ("https", b"GET / HTTP/1.1\r\n")])
-def test_the_wrong_protocol(protocol: str, data: bytes, stack: contextlib.ExitStack) -> None:
-    target = tcp_target(stack)
-    rig = rig_to(stack, target, protocol=protocol)
-    client = rig.connect()
-    client.send(data)
-    assert rig.ending(client) == "reset"
-    record = rig.ended()
-    assert (record["cause"], record["target"]) == ("protocol", None)
-    assert rig.ledger.total(0, Count.DENIED + REASONS.index("protocol")) == 1
-    assert not target.was_dialled()
-
-
-def test_a_flood_of_wrong_protocols_is_a_few_lines(stack: contextlib.ExitStack) -> None:
-    """Each connection begins with another wrong byte; what a second leaves out must still be a line or two."""
-    rig = rig_to(stack, refusing(), protocol="http")
-    wrong = [bytes([byte]) for byte in range(128, 256)] + [b"G" * n + b"\x00" for n in range(1, 100)]
-    lines = []
-    for data in wrong:
-        client = rig.connect()
-        client.send(data)
-        assert rig.ending(client) == "reset"
-        rig.log.flush()
-        lines += rig.records()
-    rig.context.denials.tick()
-    denied = [line for line in (*lines, *rig.records()) if line["event"] == "denied"]
-    assert len(denied) <= 12
-    assert sum(line.get("left_out", 1) for line in denied) == len(wrong)
-
-
-@pytest.mark.parametrize("protocol", ["http", "https"])
-def test_no_first_byte(protocol: str, stack: contextlib.ExitStack) -> None:
-    rig = rig_to(stack, refusing(), protocol=protocol, first_byte_s=2.0)
-    before_s = time.monotonic()
-    client = rig.connect()
-    session = rig.session()
-    rig.tick(before_s + 1.0)
-    assert session in rig.context.flows
-    rig.tick(time.monotonic() + 2.5)
-    assert rig.ending(client) == "reset"
-    assert rig.ended()["cause"] == "first_byte_timeout"
-
-
-@pytest.mark.parametrize("data", [b"", b"GET / HT"])
-def test_a_client_that_leaves_before_it_said_enough(data: bytes, stack: contextlib.ExitStack) -> None:
-    rig = rig_to(stack, refusing(), protocol="http")
-    client = rig.connect()
-    client.send(data)
-    session = rig.session()
-    rig.until(lambda: session.stage._looked_bytes == len(data), "it is looked at")
-    client.close()
-    assert rig.ended()["cause"] == "client_gone"
-
-
-def test_a_client_that_resets_before_it_said_enough(stack: contextlib.ExitStack) -> None:
-    rig = rig_to(stack, refusing(), protocol="http")
-    client = rig.connect()
-    rig.session()
-    reset(client)
-    assert rig.ended()["cause"] == "client_reset"
-
-
-def test_a_request_and_fin_at_once(stack: contextlib.ExitStack, target: Target) -> None:
-    rig = rig_to(stack, target, protocol="http")
-    client = rig.connect()
-    client.send(HELLO)
-    client.shutdown(socket.SHUT_WR)
-    service = target.accept(rig)
-    assert rig.receive(service, len(HELLO)) == HELLO
-    assert rig.ending(service) == "fin"
-    service.send(b"answer")
-    service.close()
-    assert rig.receive(client, 6) == b"answer"
-    assert rig.ended()["cause"] == "client_fin"
 
 
 def test_a_target_that_refuses(stack: contextlib.ExitStack) -> None:
@@ -186,29 +69,28 @@ def test_no_more_than_two_targets_are_tried(stack: contextlib.ExitStack) -> None
 
 def test_a_target_that_does_not_answer(stack: contextlib.ExitStack) -> None:
     rig = rig_to(stack, silent_target(stack), connect_s=2.0)
-    before_s = time.monotonic()
     client = rig.connect()
-    session = rig.session()
-    [flow] = rig.ledger.flows()
-    assert flow.state == State.DIAL
-    rig.tick(before_s + 1.0)
-    assert session in rig.context.flows
-    rig.tick(time.monotonic() + 2.5)
+    rig.flow()
+    [record] = rig.ledger.flows()
+    assert record.state == State.DIAL
+    rig.tick(1.9)
+    assert rig.context.flows
+    rig.tick(0.1)
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "connect_timeout"
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 1
 
 
-def test_after_a_target_that_does_not_answer_the_next_has_its_own_time(stack: contextlib.ExitStack) -> None:
+def test_after_a_target_that_does_not_answer_the_next_is_asked(stack: contextlib.ExitStack) -> None:
     target = tcp_target(stack)
     rig = rig_to(stack, silent_target(stack), target, connect_s=2.0)
     client = rig.connect()
-    rig.session()
-    rig.tick(time.monotonic() + 2.5)
+    rig.flow()
+    rig.tick(2.0)
     service = target.accept(rig)
     client.send(b"x")
     assert rig.receive(service, 1) == b"x"
-    rig.tick(time.monotonic() + LATER_S)
+    rig.tick(LATER_S)
     assert rig.context.flows, "once connected there is no deadline"
 
 
@@ -216,7 +98,7 @@ def test_what_the_client_sends_while_dialling_waits_and_does_not_spin(stack: con
     rig = rig_to(stack, silent_target(stack), protocol="http")
     client = rig.connect()
     client.send(HELLO)
-    rig.until(lambda: rig.session().state == State.DIAL, "it is dialled")
+    rig.until(lambda: rig.flow().state == State.DIAL, "it is dialled")
     client.send(b"more")
     assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []
 
@@ -232,35 +114,31 @@ def test_a_full_unix_backlog_is_tried_again(stack: contextlib.ExitStack, tmp_pat
     rig = rig_to(stack, target, connect_s=HANG_S)
     client = rig.connect()
     client.send(b"patience")
-    rig.session()
-    dialled_s = time.monotonic()
+    rig.flow()
     for _ in range(5):
-        rig.tick(time.monotonic())
+        rig.tick(0.1)
     assert rig.context.waiting
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     while target.was_dialled():
         pass
-    waited_s = time.monotonic() - dialled_s
-    rig.tick(time.monotonic())
+    rig.tick(0.25)
     service = target.accept(rig)
     assert rig.receive(service, 8) == b"patience"
     client.close()
     service.close()
     record = rig.ended()
     assert record["cause"] == "client_fin"
-    assert record["connect_s"] >= waited_s, "connecting takes from the first attempt to the answer"
+    assert record["connect_s"] == 0.75, "connecting takes from the first attempt to the answer"
 
 
 def test_a_unix_backlog_that_stays_full(stack: contextlib.ExitStack, tmp_path: Path) -> None:
     rig = rig_to(stack, full_unix_target(stack, tmp_path / "target"), connect_s=2.0)
-    before_s = time.monotonic()
     client = rig.connect()
-    rig.session()
-    after_s = time.monotonic()
-    for later_s in (0.5, 1.0, 1.5):
-        rig.tick(before_s + later_s)
+    rig.flow()
+    for _ in range(3):
+        rig.tick(0.5)
         assert rig.context.waiting, "it is tried again"
-    rig.tick(after_s + 2.5)  # trying again does not put the deadline off
+    rig.tick(0.5)  # trying again does not put the deadline off
     assert rig.ending(client) == "reset"
     assert rig.ended()["cause"] == "connect_timeout"
 
@@ -268,14 +146,13 @@ def test_a_unix_backlog_that_stays_full(stack: contextlib.ExitStack, tmp_path: P
 def test_no_descriptor_for_the_target(stack: contextlib.ExitStack) -> None:
     rig = rig_to(stack, tcp_target(stack), protocol="http")
     client = rig.connect()
-    rig.session()
+    rig.flow()
     client.send(HELLO)
-    session = next(iter(rig.context.flows))
     with no_descriptors():
         rig.until(lambda: rig.exhausted, "it is noticed")
-        session.stage.tick(time.monotonic())
+        rig.tick()
         assert rig.context.flows, "it waits"
-        session.stage.tick(time.monotonic() + 1000)  # until its time is up
+        rig.tick(LATER_S)  # until its time is up
     assert rig.ended()["cause"] == "error"
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0, "that was not the target's fault"
 
@@ -312,7 +189,33 @@ def test_a_client_that_is_gone_already_is_not_the_targets_fault(
     target = tcp_target(stack)
     rig = rig_to(stack, target, send_proxy=send_proxy)
     reset(rig.connect())
-    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.flows, "the session ends")
+    rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.flows, "the flow ends")
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     assert rig.ledger.target_up(0) is not False, "the target answered"
     assert rig.ended()["cause"] in ("client_reset", "client_gone")
+
+
+def test_a_whole_set_of_targets_that_refuse(stack: contextlib.ExitStack) -> None:
+    """One after the other, however many there are."""
+    row = refusing()
+    rows = tuple(replace(row, text=f"web_IN_{n}", slot=n) for n in range(400))
+    rig = rig_to(stack, *rows, distribution="round_robin")
+    assert rig.ending(rig.connect()) == "reset"
+    assert rig.ended()["cause"] == "connect_failed"
+    assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 400
+
+
+def test_a_successor_dials_anew(stack: contextlib.ExitStack) -> None:
+    """Nothing has been sent on, so it begins with the first target, and has the whole time for it."""
+    scene = at_dial(stack, connect_s=2.0)
+    rig = scene.rig
+    rig.tick(1.9)
+    flow, record = rig.taken_over(scene.flow)
+    target = tcp_target(stack)
+    rig.gate.declare(replace(rig.gate.declared, targets=(target.row,)))
+    assert record.state == State.DIAL
+    Dialling(flow).start()
+    assert flow.state == State.SPLICE
+    scene.client.send(b"patience")
+    assert rig.receive(target.accept(rig), 8) == b"patience"
+    scene.flow.stage.leave("error", clean=False)  # the dead worker's own dial

@@ -1,0 +1,105 @@
+"""A flow in each state in which one can stand: over a real pair of sockets, without a listener, and by a clock that waits."""
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay.dataplane.flow import Flow
+from relay.dataplane.forwarding import Forwarding
+from relay.dataplane.greeting import begin
+from relay.envelope import proxyproto
+from relay.ledger.layout import State
+from tests.dataplane.rig import READER_BYTES, Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
+
+EDGE: Final = "127.0.0.1"
+CLIENT: Final = "198.51.100.7"  # of whom the edge speaks
+HEADER: Final = proxyproto.build_v2(socket.inet_aton(CLIENT), 40_000, socket.inet_aton(EDGE), 80)
+LOCAL: Final = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
+"""What an edge sends on a connection of its own: doc/proxy-protocol.txt 2.2."""
+HELLO: Final = b"GET / HTTP/1.1\r\n"
+
+
+@dataclass
+class Scene:
+    """A client, what became of it so far, and its target's side once there is one."""
+
+    rig: Rig
+    client: socket.socket
+    flow: Flow
+    target: Target | None = None
+    service: socket.socket | None = None
+
+    @property
+    def forwarding(self) -> Forwarding:
+        """Its stage in SPLICE and CLOSE."""
+        stage = self.flow.stage
+        assert isinstance(stage, Forwarding)
+        return stage
+
+    @property
+    def served(self) -> socket.socket:
+        """The target's side."""
+        assert self.service is not None
+        return self.service
+
+    def say(self, data: bytes) -> None:
+        """Send it, and wait until it has been dealt with."""
+        before = self.flow.state
+        self.client.send(data)
+        self.rig.until(lambda: self.flow.state != before, "it goes on")
+
+
+def begun(stack: contextlib.ExitStack, *targets: Any, state: int, **keys: Any) -> Scene:
+    """A flow that has just begun, and stands at `state`."""
+    rig = rig_to(stack, *targets, **keys)
+    client, flow = rig.let_in()
+    begin(flow)
+    assert flow.state == state
+    return Scene(rig, client, flow)
+
+
+def at_header(stack: contextlib.ExitStack, *targets: Any, **keys: Any) -> Scene:
+    return begun(stack, *(targets or (refusing(),)), state=State.HEADER, edges=(EDGE,), **keys)
+
+
+def at_look(stack: contextlib.ExitStack, *targets: Any, **keys: Any) -> Scene:
+    return begun(stack, *(targets or (refusing(),)), state=State.LOOK, **{"protocol": "http", **keys})
+
+
+def at_dial(stack: contextlib.ExitStack, **keys: Any) -> Scene:
+    return begun(stack, silent_target(stack), state=State.DIAL, **keys)
+
+
+def at_splice(stack: contextlib.ExitStack, **keys: Any) -> Scene:
+    target = tcp_target(stack)
+    target.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READER_BYTES)
+    scene = begun(stack, target, state=State.SPLICE, **keys)
+    scene.target, scene.service = target, target.accept(scene.rig)
+    return scene
+
+
+def at_close(stack: contextlib.ExitStack, by: str = "target", **keys: Any) -> Scene:
+    """One side has sent a lot and was reset; the other has not yet taken all of it."""
+    scene = at_splice(stack, **keys)
+    sender, reader = (scene.served, scene.client) if by == "target" else (scene.client, scene.served)
+    fill(scene, by)
+    reset(sender)
+
+    def all_sent() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            reader.recv(65536)
+        return scene.flow.state == State.CLOSE
+
+    scene.rig.until(all_sent, "all is in the send buffer")
+    return scene
+
+
+def fill(scene: Scene, by: str) -> None:
+    """Have one side send until a pipe of the flow's holds bytes, for the other side takes no more."""
+    stage, sender = scene.forwarding, scene.served if by == "target" else scene.client
+    lane = stage._down if by == "target" else stage._up
+    while not lane.held_bytes:
+        with contextlib.suppress(BlockingIOError):
+            sender.send(b"a" * 65536)
+        scene.rig.poller.serve()

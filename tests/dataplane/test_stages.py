@@ -1,0 +1,165 @@
+"""The table of stages is what the code does, and what docs/why/a-connection.md tells: every line of it is walked."""
+
+import contextlib
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from relay.dataplane import faults
+from relay.dataplane.stages import ENDS, FROM_OUTSIDE, MOVES, misstep
+from relay.envelope.rules import RuleRow
+from relay.ledger.layout import CAUSES, STATE_NAMES, State
+from relay.steps import NAMES
+from tests.dataplane.rig import LATER_S, Move, refusing, reset, silent_target, tcp_target
+from tests.dataplane.scenes import CLIENT, HEADER, HELLO, Scene, at_close, at_dial, at_header, at_look, at_splice, begun
+
+Stack = contextlib.ExitStack
+NAME: Final = {State.FREE: "–", **{state: name.upper() for state, name in STATE_NAMES.items()}}
+DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "why" / "a-connection.md"
+
+
+def said(scene: Scene, data: bytes) -> Scene:
+    scene.say(data)
+    return scene
+
+
+def refused_then_answered(stack: Stack) -> None:
+    begun(stack, refusing(), tcp_target(stack), state=State.SPLICE)
+
+
+def next_target(stack: Stack) -> None:
+    scene = begun(stack, silent_target(stack), silent_target(stack), state=State.DIAL)
+    scene.rig.tick(LATER_S / 2)
+    assert scene.flow.state == State.DIAL
+
+
+def both_finish(scene: Scene, first: socket.socket, then: socket.socket) -> None:
+    first.shutdown(socket.SHUT_WR)
+    assert scene.rig.ending(then) == "fin"
+    then.close()
+
+
+def nothing_moves(scene: Scene) -> None:
+    for _ in range(3):  # seen, seen again, and the send buffers too
+        scene.rig.sweep(LATER_S)
+
+
+# How each move comes about, and each end.
+WAYS: Final[dict[tuple[int, int], Callable[[Stack], object]]] = {
+    (State.FREE, State.HEADER): at_header,
+    (State.FREE, State.LOOK): at_look,
+    (State.FREE, State.DIAL): at_dial,
+    (State.FREE, State.SPLICE): at_splice,
+    (State.HEADER, State.LOOK): lambda stack: said(at_header(stack, protocol="http"), HEADER),
+    (State.HEADER, State.DIAL): lambda stack: said(at_header(stack, silent_target(stack)), HEADER),
+    (State.HEADER, State.SPLICE): lambda stack: said(at_header(stack, tcp_target(stack)), HEADER),
+    (State.LOOK, State.DIAL): lambda stack: said(at_look(stack, silent_target(stack)), HELLO),
+    (State.LOOK, State.SPLICE): lambda stack: said(at_look(stack, tcp_target(stack)), HELLO),
+    (State.DIAL, State.DIAL): next_target,
+    (State.DIAL, State.SPLICE): refused_then_answered,
+    (State.SPLICE, State.CLOSE): at_close,
+}
+AT: Final[dict[int, Callable[[Stack], Scene]]] = {
+    State.HEADER: lambda stack: at_header(stack, rules=(RuleRow(False, f"{CLIENT}/32", "f:1"),)),
+    State.LOOK: at_look,
+    State.DIAL: at_dial,
+    State.SPLICE: lambda stack: at_splice(stack, idle_s=5.0),
+    State.CLOSE: at_close,
+}
+ACTS: Final[dict[str, Callable[[Scene], object]]] = {
+    "client_gone": lambda scene: scene.client.close(),
+    "client_reset": lambda scene: reset(scene.client),
+    "first_byte_timeout": lambda scene: scene.rig.tick(LATER_S),
+    "protocol": lambda scene: scene.client.send(b"\x16\x03\x01 neither a header nor HTTP"),
+    "denied": lambda scene: scene.client.send(HEADER),
+    "connect_timeout": lambda scene: scene.rig.tick(LATER_S),
+    "client_fin": lambda scene: both_finish(scene, scene.client, scene.served),
+    "target_fin": lambda scene: both_finish(scene, scene.served, scene.client),
+    "target_reset": lambda scene: reset(scene.served),
+    "idle": nothing_moves,
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param(a, b, id=f"{NAME[a]} to {NAME[b]}") for a, tos in MOVES.items() for b in tos],
+)
+def test_every_move_is_made(before: int, after: int, stack: Stack, moves: list[Move]) -> None:
+    WAYS[before, after](stack)
+    assert Move(before, after, "") in moves
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"), [pytest.param(at, cause, id=f"{NAME[at]} {cause}") for at in ENDS for cause in ENDS[at]]
+)
+def test_every_end_is_come_to(where: int, cause: str, stack: Stack, moves: list[Move]) -> None:
+    if where == State.DIAL and cause == "connect_failed":
+        scene = end_of_a_dial_that_is_refused(stack)
+    elif where == State.CLOSE:
+        scene = at_close(stack, by=cause.removesuffix("_reset"))
+        scene.rig.tick(LATER_S)
+    else:
+        scene = AT[where](stack)
+        ACTS[cause](scene)
+    assert scene.rig.ended()["cause"] == cause
+    assert moves[-1] == Move(where, State.END, cause)
+
+
+def end_of_a_dial_that_is_refused(stack: Stack) -> Scene:
+    scene = begun(stack, refusing(), state=State.END)
+    assert scene.rig.ending(scene.client) == "reset"
+    return scene
+
+
+@pytest.mark.parametrize("where", [pytest.param(at, id=NAME[at]) for at in AT])
+@pytest.mark.parametrize("cause", FROM_OUTSIDE)
+def test_everywhere_it_can_be_cut(where: int, cause: str, stack: Stack, moves: list[Move]) -> None:
+    scene = AT[where](stack)
+    scene.flow.cut(cause)
+    scene.flow.cut("drain")  # an end is not made twice
+    if where != State.CLOSE:  # there the client still has something to read
+        assert scene.rig.ending(scene.client) == "reset"
+    assert scene.rig.ended()["cause"] == cause
+    assert moves[-1] == Move(where, State.END, cause)
+
+
+def test_the_table_knows_every_state_and_every_cause() -> None:
+    assert {State.FREE, *ENDS} == set(MOVES) == {State.FREE, *STATE_NAMES} - {State.END}
+    assert {cause for causes in ENDS.values() for cause in causes} | set(FROM_OUTSIDE) == set(CAUSES)
+    assert set(WAYS) == {(before, after) for before, afters in MOVES.items() for after in afters}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "cause"),
+    [
+        (State.SPLICE, State.DIAL, ""),
+        (State.LOOK, State.HEADER, ""),
+        (State.FREE, State.FREE, ""),
+        (State.FREE, State.END, "error"),
+        (State.LOOK, State.END, "client_fin"),
+        (State.SPLICE, State.END, "client_gone"),
+        (State.END, State.END, "drain"),
+    ],
+)
+def test_what_is_not_in_the_table(before: int, after: int, cause: str) -> None:
+    assert str(before) in misstep(before, after, cause)
+
+
+def test_the_document_has_the_same_table() -> None:
+    rows = re.findall(
+        r"^\| (–|any|[A-Z]+) \| (the same|[A-Z]+|`[a-z_]+`) \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE
+    )
+    told = [(before, after.strip("`")) for before, after, _ in rows]
+    assert len(set(told)) == len(told)
+    made = {(NAME[before], NAME[after]) for before, afters in MOVES.items() for after in afters}
+    ends = {(NAME[at], cause) for at, causes in ENDS.items() for cause in causes}
+    assert set(told) == made | ends | {("any", "the same")} | {("any", cause) for cause in FROM_OUTSIDE}
+
+
+def test_a_worker_of_the_tests_dies_at_every_step_and_wherever_a_flow_can_stand() -> None:
+    walked = {name for walk in faults.WALKS.values() for name in walk}
+    assert walked == NAMES | {f"Flow.stand {name.upper()}" for name in STATE_NAMES.values()}
