@@ -95,11 +95,18 @@ def at_close(stack: contextlib.ExitStack, by: str = "target", **keys: Any) -> Sc
     return scene
 
 
-def fill(scene: Scene, by: str) -> None:
-    """Have one side send until a pipe of the flow's holds bytes, for the other side takes no more."""
+def fill(scene: Scene, by: str, piece_bytes: int = 65536) -> None:
+    """Have one side send until a pipe of the flow's holds bytes, for the other side takes no more.
+
+    With small pieces nothing is left then in the sender's own socket.
+    """
     stage, sender = scene.forwarding, scene.served if by == "target" else scene.client
     lane = stage._down if by == "target" else stage._up
-    while not lane.held_bytes:
-        with contextlib.suppress(BlockingIOError):
-            sender.send(b"a" * 65536)
-        scene.rig.poller.serve()
+
+    def filled() -> int:
+        if not lane.held_bytes:
+            with contextlib.suppress(BlockingIOError):
+                sender.send(b"a" * piece_bytes)
+        return lane.held_bytes
+
+    scene.rig.until(filled, "a pipe holds bytes")

@@ -124,6 +124,7 @@ def test_a_full_unix_backlog_is_tried_again(stack: contextlib.ExitStack, tmp_pat
     rig.tick(0.25)
     service = target.accept(rig)
     assert rig.receive(service, 8) == b"patience"
+    assert not rig.context.waiting, "bytes that flow have no deadline"
     client.close()
     service.close()
     record = rig.ended()
@@ -155,6 +156,37 @@ def test_no_descriptor_for_the_target(stack: contextlib.ExitStack) -> None:
         rig.tick(LATER_S)  # until its time is up
     assert rig.ended()["cause"] == "error"
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0, "that was not the target's fault"
+
+
+def test_of_a_set_each_target_has_its_part_of_the_time_also_without_a_descriptor(stack: contextlib.ExitStack) -> None:
+    rows = tuple(replace(refusing(), slot=n) for n in range(2))
+    rig = rig_to(stack, *rows, distribution="round_robin", connect_s=8.0, protocol="http")
+    client = rig.connect()
+    rig.flow()
+    client.send(HELLO)
+    with no_descriptors():
+        rig.until(lambda: rig.exhausted, "it is noticed")
+        rig.tick(0.5)
+        assert rig.context.flows
+        rig.tick(0.5)
+    assert rig.ended()["cause"] == "error"
+
+
+def test_a_target_that_answers_late(stack: contextlib.ExitStack) -> None:
+    """Its backlog was full, so the kernel dropped the first SYN; the next one comes a second later (tcp(7))."""
+    target = tcp_target(stack, backlog=0)
+    with full_backlog(target.sock) as waiting:
+        rig = rig_to(stack, target)
+        client = rig.connect()
+        client.send(b"patience")
+        rig.flow()
+        for _ in range(waiting):
+            target.sock.accept()[0].close()
+        service = target.accept(rig)
+    assert rig.receive(service, 8) == b"patience"
+    client.close()
+    service.close()
+    assert rig.ended()["cause"] == "client_fin"
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

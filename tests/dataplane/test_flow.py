@@ -10,7 +10,7 @@ from relay.dataplane import flow as module
 from relay.dataplane.context import Stage
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, Count, State
-from tests.dataplane.rig import Target, refusing, rig_to, tcp_target, unix_target
+from tests.dataplane.rig import Target, no_descriptors, refusing, rig_to, tcp_target, unix_target
 from tests.dataplane.scenes import EDGE, at_splice, fill
 
 
@@ -84,6 +84,16 @@ def test_cut_while_bytes_flow(cause: str, stack: contextlib.ExitStack) -> None:
 def test_cut_while_bytes_are_held(stack: contextlib.ExitStack) -> None:
     scene = at_splice(stack)
     fill(scene, "client")
+    scene.flow.cut("drain")
+    scene.rig.poller.bury()
+    assert scene.rig.ended()["cause"] == "drain"
+
+
+def test_cut_while_it_waits_for_a_pipe(stack: contextlib.ExitStack) -> None:
+    scene = at_splice(stack)
+    with no_descriptors():
+        scene.client.send(b"x")
+        scene.rig.until(lambda: scene.rig.context.starved, "there is no pipe")
     scene.flow.cut("drain")
     scene.rig.poller.bury()
     assert scene.rig.ended()["cause"] == "drain"

@@ -10,10 +10,11 @@ import pytest
 
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.pipes import Pipe
-from relay.kernel.sockets import Accepted, readable_bytes, unsent_bytes
+from relay.kernel.sockets import Accepted, is_gone, readable_bytes, unsent_bytes
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
 from tests.dataplane.scenes import Scene, at_close, at_splice, fill
+from tests.harness import eventually
 
 
 def test_there_and_back(stack: contextlib.ExitStack, target: Target) -> None:
@@ -161,9 +162,32 @@ def test_the_ledger_says_that_a_flow_is_closing_and_nothing_is_watched(stack: co
     scene = at_close(stack, idle_s=5.0)
     [record] = scene.rig.ledger.flows()
     assert record.state == State.CLOSE
-    scene.rig.sweep(4.9)
+    for _ in range(3):
+        scene.rig.sweep(4.9)
     assert scene.rig.context.flows, "its deadline is that of CLOSE"
     assert select.select([scene.rig.poller.fileno()], [], [], 0.02)[0] == []
+
+
+def test_one_that_had_no_pipe_needs_none_any_more(stack: contextlib.ExitStack) -> None:
+    scene = at_splice(stack)
+    rig, flow = scene.rig, scene.flow
+    scene.served.send(b"x")
+    assert rig.receive(scene.client, 1) == b"x"
+    with no_descriptors():
+        fill(scene, "target", 8192)  # with that it has the worker's pipe, and there is no other
+        scene.client.send(b"x")
+        rig.until(lambda: flow in rig.context.starved, "there is no pipe")
+    reset(scene.served)
+
+    def all_sent() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            scene.client.recv(65536)
+        return flow.state == State.CLOSE
+
+    rig.until(all_sent, "all is in the send buffer")
+    rig.go_on_with_pipes()
+    assert flow.client_interest is None
+    assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []
 
 
 def test_what_is_sent_to_an_end_that_is_broken_is_read_away(stack: contextlib.ExitStack) -> None:
@@ -282,6 +306,8 @@ def test_a_successor_goes_on_in_the_midst(stack: contextlib.ExitStack) -> None:
     scene.served.close()
     record = rig.ended()
     assert (record["cause"], record["received"], record["sent"]) == ("client_fin", 11, 6)
+    assert scene.target is not None
+    assert record["target"] == scene.target.row.text
 
 
 def test_bytes_in_a_dead_workers_pipe_come_first(stack: contextlib.ExitStack) -> None:
@@ -330,6 +356,24 @@ def test_an_end_that_was_passed_on_already(stack: contextlib.ExitStack) -> None:
     assert rig.receive(scene.client, 28) == b"the other direction lives on"
     scene.served.close()
     assert rig.ended()["cause"] == "client_fin"
+
+
+@pytest.mark.parametrize("last", ["client", "target"])
+def test_one_that_was_told_the_end_and_then_left_was_not_reset(last: str, stack: contextlib.ExitStack) -> None:
+    """Its connection is over in both directions, as after a reset; what it sent last is still delivered."""
+    scene = at_splice(stack)
+    rig = scene.rig
+    leaves, stays = (scene.client, scene.served) if last == "client" else (scene.served, scene.client)
+    left = scene.flow.client if last == "client" else scene.forwarding._target
+    stays.shutdown(socket.SHUT_WR)
+    assert rig.ending(leaves) == "fin"
+    leaves.send(b"last words")
+    leaves.close()
+    eventually(lambda: is_gone(left), "the kernel knows, and no worker yet")
+    taken_over(scene)
+    assert rig.receive(stays, 10) == b"last words"
+    assert rig.ending(stays) == "fin"
+    assert rig.ended()["cause"] == ("target_fin" if last == "client" else "client_fin")
 
 
 @pytest.mark.parametrize("by", ["client", "target"])

@@ -12,7 +12,7 @@ from relay.dataplane.greeting import Greeting, begin
 from relay.envelope import proxyproto
 from relay.envelope.rules import RuleRow
 from relay.kernel.sockets import readable_bytes
-from relay.ledger.layout import REASONS, Count, DaemonWord, State
+from relay.ledger.layout import ENVELOPE_REASONS, REASONS, Count, DaemonWord, State
 from tests.dataplane.rig import Rig, Target, refusing, reset, rig_to, tcp_target
 from tests.dataplane.scenes import CLIENT, EDGE, HEADER, HELLO, LOCAL, at_header, at_look
 from tests.harness import HANG_S
@@ -142,7 +142,7 @@ def test_a_request_and_fin_at_once(stack: contextlib.ExitStack, target: Target) 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", HELLO])
 def test_a_successor_looks_anew(sent: bytes, stack: contextlib.ExitStack) -> None:
-    """Nothing was taken, so nothing is lost; what came is news again."""
+    """Nothing was taken, so nothing is lost."""
     target = tcp_target(stack)
     scene = at_look(stack, target)
     rig, client = scene.rig, scene.client
@@ -155,7 +155,10 @@ def test_a_successor_looks_anew(sent: bytes, stack: contextlib.ExitStack) -> Non
     Greeting(flow).resume(record)
     assert flow.state == State.LOOK
     client.send((HELLO + b"more")[len(sent) :])
-    assert rig.receive(target.accept(rig), len(HELLO) + 4) == HELLO + b"more"
+    service = target.accept(rig)
+    assert rig.receive(service, len(HELLO) + 4) == HELLO + b"more"
+    client.send(b"x")
+    assert rig.receive(service, 1) == b"x", "any byte is news again"
 
 
 # --- HEADER -------------------------------------------------------------------------------------------------------------
@@ -232,6 +235,16 @@ def test_a_client_whom_the_edge_names_and_the_envelope_denies(stack: contextlib.
     assert (denied["event"], denied["peer"], denied["reason"]) == ("denied", f"{CLIENT}:40000", "access")
     assert (ended["event"], ended["peer"], ended["cause"]) == ("connection", f"{CLIENT}:40000", "denied")
     assert (rig.ledger.active(0), rig.ledger.total(0, Count.DENIED + REASONS.index("access"))) == (0, 1)
+
+
+def test_one_whom_the_envelope_would_deny_is_counted_and_named(stack: contextlib.ExitStack) -> None:
+    rule = RuleRow(False, f"{CLIENT}/32", "f:1")
+    scene = at_header(stack, tcp_target(stack), enforce="audit", rules=(rule,))
+    scene.say(HEADER)
+    assert scene.flow.state == State.SPLICE
+    assert scene.rig.ledger.total(0, Count.WOULD_DENY + ENVELOPE_REASONS.index("access")) == 1
+    [line] = scene.rig.records()
+    assert (line["event"], line["peer"]) == ("would deny", f"{CLIENT}:40000")
 
 
 def test_the_limits_are_the_clients_and_not_the_edges(stack: contextlib.ExitStack) -> None:
