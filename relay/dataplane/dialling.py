@@ -33,9 +33,13 @@ class Dialling(Stage):
     def start(self) -> None:
         """Connect to the target whose turn it is; where that fails at once, to the next."""
         flow = self.flow
-        while row := flow.route.begin(flow.client, flow.peer):
-            if not self._connect(row):
-                return
+        try:
+            while row := flow.route.begin(flow.client, flow.peer):
+                if not self._connect(row):
+                    return
+        except Exception:  # a bug; the flow may not stand here yet, and then its end would leave the target open
+            self._drop()
+            raise
         flow.cut("connect_failed" if flow.gate.pool is not None else "revoked")
 
     def _connect(self, row: TargetRow, *, again: bool = False) -> bool:

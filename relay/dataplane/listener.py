@@ -136,7 +136,7 @@ class Listener:
 
     @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
-        """A connection came off the backlog: ask the gate, and begin a flow or refuse."""
+        """A connection came off the backlog: ask the gate, and begin a flow or refuse. Raises what is a bug."""
         context, gate = self._context, self.gate
         peer = Address(address[0], address[1])  # IPv6's has two fields more
         source = peer.host
@@ -153,4 +153,9 @@ class Listener:
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)
         record, via = context.free_records.pop(), source if gate.declared.edges else ""
-        begin(Flow(context, gate, Accepted(fd), source, peer, started_ns=now_ns, record=record, via=via))
+        flow = Flow(context, gate, Accepted(fd), source, peer, started_ns=now_ns, record=record, via=via)
+        try:
+            begin(flow)
+        except Exception:  # a bug, which the poller tells; nothing would ever end this flow
+            flow.cut("error")
+            raise

@@ -17,6 +17,7 @@ import pytest
 from relay.config.snapshot import TargetRow
 from relay.dataplane.adopt import free_records
 from relay.dataplane.forwarding import Forwarding
+from relay.dataplane.gate import Gate
 from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
@@ -303,6 +304,26 @@ async def test_a_bug_ends_its_own_connection_alone(running: Running, monkeypatch
     [line] = running.events("bug")
     assert "ValueError: a bug" in line["traceback"]
     assert running.closed() == {"error": 1}
+
+
+async def test_a_bug_at_the_beginning_ends_the_connection_too(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.start()
+    good = await running.connect()
+    await running.echo(good)
+
+    def failing(_gate: Gate, _dialled_ns: int) -> None:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Gate, "target_answered", failing)
+        assert await running.is_refused()
+    await running.echo(good)
+    await running.echo(await running.connect())
+    [line] = running.events("bug")
+    assert "ValueError: a bug" in line["traceback"]
+    assert (running.closed(), running.ledger.active(0)) == ({"error": 1}, 2)
 
 
 def test_records_that_no_flow_has(running: Running) -> None:

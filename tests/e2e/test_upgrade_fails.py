@@ -68,7 +68,7 @@ Breakage = Callable[[Installed, Daemon], None]
 
 
 def import_fails(installed: Installed, _daemon: Daemon) -> None:
-    installed.change("dataplane/dial.py", "import errno", "import errno, no_such_module")
+    installed.change("dataplane/dialling.py", "import errno", "import errno, no_such_module")
 
 
 def syntax_is_wrong(installed: Installed, _daemon: Daemon) -> None:
