@@ -284,10 +284,12 @@ class Worker:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def _on_term(self) -> None:
-        # The ledger says how long, and a second stop moves that into the past: signals may merge, a word does not.
+        # The ledger says how long, and a second stop moves that into the past: signals may merge, a word does not. And a
+        # worker that is just started may find the word before the signal comes, which then is still the first stop's.
+        until_s, now_s = self._drain_until() / 1e9, time.monotonic()
         if self._drain_deadline_s is None:
-            self._drain(self._drain_until() / 1e9 or time.monotonic() + self._snapshot.drain_s)
-        else:
+            self._drain(until_s or now_s + self._snapshot.drain_s)
+        elif until_s <= now_s:
             self._cut_all("drain")
 
     def _drain(self, until_s: float) -> None:

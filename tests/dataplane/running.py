@@ -137,13 +137,14 @@ class Running:
         return [line for line in map(json.loads, waiting(self.log_source)) if line["event"] == event]
 
     async def stop(self) -> None:
-        """Two SIGTERM: at once."""
+        """Stop it twice, as the keeper does: at once."""
         if self._task is None:
             return
         task, self._task = self._task, None
         try:
             if not task.done():
                 signal.raise_signal(signal.SIGTERM)
+                self.drain_until_ns = 1
                 signal.raise_signal(signal.SIGTERM)
                 async with asyncio.timeout(HANG_S):
                     await task

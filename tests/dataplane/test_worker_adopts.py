@@ -145,6 +145,24 @@ async def test_a_successor_of_one_that_was_draining(running: Running) -> None:
     assert running.closed() in ({"client_fin": 1}, {"target_fin": 1})
 
 
+async def test_a_stop_that_a_successor_has_read_of_before_it_is_told(running: Running) -> None:
+    """The keeper writes down how long the drain lasts, and then sends the signal: which is still the first stop's."""
+    client, service, left = left_behind(running)
+    running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
+    with client, service:
+        running.launch(snapshot_of(running.row), left)
+        assert (await running.answer())["op"] == "ready"
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(5):  # the first may be quicker than the signal
+            client.send(b"on and on")
+            await running.until(lambda: select.select([service], [], [], 0)[0], "it is passed on")
+            assert service.recv(99) == b"on and on"
+        running.drain_until_ns = 1  # the second stop
+        signal.raise_signal(signal.SIGTERM)
+        assert await running.is_cut(client)
+    assert running.closed() == {"drain": 1}
+
+
 async def test_a_successor_of_one_that_had_drained(running: Running) -> None:
     running.drain_until_ns = time.monotonic_ns() + 1000 * 10**9
     running.launch(snapshot_of(running.row))
