@@ -19,7 +19,7 @@ from types import CodeType
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDS = frozenset({"begin", "advance", "hold", "moved", "flag", "ending", "end"})
 """Methods of `WorkerLedger` that write a flow's record. Nothing but statements that call one of them is left out."""
-MODULES = frozenset(f"relay.dataplane.{name}" for name in ("flow", "forwarding", "greeting", "splice", "context"))
+MODULES = frozenset(f"relay.dataplane.{name}" for name in ("flow", "forwarding", "splice", "context"))
 
 
 class WithoutRecords(ast.NodeTransformer):

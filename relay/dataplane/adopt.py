@@ -122,26 +122,9 @@ class Adoption:
     @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
         """Make the flow, and the stage in which it stood."""
-        gate = self.gates[record.slot]
         self.left.discard(record.client_fd)
-        via = connected_addresses(record.client_fd) if gate.declared.edges else None
-        edge = via[1].host if via is not None else ""
-        peer = Address.parse(record.peer)
-        # Before the edge's header was taken the connection was the edge's own, for the limits.
-        source = edge if edge and record.state == State.HEADER else peer.host
-        gate.readmit(source)
-        flow = Flow(
-            self.context,
-            gate,
-            Accepted(record.client_fd),
-            source,
-            peer,
-            started_ns=record.started_ns,
-            record=record.index,
-            state=record.state,
-            via=edge,
-            probe=bool(record.flags & Flag.PROBE),
-        )
+        flow = flow_of(record, self.context, self.gates[record.slot])
+        flow.gate.readmit(flow.source)
         try:
             if record.state in _MOVING:
                 self.left.discard(record.target_fd)
@@ -214,6 +197,26 @@ class Adoption:
     def _listener_at(self, address: Address) -> Listener | None:
         there = (str(address), join_host_port("0.0.0.0", address.port), join_host_port("::", address.port))
         return next((self.listeners[each] for each in there if each in self.listeners), None)
+
+
+def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
+    """The flow that a dead worker left, with its facts; it has no stage yet."""
+    via = connected_addresses(record.client_fd) if gate.declared.edges else None
+    edge = via[1].host if via is not None else ""
+    peer = Address.parse(record.peer)
+    return Flow(
+        context,
+        gate,
+        Accepted(record.client_fd),
+        # Before the edge's header was taken the connection was the edge's own, for the limits.
+        edge if edge and record.state == State.HEADER else peer.host,
+        peer,
+        started_ns=record.started_ns,
+        record=record.index,
+        state=record.state,
+        via=edge,
+        probe=bool(record.flags & Flag.PROBE),
+    )
 
 
 def _cause(record: FlowRecord) -> str:

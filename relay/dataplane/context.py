@@ -14,7 +14,6 @@ from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
 _SOME: Final = 1024  # records at a time: all of a large limit's at once would take a new worker longer than the rest
-_NOTHING_MOVED: Final = (0, 0)
 
 
 class Stage:
@@ -33,9 +32,9 @@ class Stage:
     def watch(self) -> None:
         """Pipes may be had again: watch for what can come now."""
 
-    def leave(self, cause: str, *, clean: bool) -> tuple[int, int]:
+    def leave(self, cause: str) -> tuple[int, int]:
         """The flow is over: close what only this stage has; the bytes that went (to the target, to the client)."""
-        return _NOTHING_MOVED
+        return 0, 0
 
 
 class OpenFlow(Protocol):

@@ -35,6 +35,7 @@ class Dialling(Stage):
         flow = self.flow
         try:
             while row := flow.route.begin(flow.client, flow.peer):
+                self._retry = None
                 if not self._connect(row):
                     return
         except Exception:  # a bug; the flow may not stand here yet, and then its end would leave the target open
@@ -42,8 +43,8 @@ class Dialling(Stage):
             raise
         flow.cut("connect_failed" if flow.gate.pool is not None else "revoked")
 
-    def _connect(self, row: TargetRow, *, again: bool = False) -> bool:
-        """Begin to connect, `again`: to the same target, and its time runs on. Whether to go on with the next target."""
+    def _connect(self, row: TargetRow) -> bool:
+        """Begin to connect. Whether to go on with the next target."""
         flow, declared = self.flow, self.flow.gate.declared
         try:
             if declared.transparent:
@@ -51,12 +52,12 @@ class Dialling(Stage):
             else:
                 target = target_socket(row, declared.dial_from)
         except OSError as error:  # this machine's trouble, not the target's
-            return self._no_socket(row, error, again)
+            return self._no_socket(row, error)
         self._target = target
         code = connect(target, row)
         if code == 0:
             return self._connected(target)
-        self._wait(target.fileno(), again)
+        self._wait(target.fileno())
         if code == errno.EINPROGRESS:
             flow.context.poller.want(target.fileno(), None, WRITE, self._on_answer)
             self._watched, self._retry = WRITE, None
@@ -66,13 +67,13 @@ class Dialling(Stage):
             return self._failed("connect_failed")
         return False
 
-    def _no_socket(self, row: TargetRow, error: OSError, again: bool) -> bool:
+    def _no_socket(self, row: TargetRow, error: OSError) -> bool:
         """There is no socket for the dial. Whether to go on with the next target."""
         flow = self.flow
         if error.errno in CAPACITY:  # accept nobody else, and try again until the time is up
-            self._retry = row
             flow.context.exhausted("descriptors for targets")
-            self._wait(-1, again)
+            self._wait(-1)
+            self._retry = row
             return False
         reason = os_reason(error)
         if flow.gate.declared.transparent:
@@ -85,11 +86,12 @@ class Dialling(Stage):
         flow.cut("error")
         return False
 
-    def _wait(self, target_fd: int, again: bool) -> None:
+    def _wait(self, target_fd: int) -> None:
+        """Wait for the answer. When the same target is dialled again its time runs on."""
         flow = self.flow
         flow.stand(self, State.DIAL, target_fd)
         flow.watch_client(None, self._on_answer)  # what it sent and we looked at would be reported over and over
-        if not again:
+        if self._retry is None:
             self._deadline_s = flow.tick_until(flow.route.patience_s())
 
     def _on_answer(self, _events: int) -> None:
@@ -132,10 +134,10 @@ class Dialling(Stage):
                 self.start()
         elif self._retry is not None:
             self._drop()
-            if self._connect(self._retry, again=True):
+            if self._connect(self._retry):
                 self.start()
 
-    def leave(self, cause: str, *, clean: bool) -> tuple[int, int]:
+    def leave(self, cause: str) -> tuple[int, int]:
         """Nothing has moved."""
         self._drop()
         return 0, 0

@@ -98,14 +98,13 @@ class Flow:
         if self.state == State.END:
             return
         context, gate, stage = self.context, self.gate, self.stage
-        clean = cause in CLEAN_CAUSES
         if self.state == State.FREE:
             self.stand(stage, State.DIAL)  # it failed at once; whoever was let in is in the ledger before the end
         self.stand(_NOWHERE, State.END, cause=cause)  # first: from here on nobody takes the flow over
         context.ended.append(self.record)
-        if clean:
+        if cause in CLEAN_CAUSES:
             finish_on_close(self.client.fileno())
-        moved_bytes = stage.leave(cause, clean=clean)
+        moved_bytes = stage.leave(cause)
         context.poller.close(self.client)
         context.flows.discard(self)
         context.waiting.discard(self)

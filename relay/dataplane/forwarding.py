@@ -11,7 +11,7 @@ from relay.dataplane.pipes import Pipe
 from relay.dataplane.splice import Lane, Turn, interest, lanes
 from relay.kernel.poller import BROKEN, READ, WRITE
 from relay.kernel.sockets import AnySocket, is_gone, readable_bytes, reset_on_close, unsent_bytes
-from relay.ledger.layout import Flag, State
+from relay.ledger.layout import CLEAN_CAUSES, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
 
@@ -220,10 +220,10 @@ class Forwarding(Stage):
             self.flow.cut("idle")
         self._unsent_mark = unsent
 
-    def leave(self, cause: str, *, clean: bool) -> tuple[int, int]:
+    def leave(self, cause: str) -> tuple[int, int]:
         """Give the pipes back, close the target, and tell its pool."""
         flow, up, down = self.flow, self._up, self._down
-        if not clean:
+        if cause not in CLEAN_CAUSES:
             flow.context.mover.drop(up)
             flow.context.mover.drop(down)
             reset_on_close(self._target)

@@ -1,18 +1,23 @@
 """What comes before the dial: who the client is, where an edge says so, and whether it speaks what is declared."""
 
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
-from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
+from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import address_text
 from relay.ledger.layout import DaemonWord, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
+
+_Right = TypeVar("_Right")
 
 
 def begin(flow: Flow) -> None:
@@ -62,22 +67,15 @@ class Greeting(Stage):
     def _on_header(self, events: int) -> None:
         """Look at the edge's PROXY header; once it is whole, take it, and no byte more."""
         flow = self.flow
-        try:
-            header, self._looked_bytes = first_bytes.header(flow.client, self._looked_bytes)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return flow.cut("client_reset")
-        if isinstance(header, Reject):
-            return self._reject(header)
-        if isinstance(header, Incomplete):
-            return self._unless_gone(events)
+        header = self._judged(events, partial(first_bytes.header, flow.client))
+        if header is None:
+            return
         flow.probe = header.src is None
         peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
         flow.context.ledger.identify(flow.record, str(peer), Flag.PROBE if flow.probe else 0)
         first_bytes.take(flow.client, header.length)
-        return self._identified(peer)
+        self._identified(peer)
 
     def _identified(self, peer: Address) -> None:
         """The edge has said who the client is; itself, for a probe."""
@@ -99,27 +97,27 @@ class Greeting(Stage):
     def _on_first_bytes(self, events: int) -> None:
         """Look at what the client has sent so far, and leave it in the socket."""
         flow = self.flow
+        if self._judged(events, partial(first_bytes.first_bytes, flow.client, flow.gate.declared.protocol)) is not None:
+            Dialling(flow).start()
+
+    def _judged(self, events: int, look: Callable[[int], tuple[Incomplete | Reject | _Right, int]]) -> _Right | None:
+        """What is right, as soon as it is whole. Until then None: more must come, or this was the end of the flow."""
+        flow = self.flow
         try:
-            verdict, self._looked_bytes = first_bytes.first_bytes(
-                flow.client, flow.gate.declared.protocol, self._looked_bytes
-            )
+            verdict, self._looked_bytes = look(self._looked_bytes)
         except BlockingIOError:
             return None
         except OSError:
-            return flow.cut("client_reset")
+            flow.cut("client_reset")
+            return None
         if isinstance(verdict, Reject):
-            return self._reject(verdict)
-        return Dialling(flow).start() if verdict is not INCOMPLETE else self._unless_gone(events)
-
-    def _reject(self, verdict: Reject) -> None:
-        flow = self.flow
-        flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
-        flow.cut("protocol")
-
-    def _unless_gone(self, events: int) -> None:
-        """More must come, if anything can."""
-        if events & (PEER_FIN | BROKEN) or not self._looked_bytes:
-            self.flow.cut("client_gone")
+            flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
+            flow.cut("protocol")
+        elif not isinstance(verdict, Incomplete):
+            return verdict
+        elif events & (PEER_FIN | BROKEN) or not self._looked_bytes:
+            flow.cut("client_gone")  # nothing more can come
+        return None
 
     def tick(self, now_s: float) -> None:
         """The client has said too little for too long."""

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from relay import log as logging
 from relay.address import Address
 from relay.config.snapshot import EndpointRow, TargetRow
+from relay.dataplane.adopt import flow_of
 from relay.dataplane.context import Context
 from relay.dataplane.denials import Denials
 from relay.dataplane.flow import Flow
@@ -25,7 +26,7 @@ from relay.kernel.listening import open_listener
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import Accepted, not_blocking
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import CAUSES, Count, Flag, Word
+from relay.ledger.layout import CAUSES, Count, Word
 from relay.ledger.ledger import FlowRecord
 from relay.log import Logger
 from tests.config.rig import endpoint_row
@@ -160,18 +161,8 @@ class Rig:
             self.poller.forget(flow.client.fileno())
         for flows in (self.context.flows, self.context.waiting, self.context.starved):
             flows.discard(flow)
-        return Flow(
-            self.context,
-            self.gate,
-            flow.client,
-            flow.source,
-            Address.parse(record.peer),
-            started_ns=record.started_ns,
-            record=record.index,
-            state=record.state,
-            via=flow.via,
-            probe=bool(record.flags & Flag.PROBE),
-        ), record
+        assert flow.client.detach() == record.client_fd
+        return flow_of(record, self.context, self.gate), record
 
     def tick(self, after_s: float = 0.0) -> None:
         """Let so much time pass, and do what a worker does for flows that wait."""

@@ -15,8 +15,6 @@ from tests.dataplane.rig import READER_BYTES, Rig, Target, refusing, reset, rig_
 EDGE: Final = "127.0.0.1"
 CLIENT: Final = "198.51.100.7"  # of whom the edge speaks
 HEADER: Final = proxyproto.build_v2(socket.inet_aton(CLIENT), 40_000, socket.inet_aton(EDGE), 80)
-LOCAL: Final = b"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
-"""What an edge sends on a connection of its own: doc/proxy-protocol.txt 2.2."""
 HELLO: Final = b"GET / HTTP/1.1\r\n"
 
 
@@ -85,6 +83,12 @@ def at_close(stack: contextlib.ExitStack, by: str = "target", **keys: Any) -> Sc
     sender, reader = (scene.served, scene.client) if by == "target" else (scene.client, scene.served)
     fill(scene, by)
     reset(sender)
+    read_until_close(scene, reader)
+    return scene
+
+
+def read_until_close(scene: Scene, reader: socket.socket) -> None:
+    """Until all that the other side has sent is in the reader's buffers, and no pipe holds any of it."""
 
     def all_sent() -> bool:
         with contextlib.suppress(BlockingIOError):
@@ -92,7 +96,6 @@ def at_close(stack: contextlib.ExitStack, by: str = "target", **keys: Any) -> Sc
         return scene.flow.state == State.CLOSE
 
     scene.rig.until(all_sent, "all is in the send buffer")
-    return scene
 
 
 def fill(scene: Scene, by: str, piece_bytes: int = 65536) -> None:

@@ -14,6 +14,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 from relay.config.snapshot import TargetRow
 from relay.dataplane.dialling import Dialling
 from relay.ledger.layout import Count, State
+from relay.targets.pool import Pool
 from tests.conformance.peers import full_backlog
 from tests.dataplane.rig import (
     LATER_S,
@@ -172,6 +173,26 @@ def test_of_a_set_each_target_has_its_part_of_the_time_also_without_a_descriptor
     assert rig.ended()["cause"] == "error"
 
 
+def test_the_next_of_a_set_has_its_own_part_of_the_time(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after one that had to be dialled again."""
+    monkeypatch.setattr(Pool, "choose", lambda _pool, _source, _port, _to, tried, _now_ns: 1 if tried else 0)
+    rows = refusing(), replace(silent_target(stack).row, slot=1)
+    rig = rig_to(stack, *rows, distribution="round_robin", connect_s=8.0, protocol="http")
+    client = rig.connect()
+    rig.flow()
+    client.send(HELLO)
+    with no_descriptors():
+        rig.until(lambda: rig.exhausted, "it is noticed")
+    rig.tick(0.5)
+    assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 1, "the first refuses"
+    rig.tick(0.9)
+    assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 1, "the second has 1 s"
+    rig.tick(0.1)
+    assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 2
+
+
 def test_a_target_that_answers_late(stack: contextlib.ExitStack) -> None:
     """Its backlog was full, so the kernel dropped the first SYN; the next one comes a second later (tcp(7))."""
     target = tcp_target(stack, backlog=0)
@@ -250,4 +271,4 @@ def test_a_successor_dials_anew(stack: contextlib.ExitStack) -> None:
     assert flow.state == State.SPLICE
     scene.client.send(b"patience")
     assert rig.receive(target.accept(rig), 8) == b"patience"
-    scene.flow.stage.leave("error", clean=False)  # the dead worker's own dial
+    scene.flow.stage.leave("error")  # the dead worker's own dial

@@ -13,7 +13,7 @@ from relay.dataplane.pipes import Pipe
 from relay.kernel.sockets import Accepted, is_gone, readable_bytes, unsent_bytes
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
-from tests.dataplane.scenes import Scene, at_close, at_splice, fill
+from tests.dataplane.scenes import Scene, at_close, at_splice, fill, read_until_close
 from tests.harness import eventually
 
 
@@ -178,13 +178,7 @@ def test_one_that_had_no_pipe_needs_none_any_more(stack: contextlib.ExitStack) -
         scene.client.send(b"x")
         rig.until(lambda: flow in rig.context.starved, "there is no pipe")
     reset(scene.served)
-
-    def all_sent() -> bool:
-        with contextlib.suppress(BlockingIOError):
-            scene.client.recv(65536)
-        return flow.state == State.CLOSE
-
-    rig.until(all_sent, "all is in the send buffer")
+    read_until_close(scene, scene.client)
     rig.go_on_with_pipes()
     assert flow.client_interest is None
     assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []

@@ -13,8 +13,8 @@ from relay.envelope import proxyproto
 from relay.envelope.rules import RuleRow
 from relay.kernel.sockets import readable_bytes
 from relay.ledger.layout import ENVELOPE_REASONS, REASONS, Count, DaemonWord, State
-from tests.dataplane.rig import Rig, Target, refusing, reset, rig_to, tcp_target
-from tests.dataplane.scenes import CLIENT, EDGE, HEADER, HELLO, LOCAL, at_header, at_look
+from tests.dataplane.rig import Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
+from tests.dataplane.scenes import CLIENT, EDGE, HEADER, HELLO, at_header, at_look
 from tests.harness import HANG_S
 
 # --- LOOK ---------------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_the_edges_own_question(busy: bool, stack: contextlib.ExitStack) -> None
     rig.log.level = "debug"
     if busy:
         rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 3600 * 10**9
-    scene.say(LOCAL)
+    scene.say(proxyproto.LOCAL_V2)
     assert scene.flow.probe
     assert target.was_dialled() is not busy
     if not busy:
@@ -291,3 +291,25 @@ def test_a_successor_asks_the_kernel_whether_the_header_was_taken(taken: bool, s
     rig.until(lambda: flow.state == State.SPLICE, "it goes on")
     assert (flow.source, str(flow.peer)) == (CLIENT, f"{CLIENT}:40000")
     assert rig.receive(target.accept(rig), 5) == b"first"
+
+
+def test_a_successor_knows_whose_share_it_is_and_by_whom_it_came(stack: contextlib.ExitStack) -> None:
+    scene = at_header(stack, protocol="http")
+    flow, record = scene.rig.taken_over(scene.flow)
+    assert (flow.source, flow.via, flow.peer, flow.probe) == (EDGE, EDGE, scene.flow.peer, False)
+    scene.rig.part.identify(record.index, f"{CLIENT}:40000", 0)
+    flow, record = scene.rig.taken_over(flow)
+    assert (flow.source, flow.state) == (EDGE, State.HEADER), "not the client's before the header is taken"
+    Greeting(flow).resume(record)
+    scene.client.send(HEADER)
+    scene.rig.until(lambda: flow.state == State.LOOK, "the edge has said who it is")
+    flow, _ = scene.rig.taken_over(flow)
+    assert (flow.source, flow.via, str(flow.peer), flow.probe) == (CLIENT, EDGE, f"{CLIENT}:40000", False)
+
+
+def test_a_successor_knows_the_edges_own_question(stack: contextlib.ExitStack) -> None:
+    scene = at_header(stack, silent_target(stack), protocol="http")
+    scene.say(proxyproto.LOCAL_V2)
+    flow, record = scene.rig.taken_over(scene.flow)
+    assert (record.state, flow.probe, flow.source) == (State.DIAL, True, EDGE)
+    scene.flow.stage.leave("error")  # the dead worker's own dial
