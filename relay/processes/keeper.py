@@ -47,6 +47,7 @@ class Keeper:
         self._workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
         self._before = before
         self._renewal = Renewal(state.ledger, state.log, self._succeed)
+        self._called: Child | None = None  # whose holder was told last to give everything to its successor
         self._phase = Phase.STARTING
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
@@ -148,7 +149,8 @@ class Keeper:
         child.pid = self._unguarded(child)
         if not child.pid and child.successor:
             child.pid, child.successor = child.successor, 0
-            succession.recall(self._state.hand)  # or, where it was not told yet, the successor would wait for nothing
+            if self._called is child:  # the next one's worker may be up before this one's end is seen
+                succession.recall(self._state.hand)  # or, where it never heard, the successor would wait for nothing
         if child.pid:
             return
         if self._phase is Phase.DRAINING and child is not self._control:
@@ -228,6 +230,7 @@ class Keeper:
             ours, theirs = succession.pair()
             with ours, theirs:
                 succession.call(self._state.hand, theirs)
+                self._called = child
                 child.successor = self._fork(child.name, partial(be_successor, self._state, index, ours, theirs))
         except OSError as error:
             self._state.log.event("error", "not started", message=no_process(child.name, error))

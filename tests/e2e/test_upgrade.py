@@ -77,6 +77,22 @@ def test_a_signal_does_the_same(daemons: Daemons, echo: Echo, installed: Install
             assert echoed(client) == b"ping"
 
 
+def test_holders_that_are_slow_to_hear_and_slow_to_end(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """The second is called as soon as the first one's worker is up, which may be before the first one has ended."""
+    slow = "            time.sleep(0.1)\n"
+    hears = "            end = succession.fetched(self._hand)\n"
+    gives = "                succession.give(end, self._own, self._stop_worker)\n"
+    installed.change("processes/holder.py", hears, slow + hears)
+    installed.change("processes/holder.py", gives, gives + slow)
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        os.kill(daemon.pid, signal.SIGUSR2)
+        upgraded(daemon)
+        assert echoed(client) == b"ping"
+    assert list(daemon.events("upgrade failed")) == []
+
+
 def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Echo, installed: Installed) -> None:
     """The new program does all that the old one did."""
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, wrapper=installed.wrapper)

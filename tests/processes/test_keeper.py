@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import pytest
 
+from relay.kernel import channel
+from relay.processes import succession
 from relay.processes.keeper import Keeper
 from tests.e2e.peers import gone
 from tests.harness import eventually
@@ -55,5 +57,30 @@ def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Mon
         keeper._start(keeper._control)
         assert (keeper._control.pid, said[0]["message"].split(":")[0]) == (0, "control cannot be started")
         assert 0 < keeper._wait_ms() <= 1001
+        for fd in (keeper._wake_r, keeper._wake_w):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_end_of_a_holder_takes_nothing_from_another(dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is succeeded and its worker is up; its own end may be seen only when the second was called already.
+
+    What is left for the second is taken back when it is the second that has ended, and will never hear.
+    """
+    hand = channel.pair()
+    with new_ledger(workers=2) as ledger, hand[0], hand[1]:
+        keeper = Keeper(cast(Any, SimpleNamespace(ledger=ledger, log=None, hand=hand)), lambda _: None)
+        for number, child in enumerate(keeper._workers):
+            child.pid = 1000 + number
+        keeper._workers[0].successor = 2000
+        monkeypatch.setattr(os, "fork", lambda: 2001)
+        monkeypatch.setattr(os, "kill", lambda _pid, _signal: None)
+        keeper._succeed(1)
+        keeper._on_death(keeper._workers[dead], 0)
+        assert keeper._workers[dead].pid == 2000 + dead
+        end = succession.fetched(hand[1])
+        assert (end is None) is (dead == 1)
+        if end is not None:
+            end.close()
         for fd in (keeper._wake_r, keeper._wake_w):
             os.close(fd)
