@@ -189,6 +189,7 @@ def _endpoint(
         idle_s=endpoint.timeouts.idle_s,
         send_proxy=endpoint.send_proxy,
         transparent=endpoint.transparent,
+        many_sources=endpoint.source_addresses == "auto",
         edges=edges,
         table=compile_rules(rules).to_bytes(),
     )

@@ -166,6 +166,10 @@ class Endpoint(Keys):
     """`true`: the target is dialled from the client's own address. Needs CAP_NET_RAW and the routing rules of
     systemd/transparent."""
 
+    source_addresses: Annotated[Literal["auto", "off"], *words("auto", "off")] = "auto"
+    """From where a target at an IPv4 loopback address is dialled when all 28,000 ports towards it are taken: `auto`: from
+    127.0.0.2 and the ones that follow. `off`: from nowhere else, the connection fails."""
+
     @field_validator("transparent", mode="after")
     @classmethod
     def _transparent_by_tcp(cls, transparent: bool, info: ValidationInfo) -> bool:

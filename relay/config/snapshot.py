@@ -79,6 +79,7 @@ class EndpointRow:
     idle_s: float | None
     send_proxy: Literal["v1", "v2"] | None
     transparent: bool = False  # dial the target from the client's own address
+    many_sources: bool = True  # a loopback target is dialled from other addresses when the usual one has no port left
     edges: tuple[str, ...] = ()  # addresses of the edge: only they connect, and they say who the client is
     # On an edge, and of a door out. None: targets are tried in their order. `instance`: the n-th port leads to the instance
     # with that number.

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from relay.address import Address
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
+from relay.dataplane.source_addresses import SourceAddresses
 from relay.dataplane.splice import Mover
 from relay.kernel.poller import Poller
 from relay.ledger.ledger import WorkerLedger
@@ -64,6 +65,7 @@ class Context:
     unused_records: range = range(0)  # never used so far: `has_room` takes some of them into `free_records`
     flows: set[OpenFlow] = field(default_factory=set)
     waiting: set[OpenFlow] = field(default_factory=set)  # their stages have a deadline
+    sources: SourceAddresses = field(default_factory=SourceAddresses)
     starved: set[OpenFlow] = field(default_factory=set)  # no pipe was to be had
     ended: list[int] = field(default_factory=list)  # records of flows whose sockets are still to be closed
 

@@ -1,7 +1,10 @@
 """How a flow comes by its target: the one whose turn it is, and at its failure the next, while there is time."""
 
 import errno
+import os
+import stat
 from socket import SO_ERROR, SOL_SOCKET, SocketType
+from typing import Final
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
@@ -11,15 +14,27 @@ from relay.dataplane.forwarding import Forwarding
 from relay.envelope import proxyproto
 from relay.errors import os_reason
 from relay.kernel.poller import WRITE
-from relay.kernel.sockets import CAPACITY, NOT_TRANSPARENT, AnySocket, connect, reset_on_close, target_socket
+from relay.kernel.sockets import (
+    CAPACITY,
+    NOT_BEGUN,
+    NOT_TRANSPARENT,
+    AnySocket,
+    connect,
+    no_delay,
+    reset_on_close,
+    target_socket,
+)
 from relay.ledger.layout import State
 from relay.steps import step
+from relay.targets import why
+
+_SOURCES_TRIED: Final = 4  # in one dial: each that has no port left costs the kernel a search of some ms
 
 
 class Dialling(Stage):
     """Connects to one target after the other. Nothing has been taken from the client yet, so a dial can begin anew."""
 
-    __slots__ = ("_deadline_s", "_retry", "_target", "_watched")
+    __slots__ = ("_deadline_s", "_not_begun", "_retry", "_target", "_watched")
 
     flow: Flow
 
@@ -29,6 +44,7 @@ class Dialling(Stage):
         self._watched: int | None = None  # what the poller watches it for
         self._retry: TargetRow | None = None  # to be dialled again at the next tick: epoll will not tell when
         self._deadline_s = 0.0
+        self._not_begun = ""  # why this machine could not even begin the last dial
 
     def start(self) -> None:
         """Connect to the target whose turn it is; where that fails at once, to the next."""
@@ -41,22 +57,28 @@ class Dialling(Stage):
         except Exception:  # a bug; the flow may not stand here yet, and then its end would leave the target open
             self._drop()
             raise
-        flow.cut("connect_failed" if flow.gate.pool is not None else "revoked")
+        if flow.gate.pool is None:
+            flow.cut("revoked")
+        elif self._not_begun:
+            self._give_up()
+        else:
+            flow.cut("connect_failed")
 
     def _connect(self, row: TargetRow) -> bool:
         """Begin to connect. Whether to go on with the next target."""
-        flow, declared = self.flow, self.flow.gate.declared
+        flow = self.flow
         try:
-            if declared.transparent:
-                target = target_socket(row, flow.source, foreign=True)
-            else:
-                target = target_socket(row, declared.dial_from)
-        except OSError as error:  # this machine's trouble, not the target's
+            target, code = self._dial(row)
+        except OSError as error:
             return self._no_socket(row, error)
         self._target = target
-        code = connect(target, row)
         if code == 0:
             return self._connected(target)
+        if code in CAPACITY:
+            self._drop()
+            return self._exhausted(row)
+        if not row.path and code in NOT_BEGUN:
+            return self._no_way(row, code)
         self._wait(target.fileno())
         if code == errno.EINPROGRESS:
             flow.context.poller.want(target.fileno(), None, WRITE, self._on_answer)
@@ -64,27 +86,67 @@ class Dialling(Stage):
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
         else:
-            return self._failed("connect_failed")
+            return self._failed("connect_failed", _no_socket_there(row, code))
         return False
+
+    def _dial(self, row: TargetRow) -> tuple[SocketType, int]:
+        """A socket that connects to the target, and what connect(2) said. Raises OSError where there is no socket for it."""
+        flow = self.flow
+        declared, sources, now_ns = flow.gate.declared, flow.context.sources, flow.route.dialled_ns
+        if declared.transparent:
+            target = target_socket(row, flow.source, foreign=True)
+            return target, connect(target, row)
+        speaks_as = declared.dial_from or sources.of(row, now_ns)
+        for _ in range(_SOURCES_TRIED):
+            target = target_socket(row, speaks_as)
+            code = connect(target, row)
+            may_change = declared.many_sources and not declared.dial_from and row.host.startswith("127.")
+            if code != errno.EADDRNOTAVAIL or not may_change:
+                break
+            target.close()
+            speaks_as = sources.further(row, now_ns)
+            if flow.gate.from_other_source():
+                message = f"no local port is free towards {row.text}: it is dialled from {speaks_as} as well"
+                flow.context.log.event("warning", "source addresses", endpoint=declared.name, message=message)
+        return target, code
 
     def _no_socket(self, row: TargetRow, error: OSError) -> bool:
         """There is no socket for the dial. Whether to go on with the next target."""
-        flow = self.flow
-        if error.errno in CAPACITY:  # accept nobody else, and try again until the time is up
-            flow.context.exhausted("descriptors for targets")
-            self._wait(-1)
-            self._retry = row
+        if error.errno in CAPACITY:
+            return self._exhausted(row)
+        if self.flow.gate.declared.transparent and error.errno != errno.EAFNOSUPPORT:
+            self.flow.reason = NOT_TRANSPARENT.get(error.errno or 0, os_reason(error))
+            self._give_up()
             return False
-        reason = os_reason(error)
-        if flow.gate.declared.transparent:
-            if error.errno == errno.EAFNOSUPPORT and flow.route.failed():
-                return True  # of `localhost`, the address of the client's own IP version
-            reason = NOT_TRANSPARENT.get(error.errno or 0, reason)
-        elif flow.gate.pool is not None and flow.route.failed():
-            return True  # another one's address may be of this machine's own IP version
-        flow.context.denials.note(flow.gate.declared.name, flow.peer, reason, event="dial")
-        flow.cut("error")
+        return self._no_way(row, error.errno or 0, os_reason(error))
+
+    def _exhausted(self, row: TargetRow) -> bool:
+        """This machine has no more to give: accept nobody else, and try again until the time is up."""
+        self.flow.context.exhausted("descriptors for targets")
+        self.flow.reason = "this machine has no descriptors or memory left"
+        self._wait(-1)
+        self._retry = row
         return False
+
+    def _no_way(self, row: TargetRow, code: int, reason: str = "") -> bool:
+        """This machine cannot dial this target, which is not to blame. Whether to go on with the next one.
+
+        Another one's address may be of this machine's own IP version; of `localhost`, of the client's own.
+        """
+        self._drop()
+        flow = self.flow
+        words = NOT_TRANSPARENT if flow.gate.declared.transparent else {} if reason else NOT_BEGUN
+        flow.reason = self._not_begun = f"{row.text}: {words.get(code, reason)}"
+        if flow.route.skip():
+            return True
+        self._give_up()
+        return False
+
+    def _give_up(self) -> None:
+        """This machine is in trouble: say so, and end the flow."""
+        flow = self.flow
+        flow.context.denials.note(flow.gate.declared.name, flow.peer, flow.reason, event="dial")
+        flow.cut("error")
 
     def _wait(self, target_fd: int) -> None:
         """Wait for the answer. When the same target is dialled again its time runs on."""
@@ -99,7 +161,7 @@ class Dialling(Stage):
         target = self._target
         assert target is not None  # epoll speaks of it
         failed = target.getsockopt(SOL_SOCKET, SO_ERROR)
-        if self._failed("connect_failed") if failed else self._connected(target):
+        if self._failed("connect_failed", why.of_error(failed)) if failed else self._connected(target):
             self.start()
 
     def _connected(self, target: SocketType) -> bool:
@@ -111,18 +173,22 @@ class Dialling(Stage):
         gate, route = flow.gate, flow.route
         flow.connect_s = (flow.context.now_ns() - route.dialled_ns) / 1e9
         if gate.declared.send_proxy and not introduce(target, flow.client, gate.declared.send_proxy, flow.peer):
-            return self._failed("connect_failed")
+            return self._failed("connect_failed", why.RESET)
+        flow.reason = ""
         route.reached(flow.connect_s)
         flow.context.ledger.observe_connect(gate.counts_at, flow.connect_s)
         Forwarding(flow, target, self._watched).start()
         return False
 
-    def _failed(self, cause: str) -> bool:
-        """Be done with this target. Whether to go on with the next one: if there is none, the flow is over."""
+    def _failed(self, cause: str, reason: int) -> bool:
+        """Be done with this target, for this reason. Whether to go on with the next: if there is none, the flow is over."""
         self._drop()
-        if self.flow.route.failed():
+        flow = self.flow
+        target = flow.route.target
+        flow.reason, self._not_begun = why.text_of(reason, target.path if target is not None else ""), ""
+        if flow.route.failed(reason):
             return True
-        self.flow.cut(cause)
+        flow.cut(cause)
         return False
 
     def tick(self, now_s: float) -> None:
@@ -130,12 +196,18 @@ class Dialling(Stage):
         if now_s >= self._deadline_s:
             if self._target is None:
                 self.flow.cut("error")  # it was never asked
-            elif self._failed("connect_timeout"):
+            elif self._failed("connect_timeout", self._silence()):
                 self.start()
         elif self._retry is not None:
             self._drop()
             if self._connect(self._retry):
                 self.start()
+
+    def _silence(self) -> int:
+        """Why there is no answer."""
+        if self._retry is not None:
+            return why.BACKLOG_FULL
+        return why.no_answer((self.flow.context.now_ns() - self.flow.route.dialled_ns) / 1e9)
 
     def leave(self, cause: str) -> tuple[int, int]:
         """Nothing has moved."""
@@ -149,6 +221,17 @@ class Dialling(Stage):
             self.flow.context.poller.close(target)
 
 
+def _no_socket_there(row: TargetRow, code: int) -> int:
+    """Why connect(2) failed at once. A file that is no socket is refused like a socket without a listener: connect(2)."""
+    if row.path and code == errno.ECONNREFUSED:
+        try:
+            if not stat.S_ISSOCK(os.stat(row.path).st_mode):
+                return why.NOT_A_SOCKET
+        except OSError:
+            pass
+    return why.of_error(code)
+
+
 @step
 def introduce(target: AnySocket, client: AnySocket, version: str, peer: Address) -> bool:
     """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`.
@@ -160,6 +243,8 @@ def introduce(target: AnySocket, client: AnySocket, version: str, peer: Address)
         # `peer` is known already: getpeername(2) fails for a client that has left.
         local = Address(*client.getsockname()[:2])
         header = build(peer.packed, peer.port, local.packed, local.port)
+        # Before the first byte: else what the client says would wait until the header is acknowledged, for a round trip.
+        no_delay(target)
         return target.send(header) == len(header)
     except OSError:
         return False

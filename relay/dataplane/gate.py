@@ -136,14 +136,24 @@ class Gate:
         self._enter(source, -1)
         self._words[self.counts_at + _CAUSE[cause]] += 1
 
-    def target_failed(self, dialled_ns: int) -> None:
-        """The dial that began then (CLOCK_MONOTONIC) came to nothing."""
+    def dial_failed(self) -> None:
+        """Count a dial that came to nothing."""
         self._words[self.counts_at + Count.CONNECT_FAILURES] += 1
+
+    def target_failed(self, dialled_ns: int, why: int) -> None:
+        """None of the targets took the connection; the last dial began then (CLOCK_MONOTONIC)."""
+        self._words[self.counts_at + Count.DIAL_WHY] = why
         self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1
 
     def target_answered(self, dialled_ns: int) -> None:
         """The dial that began then was answered."""
         self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1 | 1
+
+    def from_other_source(self) -> bool:
+        """Count a dial from an address that is not the usual one; whether it is the first of all workers."""
+        first = not self._total(Count.OTHER_SOURCE)
+        self._words[self.counts_at + Count.OTHER_SOURCE] += 1
+        return first
 
     @step
     def denied(self, reason: str, count: int = 1) -> None:

@@ -7,6 +7,7 @@ from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
 from relay.kernel.sockets import AnySocket
+from relay.targets import why as reasons
 
 _ATTEMPTS_MAX: Final = 2  # without a pool: the first target and one other; a client waits for no more
 # Of a pool's target, before the next is tried: a handshake that was lost is sent again after 1 s (tcp(7)), and within
@@ -68,26 +69,36 @@ class Route:
             return left_s
         return min(left_s, _PATIENCE_MAX_S, self._gate.declared.connect_s / _PATIENCE_SHARE)
 
-    def failed(self) -> bool:
-        """The dial came to nothing; whether another target may be tried."""
-        self._gate.target_failed(self.dialled_ns)
+    def failed(self, why: int) -> bool:
+        """The dial came to nothing; whether another target may be tried. `why`: targets/why.py."""
+        self._gate.dial_failed()
+        if self._pool is not None and self._place is not None:
+            self._pool.failed(self._place, self._now_ns(), why)
+        if self.skip():
+            return True
+        if self._pool is None:
+            self._gate.target_failed(self.dialled_ns, why)
+        return False
+
+    def skip(self) -> bool:
+        """This target cannot be dialled from here, and is not to blame; whether another one may be tried."""
         self._attempt += 1
         if self._pool is None:
             return self._attempt < min(_ATTEMPTS_MAX, len(self._gate.declared.targets))
         if self._place is not None:
-            self._pool.failed(self._place, self._now_ns())
             self._tried |= 1 << self._place
             self._place = None
         return self._now_ns() / 1e9 < self._until_s
 
     def reached(self, took_s: float) -> None:
         """The target answered. It has one connection more until `leave`."""
-        self._gate.target_answered(self.dialled_ns)
-        if self._pool is not None and self._place is not None:
+        if self._pool is None:
+            self._gate.target_answered(self.dialled_ns)
+        elif self._place is not None:
             self._pool.answered(self._place, took_s)
             self._pool.enter(self._place, 1)
             if self._gate.declared.type != "door":  # see `leave`
-                self._pool.proved(self._place)
+                self._pool.proved(self._place, self._now_ns())
 
     def resume(self, slot: int, client: AnySocket) -> None:
         """A predecessor's connection is with the target that has this slot in the ledger."""
@@ -105,6 +116,6 @@ class Route:
             # behind it is gone. An edge is told so by its probes; and its clients could bring such a reset about.
             if self._gate.declared.type == "door":
                 if cause == "target_reset" and not sent_bytes:
-                    self._pool.failed(self._place, self._now_ns())
+                    self._pool.failed(self._place, self._now_ns(), reasons.RESET)
                 elif sent_bytes:
-                    self._pool.proved(self._place)
+                    self._pool.proved(self._place, self._now_ns())

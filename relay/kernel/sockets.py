@@ -39,6 +39,16 @@ NOT_TRANSPARENT: Final = {  # why a target cannot be dialled from the client's a
     errno.EPERM: "`transparent` needs CAP_NET_RAW: grant it to the unit, see systemd/README.md",
     errno.EAFNOSUPPORT: "`transparent` needs a target of the client's IP version: write `localhost` for both",
 }
+# connect(2): why this machine does not even begin. The target is not asked, and not to blame. Of a Unix socket EACCES and
+# EPERM are the target's own: it is a file.
+NOT_BEGUN: Final = {
+    errno.EADDRNOTAVAIL: "no local port is free towards it: see net.ipv4.ip_local_port_range",
+    errno.EACCES: "this machine's own rules forbid it (ip rule, SELinux)",
+    errno.EPERM: "this machine's own rules forbid it (nftables)",
+    errno.ENETUNREACH: "this machine has no route to it",
+    errno.ENETDOWN: "this machine's network is down",
+    errno.EAFNOSUPPORT: "this machine does not speak its IP version",
+}
 _EPHEMERAL_MIN: Final = 32768  # ip(7), ip_local_port_range: below it no connection is given its own port
 _IP_TRANSPARENT: Final = 19  # linux/in.h
 _IP_BIND_ADDRESS_NO_PORT: Final = 24  # the port is chosen by connect(2), when it knows which are free for the target

@@ -132,7 +132,12 @@ class Count:
     CONNECT_BUCKETS: Final = 64
     DURATION_BUCKETS: Final = 80
     WOULD_DENY: Final = 96  # let in, because the envelope is not enforced
-    END: Final = 112
+    DIAL_WHY: Final = 112  # of the last dial that failed: targets/why.py. Stored before TARGET_UP says that it failed
+    OTHER_SOURCE: Final = 113  # dials of a loopback target from another address, because the usual one had no port left
+    # In worker 0's row, where control writes them: see targets/health.py.
+    HEALTH: Final = 114  # the target as control found it
+    LOOKED_NS: Final = 115  # CLOCK_MONOTONIC of the look that HEALTH is from
+    END: Final = 116
 
 
 if len(REASONS) > REASONS_MAX or len(CAUSES) > CAUSES_MAX or max(len(CONNECT_BOUNDS_S), len(DURATION_BOUNDS_S)) > 15:
@@ -150,6 +155,11 @@ class TargetCount:
     FAILED_IN_A_ROW: Final = 5
     CONNECT_SUM_NS: Final = 6
     HOLDER: Final = 7  # whose row it is, see `claim`
+    DIALLED: Final = (
+        8  # the last dial: when (CLOCK_MONOTONIC, ns) << 1 | whether the target took the connection; 0: none yet
+    )
+    DIAL_WHY: Final = 9  # of the last dial that failed: targets/why.py. Stored before DIALLED says that it failed
+    LOOKED_NS: Final = 10  # in worker 0's row, where control writes it: when the health that stands there was found
 
 
 class Health:

@@ -83,19 +83,22 @@ class Pool:
         words[at + TargetCount.CONNECTED] += 1
         words[at + TargetCount.CONNECT_SUM_NS] += int(took_s * 1e9)
 
-    def proved(self, place: int) -> None:
+    def proved(self, place: int, now_ns: int) -> None:
         """The target is as it should be: former failures do not count any more."""
         words, at = self._words, self._counts_at[place]
         words[at + TargetCount.EJECTED_UNTIL_NS] = words[at + TargetCount.FAILED_IN_A_ROW] = 0
+        words[at + TargetCount.DIALLED] = now_ns << 1 | 1
 
-    def failed(self, place: int, now_ns: int) -> None:
-        """A dial was refused, or not answered: others first, for a while that grows with each failure.
+    def failed(self, place: int, now_ns: int, why: int) -> None:
+        """A dial was refused, or not answered (`why`): others first, for a while that grows with each failure.
 
         Under load many dials fail at once. Those that had begun when the target was ejected say nothing new of it: else one
         short outage would eject it for as long as a long one.
         """
         words, at = self._words, self._counts_at[place]
         words[at + TargetCount.FAILURES] += 1
+        words[at + TargetCount.DIAL_WHY] = why
+        words[at + TargetCount.DIALLED] = now_ns << 1
         if words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns:
             return
         rest_s = EJECT_S[min(words[at + TargetCount.FAILED_IN_A_ROW], len(EJECT_S) - 1)]

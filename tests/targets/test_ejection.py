@@ -4,6 +4,7 @@ from typing import Final
 
 from relay.config.snapshot import TargetRow
 from relay.ledger.layout import TargetCount
+from relay.targets import why
 from relay.targets.pool import EJECT_S, Pool
 from tests.config.rig import endpoint_row
 from tests.ledger.rig import new_ledger
@@ -25,12 +26,12 @@ def test_dials_that_fail_together_eject_once_and_for_the_first_time() -> None:
         home = first(NOW_NS)
         assert home is not None
         for n in range(50):
-            pool.failed(home, NOW_NS + n)
+            pool.failed(home, NOW_NS + n, why.RESET)
         back_ns = NOW_NS + int(EJECT_S[0] * 1e9)
         assert first(back_ns - 1) == 1 - home
         assert first(back_ns) == home
-        pool.failed(home, back_ns)
-        pool.failed(home, back_ns + 1)
+        pool.failed(home, back_ns, why.RESET)
+        pool.failed(home, back_ns + 1, why.RESET)
         assert first(back_ns + int(EJECT_S[1] * 1e9) - 1) == 1 - home
         assert first(back_ns + int(EJECT_S[1] * 1e9)) == home
         assert ledger.target_total(home, TargetCount.FAILURES) == 52

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
+from relay.targets import why
 from relay.targets.pool import EJECT_S, Pool
 from tests.config.rig import endpoint_row
 from tests.ledger.rig import new_ledger
@@ -82,7 +83,7 @@ def test_one_that_is_down_is_never_chosen(ledger: Ledger) -> None:
 def test_an_ejected_one_is_tried_last_for_a_while(ledger: Ledger) -> None:
     pool = pool_of(ledger)
     first, *others = order_of(pool)
-    pool.failed(first, NOW_NS)
+    pool.failed(first, NOW_NS, why.RESET)
     assert order_of(pool) == [*others, first]
     end_ns = NOW_NS + int(EJECT_S[0] * 1e9)
     assert order_of(pool, end_ns - 1) == [*others, first]
@@ -94,7 +95,7 @@ def test_all_ejected_is_none_ejected(ledger: Ledger) -> None:
     pool = pool_of(ledger)
     before = order_of(pool)
     for place in range(4):
-        pool.failed(place, NOW_NS)
+        pool.failed(place, NOW_NS, why.RESET)
     assert order_of(pool) == before
     put(ledger, *[Health.DOWN if n != before[2] else Health.UP for n in range(4)])
     assert order_of(pool) == [before[2]], "ejected is better than down"
@@ -103,7 +104,7 @@ def test_all_ejected_is_none_ejected(ledger: Ledger) -> None:
 def test_one_workers_failures_are_its_own(ledger: Ledger) -> None:
     mine, other = pool_of(ledger, 0), pool_of(ledger, 1)
     first, *others = order_of(mine)
-    mine.failed(first, NOW_NS)
+    mine.failed(first, NOW_NS, why.RESET)
     assert order_of(mine) == [*others, first]
     assert order_of(other) == [first, *others]
 
@@ -116,27 +117,27 @@ def test_each_failure_ejects_for_longer_and_an_answer_ends_it(ledger: Ledger) ->
     assert len(set(EJECT_S)) == len(EJECT_S)
     for rest_s in (*EJECT_S, EJECT_S[-1], EJECT_S[-1]):
         assert order_of(pool, now_ns)[0] == first, "then a dial asks again"
-        pool.failed(first, now_ns)
+        pool.failed(first, now_ns, why.RESET)
         end_ns = now_ns + int(rest_s * 1e9)
         assert order_of(pool, end_ns - 1)[-1] == first
         now_ns = end_ns
-    pool.failed(first, now_ns)
+    pool.failed(first, now_ns, why.RESET)
     pool.answered(first, 0.5)
-    pool.proved(first)
+    pool.proved(first, NOW_NS)
     assert order_of(pool, now_ns)[0] == first, "it answered: its rest is over"
-    pool.failed(first, now_ns)
+    pool.failed(first, now_ns, why.RESET)
     assert order_of(pool, now_ns + int(EJECT_S[0] * 1e9))[0] == first, "and it begins from the first step again"
 
 
 def test_what_is_counted(ledger: Ledger) -> None:
     pool = pool_of(ledger)
-    pool.failed(2, NOW_NS)
-    pool.failed(2, NOW_NS + 1)  # a second dial that had begun before
+    pool.failed(2, NOW_NS, why.RESET)
+    pool.failed(2, NOW_NS + 1, why.RESET)  # a second dial that had begun before
     pool.answered(2, 0.25)
-    pool.proved(2)
-    pool.failed(2, NOW_NS + 2)
+    pool.proved(2, NOW_NS)
+    pool.failed(2, NOW_NS + 2, why.RESET)
     pool.answered(2, 0.5)
-    pool.proved(2)
+    pool.proved(2, NOW_NS)
     for other in pool_of(ledger, 1), pool:
         other.enter(2, 1)
 
@@ -159,7 +160,7 @@ def test_least_connections_goes_by_what_all_workers_have(ledger: Ledger) -> None
     assert order_of(other)[0] == 0
     mine.enter(1, -3)
     assert order_of(other)[0] == 1
-    mine.failed(1, NOW_NS)
+    mine.failed(1, NOW_NS, why.RESET)
     assert order_of(mine) == [0, 2, 1], "the one that has none, for its failures"
 
 
@@ -188,7 +189,7 @@ def test_each_instance_has_a_port(ledger: Ledger) -> None:
     pool = pool_of(ledger, distribution="instance", listen_port=10105, port_count=4)
     for n in range(4):
         assert order_of(pool, port=10105 + n) == [n], "no other one stands in for it"
-    pool.failed(2, NOW_NS)
+    pool.failed(2, NOW_NS, why.RESET)
     put(ledger, Health.UP, Health.DOWN, Health.UP, Health.UP)
     assert [order_of(pool, port=10105 + n) for n in range(4)] == [[0], [], [2], [3]]
 
@@ -209,7 +210,7 @@ def test_a_worker_that_starts_again_counts_its_connections_anew_and_remembers_fa
     first, *others = order_of(before)
     before.enter(first, 5)
     other.enter(first, 3)
-    before.failed(first, NOW_NS)
+    before.failed(first, NOW_NS, why.RESET)
     after = pool_of(ledger, 0)
     assert after.active(first) == 8, "another declaration forgets nobody"
     after.recount()
@@ -222,7 +223,7 @@ def test_a_worker_that_starts_again_counts_its_connections_anew_and_remembers_fa
 def test_a_row_that_another_target_had_begins_at_nought(ledger: Ledger) -> None:
     before = pool_of(ledger)
     before.enter(1, 5)
-    before.failed(1, NOW_NS)
+    before.failed(1, NOW_NS, why.RESET)
     after = pool_of(ledger, targets=(TargetRow("10.0.0.99:80", slot=FIRST_SLOT + 1), *row_of().targets[2:]))
     assert after.active(0) == 0
     assert ledger.target_total(FIRST_SLOT + 1, TargetCount.FAILURES) == 0
@@ -251,10 +252,10 @@ def test_whatever_came_before_everyone_who_is_not_down_gets_one_try(
             now_ns += step_s * 1_000_000_000
             if what == "answered":
                 pool.answered(place, 0.1)
-                pool.proved(place)
+                pool.proved(place, NOW_NS)
                 in_a_row[place] = until_ns[place] = 0
             else:
-                pool.failed(place, now_ns)
+                pool.failed(place, now_ns, why.RESET)
                 until_ns[place] = now_ns + int(EJECT_S[min(in_a_row[place], len(EJECT_S) - 1)] * 1e9)
                 in_a_row[place] += 1
         found = order_of(pool, now_ns, source)
