@@ -11,6 +11,7 @@ import pytest
 from relay.config.snapshot import TargetRow
 from relay.dataplane import dialling
 from relay.kernel.sockets import NOT_BEGUN
+from relay.kernel.sockets import connect as real_connect
 from relay.ledger.layout import Count
 from relay.targets import why
 from tests.dataplane.rig import refusing, rig_to, silent_target, tcp_target
@@ -116,8 +117,8 @@ def test_no_permission_for_a_unix_socket_is_the_targets(
 def test_no_memory_for_a_connection_is_waited_for(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tcp_target(stack)
     rig = rig_to(stack, target)
-    real, codes = dialling.connect, [errno.ENOBUFS]
-    monkeypatch.setattr(dialling, "connect", lambda sock, row: codes.pop() if codes else real(sock, row))
+    codes = [errno.ENOBUFS]
+    monkeypatch.setattr(dialling, "connect", lambda sock, row: codes.pop() if codes else real_connect(sock, row))
     client = rig.connect()
     rig.flow()
     assert rig.exhausted == ["descriptors for targets"]

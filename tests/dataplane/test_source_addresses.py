@@ -10,6 +10,7 @@ import pytest
 from relay.config.snapshot import TargetRow
 from relay.dataplane import dialling
 from relay.dataplane.source_addresses import SourceAddresses
+from relay.kernel.sockets import connect as real_connect
 from relay.ledger.layout import Count
 from tests.dataplane.rig import rig_to, tcp_target
 
@@ -38,9 +39,8 @@ def without_ports(free: str) -> Callable[[socket.socket, TargetRow], int]:
     def connect(target: socket.socket, row: TargetRow) -> int:
         if target.getsockname()[0] != free:
             return errno.EADDRNOTAVAIL
-        return real(target, row)
+        return real_connect(target, row)
 
-    real = dialling.connect
     return connect
 
 
