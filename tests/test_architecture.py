@@ -24,6 +24,7 @@ ROOMS: Final = (
 # event loop or the clock.
 PURE: Final = (
     "relay.address",
+    "relay.envelope.asking",
     "relay.envelope.bpf",
     "relay.envelope.cidr",
     "relay.envelope.clienthello",
@@ -93,7 +94,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.processes.renewal": "it replaces holders; the end-to-end tests upgrade them",
     "relay.ledger.layout": "names of what the tests of the ledger look at",
     "relay.dataplane.route": "the tests of dialling and of the edge go through it",
-    "relay.control.probing": "it probes; the end-to-end tests of the edge start and stop what it asks",
     "relay.dataplane.adopt": "it takes a dead process' descriptors over; the end-to-end tests kill workers at every step",
     "relay.dataplane.faults": "it is the end-to-end tests' own tool",
     "relay.processes.holder": "a process that forks; the end-to-end tests kill it and what it holds",

@@ -28,7 +28,6 @@ from relay.config.load import Loaded, load_service
 from relay.config.model import Service
 from relay.config.roster import EDGE
 from relay.config.values import Ports
-from relay.control.probe import heard
 from relay.envelope import proxyproto
 from relay.errors import OperatorError
 from relay.kernel import process
@@ -247,7 +246,13 @@ class _Emulation:
                     if tls is not None:
                         await writer.start_tls(tls)
                     writer.write(request)
-                    return "yes" if await heard(reader.readline(), writer) else "no answer"
+                    try:
+                        return "yes" if await reader.readline() else "no answer"
+                    except OSError:
+                        # What broke it stands in the writer too. If nobody asks there, asyncio may write on standard error
+                        # that an exception was never retrieved.
+                        await writer.wait_closed()  # raises the same
+                        raise
         except ConnectionResetError:
             return "no" if self._demo else "no, or no target"
         except TimeoutError:

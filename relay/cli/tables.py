@@ -47,7 +47,7 @@ def status_text(status: "Status") -> str:
             endpoint["protocol"],
             endpoint["listen"],
             _leads_to(endpoint),
-            {None: "-", True: "up", False: "DOWN"}[endpoint["target_up"]],
+            _targets_are(endpoint),
             str(endpoint["active"]),
             str(endpoint["accepted"]),
             _denied(endpoint),
@@ -95,6 +95,28 @@ def _leads_to(endpoint: "EndpointStatus") -> str:
     return f"{endpoint['leads_to']}: {instances}" if endpoint["leads_to"] else instances
 
 
+def _targets_are(endpoint: "EndpointStatus") -> str:
+    """How the target is; of several, how many of them are up."""
+    if endpoint["distribution"] is None:
+        state = {None: "unknown", True: "up", False: "down"}[endpoint["target_up"]]
+        since_s, looked_s = endpoint["target_since_s"], endpoint["target_looked_s"]
+        return _is(state, endpoint["target_reason"], since_s, looked_s, endpoint["target_looked"])
+    found = [each["health"] for each in endpoint["target_set"]]
+    if set(found) <= {"unknown"}:
+        return "-"
+    unknown = found.count("unknown")
+    return f"{found.count('up')} of {len(found)} up" + (f", {unknown} not tried" if unknown else "")
+
+
+def _is(health: str, reason: str, since_s: float | None, looked_s: float | None, looked: str | None) -> str:
+    """How one target is: `up, dialled 3m ago`, or `DOWN for 12s: connection refused`."""
+    if health == "down":
+        return "DOWN" + (f" for {_whole(since_s)}" if since_s is not None else "") + (f": {reason}" if reason else "")
+    if health == "up":
+        return f"up, {looked} {_whole(looked_s)} ago" if looked_s is not None else "up"
+    return "-"
+
+
 def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
     """An edge's targets, as a table of their own."""
     rows = [
@@ -102,7 +124,7 @@ def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
             endpoint["name"] if first else "",
             each["instance"],
             each["target"],
-            {"unknown": "-", "up": "up", "down": "DOWN"}[each["health"]]
+            _is(each["health"], each["reason"], each["since_s"], each["looked_s"], each["looked"])
             + (f", ejected for {_age(each['ejected_for_s'])}" if each["ejected_for_s"] else ""),
             str(each["active"]),
             str(each["connected"]),
@@ -229,7 +251,12 @@ def instances_text(instances: Sequence["InstanceAnswer"]) -> str:
 def _health(instance: "InstanceAnswer") -> str:
     if instance["healthy"]:
         return "healthy"
-    said = [*(["busy"] if instance["busy"] else []), *(f"DOWN: {name}" for name in instance["down"])]
+    reasons = instance["reasons"]
+    said = [
+        *(["busy"] if instance["busy"] else []),
+        *(f"DOWN: {name}" + (f" ({reasons[name]})" if name in reasons else "") for name in instance["down"]),
+        *([f"DOWN: {reasons[instance['id']]}"] if instance["id"] in reasons else []),
+    ]
     return ", ".join(said) or "DOWN: does not answer this machine"
 
 
@@ -254,6 +281,13 @@ def _age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.1f}{unit}"
     return f"{seconds:.1f}s"
+
+
+def _whole(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{seconds // 1:.0f}s"
 
 
 def _size(count: float) -> str:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Literal, TypeVar
 
 from relay.address import join_host_port
-from relay.config.model import Door, Endpoint, Service
+from relay.config.model import Door, Endpoint, Probe, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, SLOTS_MAX, EndpointRow, ProbeRow, Slots, Snapshot, TargetRow
@@ -24,6 +24,8 @@ _DOOR_TARGETS_MAX = 32
 # A worker gives all ports of a range their filters in one go, and the kernel compiles each: about 1 µs an instruction, in
 # which the worker forwards nothing.
 _FILTERS_MAX_BYTES = 65_536 * 8
+
+_DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
 
 _Name = TypeVar("_Name", str, tuple[str, str])  # an endpoint's, or an endpoint's with a target's
 
@@ -89,7 +91,9 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 connections=None,
                 per_source=None,
                 rate_per_s=None,
-                probe=ProbeRow(endpoint.probe.path or "", endpoint.probe.interval_s, endpoint.probe.timeout_s),
+                # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
+                probe=_probe(endpoint) if endpoint.probe else replace(_DEFAULT_PROBE, kind="relay"),
+                path_behind=endpoint.target.path if endpoint.target.kind == "unix" else "",
             )
             if endpoint.public_port is not None:
                 port, distribution = endpoint.public_port, endpoint.distribution
@@ -191,8 +195,18 @@ def _endpoint(
         transparent=endpoint.transparent,
         many_sources=endpoint.source_addresses == "auto",
         edges=edges,
+        probe=_probe(endpoint),
         table=compile_rules(rules).to_bytes(),
     )
+
+
+def _probe(endpoint: Endpoint) -> ProbeRow | None:
+    probe = endpoint.probe
+    if probe is None:
+        return None
+    if probe is False:
+        return replace(_DEFAULT_PROBE, kind="never")
+    return ProbeRow(probe.path or "", probe.interval_s, probe.timeout_s)
 
 
 def envelope_rules(service: Service, roster: Roster, endpoint: Endpoint, file: str) -> tuple[tuple[RuleRow, ...], bool]:

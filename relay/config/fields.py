@@ -163,3 +163,24 @@ class AddressesOrCount:
             what = f"{shown(written)} is neither a list of addresses nor a number of instances"
             raise WrongValue(what, "write `[10.0.0.4]`, or with a registry a number such as `3`")
         return validate(written)
+
+
+@dataclass(frozen=True, slots=True)
+class MappingOrFalse:
+    """Reads a mapping of such keys, or `false`. As above: an error in the mapping has one place."""
+
+    keys: type[Keys]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(self.keys))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "boolean", "enum": [False]}, handler(schema)]}
+
+    @staticmethod
+    def _read(written: Any, validate: Callable[[Any], Keys]) -> Keys | Literal[False]:
+        if written is False:
+            return False
+        if written is True:
+            raise WrongValue("`true` does not say how", "write `{}` for the defaults, its keys, or `false`")
+        return validate(written)

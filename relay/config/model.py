@@ -23,6 +23,7 @@ from relay.config.fields import (
     Keys,
     ListenPorts,
     ListName,
+    MappingOrFalse,
     Port,
     Protocol,
     RoleName,
@@ -66,7 +67,8 @@ class Timeouts(Keys):
 
 
 class Probe(Keys):
-    """How an edge finds out whether an instance may get new connections. It asks by way of the instance's relay."""
+    """How it is found out, all the time, whether the application is well: by its own machine, and by way of that machine's
+    relay by every edge."""
 
     # Before `path`, whose validator sees it.
     protocol: Annotated[Literal["tcp", "http"], *words("tcp", "http")] = "tcp"
@@ -77,11 +79,11 @@ class Probe(Keys):
     )
     """What an `http` probe asks for."""
 
-    interval_s: Duration = Field(default=15.0, alias="interval", json_schema_extra={"default": "15s"})
-    """From one probe to the next, give or take a tenth."""
+    interval_s: Duration = Field(default=2.0, alias="interval", json_schema_extra={"default": "2s"})
+    """From one probe to the next, give or take a tenth. One that is down is asked every second, if not more often."""
 
-    timeout_s: Duration = Field(default=31.0, alias="timeout", json_schema_extra={"default": "31s"})
-    """An instance that gives no answer for so long gets no new connections. A wrong answer has that effect at once."""
+    timeout_s: Duration = Field(default=5.0, alias="timeout", json_schema_extra={"default": "5s"})
+    """Who gives no answer for so long is down, and gets no new connections from an edge. A wrong answer is as bad at once."""
 
     @field_validator("path", mode="wrap")
     @classmethod
@@ -102,9 +104,7 @@ class Endpoint(Keys):
             "if": {"properties": {"type": {"const": "internal"}}, "required": ["type"]},
             "then": {
                 "required": ["port"],
-                "properties": dict.fromkeys(
-                    ("public_port", "instance_ports", "access", "probe", "distribution"), False
-                ),
+                "properties": dict.fromkeys(("public_port", "instance_ports", "access", "distribution"), False),
             },
             "else": {
                 "anyOf": [{"required": ["public_port"]}, {"required": ["instance_ports", "port"]}],
@@ -177,8 +177,9 @@ class Endpoint(Keys):
             raise WrongValue("a Unix socket knows no client addresses", "remove it, or write `send_proxy: v2`")
         return transparent
 
-    probe: Probe = Probe()
-    """How the edge finds out whether an instance may get new connections."""
+    probe: Annotated[Probe | Literal[False] | None, MappingOrFalse(Probe)] = None
+    """How it is found out, all the time, whether the application is well. Without it the application is asked only while it
+    is down, every second: from the connection that failed until it takes one again. `false`: it is never asked."""
 
     distribution: Annotated[
         Literal["five-tuple", "source-ip", "least-connections"], *words("five-tuple", "source-ip", "least-connections")
@@ -186,7 +187,7 @@ class Endpoint(Keys):
     """How the edge spreads connections over instances. `five-tuple`: by a hash of both addresses and ports. `source-ip`: the
     same client always to the same instance. `least-connections`: to the one that has the fewest from this edge."""
 
-    @field_validator("probe", "distribution", mode="before")
+    @field_validator("distribution", mode="before")
     @classmethod
     def _of_input(cls, written: object, info: ValidationInfo) -> object:
         if info.data.get("type") == "internal":

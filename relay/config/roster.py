@@ -27,6 +27,7 @@ class Member:
     metrics: str = ""  # host:port that answers `GET /metrics`; empty: not told
     busy: bool = False  # it asks for no new connections (`relay drain`)
     down: tuple[str, ...] = ()  # its endpoints whose local service does not answer
+    reasons: tuple[str, ...] = ()  # why, of each of these; none where it does not tell
 
     @property
     def id(self) -> str:
@@ -55,9 +56,17 @@ class Roster:
         """The instance with this id."""
         return next((member for member in self.members if member.id == instance), None)
 
-    def busy(self, instance: str) -> "Roster":
-        """The same, but that the instance with this id asks for no new connections."""
-        return Roster(tuple(replace(each, busy=True) if each.id == instance else each for each in self.members))
+    def with_own(self, instance: str, busy: bool, faults: Mapping[str, str]) -> "Roster":
+        """The same, with what the instance with this id knows of itself: its endpoints that are down, with the reason.
+
+        That it is busy may also be told.
+        """
+        me = self.get(instance)
+        if me is None:
+            return self
+        down = tuple(sorted(faults))
+        told = replace(me, busy=busy or me.busy, down=down, reasons=tuple(faults[name] for name in down))
+        return self if told == me else Roster(tuple(told if each is me else each for each in self.members))
 
     @classmethod
     def of_service(cls, service: "Service", registered: Iterable[Member] = (), me: Member | None = None) -> "Roster":
@@ -92,7 +101,8 @@ class Roster:
     @classmethod
     def from_plain(cls, plain: Iterable[Mapping[str, Any]]) -> "Roster":
         """What `to_plain` wrote. Raises TypeError or KeyError for anything else."""
-        return cls(tuple(Member(**{**each, "down": tuple(each["down"])}) for each in plain))
+        lists = ("down", "reasons")
+        return cls(tuple(Member(**{**each, **{key: tuple(each.get(key, ())) for key in lists}}) for each in plain))
 
 
 def difference(old: Roster, new: Roster) -> dict[str, list[str]]:

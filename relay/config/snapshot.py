@@ -14,7 +14,7 @@ from relay.address import join_host_port
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
-FORMAT = 5  # of the JSON below
+FORMAT = 6  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
 
 
@@ -43,11 +43,16 @@ class TargetRow:
 
 @dataclass(frozen=True, slots=True)
 class ProbeRow:
-    """How the targets of an endpoint are probed. `path` is empty for tcp."""
+    """How the targets of an endpoint are probed, all the time. `path` is empty for tcp.
+
+    `never`: no application is asked, not even one that is down. `relay`: on an edge, the instances' relays are asked, and
+    no application.
+    """
 
     path: str
     interval_s: float
     timeout_s: float
+    kind: Literal["application", "relay", "never"] = "application"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,8 @@ class EndpointRow:
     # On an edge, and of a door out. None: targets are tried in their order. `instance`: the n-th port leads to the instance
     # with that number.
     distribution: Literal["five-tuple", "source-ip", "least-connections", "instance"] | None = None
-    probe: ProbeRow | None = None
+    probe: ProbeRow | None = None  # None: a target is looked at while it is down, and not otherwise
+    path_behind: str = ""  # on an edge: the Unix socket that the instances' relays lead to
     dial_from: str = ""  # on an edge, and of a door out: this machine's address, which the instances know it by
     leads_to: str = ""  # of a door out: role/endpoint
     table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
@@ -109,6 +115,11 @@ class EndpointRow:
     def envelope(self) -> Envelope:
         """Who may connect, by its rules."""
         return Envelope.of(self.table, self.rules, permit_unmatched=self.permit_unmatched)
+
+    @property
+    def dial_proves(self) -> bool:
+        """Of an endpoint of this machine's own: whether it is enough that the target takes a connection."""
+        return self.probe is None or not self.probe.path
 
     @property
     def role(self) -> str:

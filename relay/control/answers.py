@@ -17,6 +17,7 @@ AddressText = Annotated[str, Says("host:port, or [v6]:port")]
 EndpointType = Literal["input", "internal"]
 ProtocolName = Literal["tcp", "http", "https"]
 Permission = Literal["permit", "deny"]
+Looked = Literal["dialled", "probed"] | None
 
 
 class PortRange(TypedDict):
@@ -89,7 +90,7 @@ class EndpointOfInstance(TypedDict):
 
 
 class InstanceAnswer(TypedDict):
-    """One instance. `self`: it is this machine."""
+    """One instance. `self`: it is this machine. `reasons`: why it is down: by endpoint, and under its id as found here."""
 
     id: str
     role: str
@@ -99,6 +100,7 @@ class InstanceAnswer(TypedDict):
     healthy: bool
     busy: bool
     down: list[str]
+    reasons: dict[str, str]
     self: bool
     endpoints: list[EndpointOfInstance]
 
@@ -218,11 +220,19 @@ class ReloadStatus(TypedDict):
 
 
 class TargetStatus(TypedDict):
-    """One of several targets: what probes say of it, and what connections met."""
+    """One of several targets: how it is, and what connections met.
+
+    `reason`: why it is down. `since_s`: for so long it has been so. `looked_s`: so long ago that was found last, by what
+    `looked` says.
+    """
 
     target: AddressText
     instance: str
     health: Literal["unknown", "up", "down"]
+    reason: str
+    since_s: float | None
+    looked_s: float | None
+    looked: Looked
     active: Count
     connected: Count
     failures: Count
@@ -232,7 +242,11 @@ class TargetStatus(TypedDict):
 
 
 class EndpointStatus(TypedDict):
-    """One endpoint, or a door out, as it is at work."""
+    """One endpoint, or a door out, as it is at work.
+
+    `target_up`: of several targets, whether one of them is. `target_reason` and those that follow: as in a target's own
+    status; of several targets each has its own, in `target_set`.
+    """
 
     name: str
     type: Literal["input", "internal", "door"]
@@ -243,6 +257,10 @@ class EndpointStatus(TypedDict):
     targets: list[str]
     target_set: list[TargetStatus]
     target_up: bool | None
+    target_reason: str
+    target_since_s: float | None
+    target_looked_s: float | None
+    target_looked: Looked
     active: Count
     accepted: Count
     denied: dict[str, Count]

@@ -21,9 +21,9 @@ from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.in_force import InForce
+from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
-from relay.control.probing import Prober, forget_newcomers
 from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
@@ -39,7 +39,7 @@ from relay.processes.renewal import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
 _AGAIN_S: Final = 5.0  # to the next try where the registry's own files cannot be read
-_REFRESH_S: Final = 1.0  # the shortest time for which a target that failed is left alone
+_REFRESH_S: Final = 1.0  # a target that is down is looked at as often
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Control:
         self._upgrading_until_s = 0.0
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._prober = Prober(inherited.ledger, self._log)
+        self._looker = Looker(inherited.ledger, self._log)
         self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
@@ -108,10 +108,10 @@ class Control:
         self._naming.follow(self._discovery.fleet())
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
-        self._prober.follow(self._in_force.snapshot)
+        self._looker.follow(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
-        await self._prober.end()
+        await self._looker.end()
         if self._follower is not None:
             await self._follower.close(leave=is_draining(self._ledger))
         await self._naming.end()
@@ -125,6 +125,7 @@ class Control:
         async with asyncio.TaskGroup() as group:
             going = [
                 group.create_task(self._refresh(), name="refresh"),
+                group.create_task(self._looker.run(), name="look at targets"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
             ]
             await self._stopped.wait()
@@ -204,7 +205,7 @@ class Control:
         self._in_force.snapshot, self._in_force.loaded = snapshot, prepared.service
         late = await self._delivery.deliver(parcel)
         self._log.level = snapshot.log_level
-        self._prober.follow(snapshot)
+        self._looker.follow(snapshot)
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
         return _reloaded(snapshot.generation, prepared, *(f"worker {n} has not answered yet" for n in late))

@@ -1,7 +1,7 @@
 """What the discovery API tells: who is in the service, where, and what each of them has. Pure: plain data from plain data."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
 
@@ -26,7 +26,7 @@ class Fleet:
     roster: Roster
     instance: str  # this machine's id
     metrics: HostPort | None = None  # where this machine's own metrics are
-    avoided: frozenset[str] = frozenset()  # ids of those that did not answer this machine
+    avoided: Mapping[str, str] = field(default_factory=dict)  # ids of those that are down for this machine, and why
 
 
 def identity(fleet: Fleet) -> answers.Identity:
@@ -93,9 +93,16 @@ def instance_view(fleet: Fleet, member: Member) -> answers.InstanceAnswer:
         "healthy": is_healthy(fleet, member),
         "busy": member.busy,
         "down": list(member.down),
+        "reasons": _reasons(fleet, member),
         "self": member.id == fleet.instance,
         "endpoints": list(_edge_endpoints(fleet, member) if member.role == EDGE else _endpoints(fleet, member)),
     }
+
+
+def _reasons(fleet: Fleet, member: Member) -> dict[str, str]:
+    """Why it is not healthy: by endpoint what it tells of itself, and under its id what this machine found."""
+    told = {name: reason for name, reason in zip(member.down, member.reasons, strict=False) if reason}
+    return told | ({member.id: fleet.avoided[member.id]} if fleet.avoided.get(member.id) else {})
 
 
 def is_healthy(fleet: Fleet, member: Member) -> bool:
@@ -288,7 +295,7 @@ def _same(old: Fleet, new: Fleet, before: Member, after: Member) -> bool:
         old.service is new.service
         and before == after
         and old.metrics == new.metrics
-        and (before.id in old.avoided) == (after.id in new.avoided)
+        and old.avoided.get(before.id) == new.avoided.get(after.id)
     )
 
 

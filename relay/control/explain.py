@@ -22,6 +22,7 @@ from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets.choose import Ranking, bucket
+from relay.targets.health import state_in
 
 # Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is
 # nobody's, because what goes there is thrown away (RFC 6666).
@@ -131,7 +132,7 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     names = [target.text for target in row.targets]
     order = Ranking(names).order(bucket(row.distribution, address, port or 0, row.listen_port))  # type: ignore[arg-type]
     ranked = [row.targets[n] for n in order]
-    ready = [target for target in ranked if ledger.words[health_at(target.slot)] != Health.DOWN]
+    ready = [target for target in ranked if state_in(ledger.words[health_at(target.slot)]) != Health.DOWN]
     if row.distribution == "least-connections":
         ready.sort(key=lambda target: ledger.target_total(target.slot, TargetCount.ACTIVE))
     return {
@@ -140,7 +141,7 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
         "distribution": row.distribution,
         "target": ready[0].text if ready else None,
         "instance": ready[0].instance if ready else None,
-        "order": [target_status(ledger, target) for target in ranked],
+        "order": [target_status(ledger, row, target) for target in ranked],
     }
 
 

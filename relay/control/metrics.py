@@ -23,9 +23,9 @@ from relay.ledger.layout import (
     Health,
     TargetCount,
     Word,
-    health_at,
 )
 from relay.ledger.ledger import Ledger
+from relay.targets import health
 
 _LABELS = ("role", "endpoint", "type")
 _COUNTERS = (
@@ -37,6 +37,11 @@ _COUNTERS = (
     ),
     ("relay_sent_bytes", "Bytes from the target that clients took; moves while a connection is open.", Count.SENT),
     ("relay_target_connect_failures", "Attempts to connect to a target that failed.", Count.CONNECT_FAILURES),
+    (
+        "relay_target_other_source",
+        "Attempts to connect to a loopback target from another address, as the usual one had no port left.",
+        Count.OTHER_SOURCE,
+    ),
 )
 _WORKER_COUNTERS = (
     ("relay_accept_pauses", "Times accepting paused for want of descriptors or memory.", Word.ACCEPT_PAUSES),
@@ -121,18 +126,19 @@ class LedgerCollector(Collector):
         active = GaugeMetricFamily("relay_connections_active", "Connections open now.", labels=_LABELS)
         up = GaugeMetricFamily(
             "relay_target_up",
-            "Whether the last attempt to connect to the target succeeded, or on an edge its probe; absent before the first.",
+            "Whether the target is up, by the last probe or attempt to connect; absent before the first.",
             labels=(*_LABELS, "target"),
         )
         ledger = self._ledger
         for row in rows:
             active.add_metric(_labels(row), ledger.active(row.slot))
             if row.distribution:
-                for target in row.targets:
-                    if health := ledger.words[health_at(target.slot)]:
-                        up.add_metric((*_labels(row), target.text), int(health == Health.UP))
-            elif (answered := ledger.target_up(row.slot)) is not None:
-                up.add_metric((*_labels(row), row.targets[0].text), int(answered))
+                found = [(each.text, health.of_target(ledger, row, each).health) for each in row.targets]
+            else:
+                found = [(row.targets[0].text, health.of_endpoint(ledger, row).health)]
+            for text, state in found:
+                if state != Health.UNKNOWN:
+                    up.add_metric((*_labels(row), text), int(state == Health.UP))
         yield active
         yield up
 

@@ -1,126 +1,233 @@
-"""Probes: does an instance's application take connections? Asked by an edge, by way of the instance's relay.
+"""One question to a target: is it well? Asked of an instance by its edges, of an application by its own machine.
 
-A probe opens a connection as a client's would be opened, with a PROXY header that says it is the edge's own (LOCAL), and so
-finds out what a client would find out: whether relay is there, and the application behind it.
+An edge's question opens a connection as a client's would be opened, with a PROXY header that says that it is the edge's own
+(LOCAL), and so finds out what a client would find out: whether relay is there, and the application behind it.
+
+Sockets and not streams: what came before a connection broke is read before that is told (the answer of a relay, then its
+FIN or reset), which asyncio's streams do not promise.
 """
 
 import asyncio
 import contextlib
+import re
 import ssl
-from collections import deque
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final
+from collections.abc import Awaitable, Callable
+from socket import SHUT_WR, socket
+from typing import Final, Self, TypeVar
 
-from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
-from relay.envelope import proxyproto
-from relay.ledger.layout import Health
+from relay.config.snapshot import EndpointRow, TargetRow
+from relay.envelope import asking, proxyproto
+from relay.kernel.sockets import CAPACITY, NOT_BEGUN, target_socket
+from relay.targets import why
 
 _STANDS_S: Final = 1.0  # a tcp connection that has not been reset for so long is taken: relay dials a local service
-_FLAPS: Final = 3  # as many falls within so many intervals, and one good answer is not believed any more
-_FLAP_INTERVALS: Final = 20
-_GOOD_ANSWERS: Final = 3  # in a row, of one that flaps
+_LINE_MAX_BYTES: Final = 64 * 1024  # of an answer's first line
+_STATUS: Final = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})(?: [^\n]*)?\r?\n")
+_GOOD_STATUS: Final = 200
+
+_Result = TypeVar("_Result")
 
 
-class ProbeAnswer(Enum):
-    """What came of one probe."""
+class _Answered(Exception):
+    """A relay has said how things are, or this machine cannot ask (None)."""
 
-    GOOD = "good"
-    BAD = "bad"  # refused, reset, or another status than 200: not fit for connections
-    NONE = "none"  # nothing came in time
-
-
-@dataclass(slots=True)
-class Judge:
-    """Answers in, health out. Pure: the time is told."""
-
-    probe: ProbeRow
-    began_s: float
-    health: int = Health.UNKNOWN
-    _good_s: float | None = None  # when the last good answer came
-    _good_in_a_row: int = 0
-    _falls_s: deque[float] = field(default_factory=lambda: deque(maxlen=_FLAPS))
-
-    def hear(self, answer: ProbeAnswer, now_s: float) -> int:
-        """The target's health after one more answer.
-
-        A bad answer is down at once; none is down after the timeout. One good answer is up, but of a target that has
-        fallen several times of late, several in a row are asked for.
-        """
-        if answer is ProbeAnswer.GOOD:
-            self._good_s = now_s
-            self._good_in_a_row += 1
-            if self._good_in_a_row >= (_GOOD_ANSWERS if self._flaps(now_s) else 1):
-                self.health = Health.UP
-            return self.health
-        self._good_in_a_row = 0
-        since_s = self.began_s if self._good_s is None else self._good_s
-        if answer is ProbeAnswer.BAD or now_s - since_s >= self.probe.timeout_s:
-            if self.health == Health.UP:
-                self._falls_s.append(now_s)
-            self.health = Health.DOWN
-        return self.health
-
-    def _flaps(self, now_s: float) -> bool:
-        within_s = _FLAP_INTERVALS * self.probe.interval_s
-        return len(self._falls_s) == _FLAPS and now_s - self._falls_s[0] < within_s
+    def __init__(self, number: int | None) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-async def ask(row: EndpointRow, target: TargetRow) -> ProbeAnswer:
-    """Probe `target` of `row` once; takes the probe's interval at the most, or its timeout if that is shorter."""
+async def ask_instance(row: EndpointRow, target: TargetRow) -> int | None:
+    """As an edge: ask an instance as the row's probe says. Why it is down (targets/why.py), 0: it is well.
+
+    None: this machine is in no state to ask. Takes the probe's timeout at the most.
+    """
     assert row.probe is not None  # the caller's rows have one
-    within_s = min(row.probe.interval_s, row.probe.timeout_s)
+    line = _Question(target, row.dial_from, told=True)
+    number = await _number_of(_ask_by_relay(row, line), row.probe.timeout_s)
+    return why.of_relay(number) if number and not line.connected else number
+
+
+async def ask_own(row: EndpointRow, port: int = 0) -> int | None:
+    """Ask the applications behind an endpoint of this machine, one after the other until one is well; the result as above.
+
+    `port`: of a range of ports the one to ask, by default the first. Takes the timeout of the probe, or of connecting, each.
+    """
+    found: int | None = None
+    for each in row.targets:
+        target = each.at(max(0, port - each.port)) if each.port_count > 1 else each
+        within_s = row.connect_s if row.probe is None else row.probe.timeout_s
+        found = await _number_of(_ask_application(row, _Question(target)), within_s)
+        if found == why.NOTHING:
+            break
+    return found
+
+
+async def ask_door(row: EndpointRow, target: TargetRow) -> int | None:
+    """Ask the instance that a door out leads to, as a client would: its relay resets where there is no application."""
+    line = _Question(target, row.dial_from)
+    return await _number_of(_ask_tcp(line, row.connect_s), row.connect_s)
+
+
+async def _number_of(question: Awaitable[int], within_s: float) -> int | None:
     try:
         async with asyncio.timeout(within_s):
-            # From the edge's own address: the instance takes no other.
-            reader, writer = await asyncio.open_connection(
-                target.host, target.port, local_addr=(row.dial_from, 0) if row.dial_from else None
-            )
-            with contextlib.closing(writer):
-                writer.write(proxyproto.LOCAL_V2)
-                if row.probe.path:
-                    return await _ask_http(row, target, reader, writer)
-                return await _ask_tcp(reader, writer, min(_STANDS_S, within_s / 2))
+            return await question
     except TimeoutError:
-        return ProbeAnswer.NONE
-    except (OSError, ValueError):  # refused, reset, no way there; TLS that went wrong; a line without end
-        return ProbeAnswer.BAD
+        return why.no_answer(within_s)
+    except _Answered as answer:
+        return answer.number
+    except ssl.SSLError:
+        return why.NO_TLS
+    except OSError as error:
+        return why.of_error(error.errno)
 
 
-async def heard(reading: Awaitable[bytes], writer: asyncio.StreamWriter) -> bytes:
-    """What comes of `reading` from the connection that `writer` writes to. Raises OSError when that broke.
+class _Question:
+    """A connection to a target. Leaving it as a context closes it."""
 
-    What broke it stands in the writer too. If nobody asks there, asyncio may write on standard error, whenever garbage is
-    collected, that an exception was never retrieved. What breaks while nobody reads is not heard of here.
-    """
-    try:
-        return await reading
-    except OSError:
-        await writer.wait_closed()  # raises the same
-        raise
+    def __init__(self, target: TargetRow, speaks_as: str = "", *, told: bool = False) -> None:
+        """`told`: what comes first may be a relay's refusal."""
+        self.target = target
+        self.connected = False
+        self._speaks_as = speaks_as
+        self._told = told
+        self._loop = asyncio.get_running_loop()
+        self._sock: socket
+
+    async def __aenter__(self) -> Self:
+        target = self.target
+        try:
+            # asyncio asks for more than a socket of the kernel's alone.
+            self._sock = socket(fileno=target_socket(target, self._speaks_as).detach())
+            try:
+                if target.path:  # never in progress; and a full backlog (EAGAIN) must not be taken for that: unix(7)
+                    self._sock.connect(target.path)
+                else:
+                    await self._loop.sock_connect(self._sock, (target.host, target.port))
+            except BaseException:
+                self._sock.close()
+                raise
+        except BlockingIOError:
+            raise _Answered(why.BACKLOG_FULL) from None
+        except OSError as error:
+            if error.errno in CAPACITY or (not target.path and error.errno in NOT_BEGUN):
+                raise _Answered(None) from None
+            raise
+        self.connected = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._sock.close()
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError."""
+        await self._loop.sock_sendall(self._sock, data)
+
+    def finish(self) -> None:
+        """Nothing more will be sent."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(SHUT_WR)
+
+    async def receive(self) -> bytes:
+        """What comes next; nothing at the end. Raises OSError, and _Answered at a relay's refusal."""
+        data = await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+        while self._told and asking.is_refusal(data):
+            number = asking.number_in(data)
+            more = b"" if number is not None else await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+            if number is not None or not more:
+                raise _Answered(why.read(number or b""))
+            data += more
+        self._told = False
+        return data
 
 
-async def _ask_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stands_s: float) -> ProbeAnswer:
-    """Good unless it is reset within `stands_s`: a service may speak, finish, or wait for us."""
-    writer.write_eof()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(stands_s):
-            await heard(reader.read(1), writer)
-    return ProbeAnswer.GOOD
+class _Tls:
+    """TLS on a line: whether the application serves, and not who it is. relay does not know the certificate's name."""
 
-
-async def _ask_http(
-    row: EndpointRow, target: TargetRow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> ProbeAnswer:
-    assert row.probe is not None
-    if row.protocol == "https":
-        # Whether it serves, not who it is: relay does not know the certificate's name.
+    def __init__(self, line: _Question) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        await writer.start_tls(context)
-    head = f"Host: {target.text}\r\nUser-Agent: relay-probe\r\nConnection: close"
-    request = f"GET {row.probe.path} HTTP/1.1\r\n{head}\r\n\r\n"
-    writer.write(request.encode())
-    line = await heard(reader.readline(), writer)
-    return ProbeAnswer.GOOD if line[:5] == b"HTTP/" and line[8:13] in (b" 200 ", b" 200\r") else ProbeAnswer.BAD
+        self._line = line
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes)
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError."""
+        await self._do(lambda: self._tls.write(data))
+
+    async def receive(self) -> bytes:
+        """What comes next; nothing at the end. Raises OSError."""
+        try:
+            return await self._do(lambda: self._tls.read(_LINE_MAX_BYTES))
+        except ssl.SSLZeroReturnError:
+            return b""
+
+    async def _do(self, step: Callable[[], _Result]) -> _Result:
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if data := await self._line.receive():
+                    self._came.write(data)
+                else:
+                    self._came.write_eof()
+            else:
+                await self._flush()
+                return result
+
+    async def _flush(self) -> None:
+        if data := self._goes.read():
+            await self._line.send(data)
+
+
+async def _ask_by_relay(row: EndpointRow, line: _Question) -> int:
+    assert row.probe is not None
+    by_relay = row.probe.kind == "relay"
+    async with line:
+        await line.send(asking.header(asking.RELAY if by_relay else asking.THROUGH))
+        if row.probe.path:
+            return await _ask_http(row, line)
+        if not by_relay:
+            line.finish()
+        return await _stands(line, row.probe.timeout_s)
+
+
+async def _ask_application(row: EndpointRow, line: _Question) -> int:
+    async with line:
+        if row.send_proxy:
+            await line.send(proxyproto.LOCAL_V1 if row.send_proxy == "v1" else proxyproto.LOCAL_V2)
+        if row.probe is not None and row.probe.path:
+            return await _ask_http(row, line)
+        return why.NOTHING
+
+
+async def _ask_tcp(line: _Question, within_s: float) -> int:
+    async with line:
+        return await _stands(line, within_s)
+
+
+async def _stands(line: _Question, within_s: float) -> int:
+    """Well unless it is reset within a moment: a service may speak, finish, or wait for us."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(min(_STANDS_S, within_s / 2)):
+            await line.receive()
+    return why.NOTHING
+
+
+async def _ask_http(row: EndpointRow, line: _Question) -> int:
+    assert row.probe is not None
+    host = "localhost" if line.target.path else line.target.text
+    talk = _Tls(line) if row.protocol == "https" else line
+    head = f"Host: {host}\r\nUser-Agent: relay-probe\r\nConnection: close"
+    await talk.send(f"GET {row.probe.path} HTTP/1.1\r\n{head}\r\n\r\n".encode())
+    answer = b""
+    while b"\n" not in answer and len(answer) < _LINE_MAX_BYTES and (more := await talk.receive()):
+        answer += more
+    if not answer:
+        return why.CLOSED
+    found = _STATUS.match(answer)
+    if found is None:
+        return why.NOT_HTTP
+    status = int(found[1])
+    return why.NOTHING if status == _GOOD_STATUS else why.http_status(status)

@@ -10,8 +10,8 @@ from typing import Final, Self
 from relay.config.roster import Member, split_instance
 from relay.config.settings import Settings
 from relay.control import answers
+from relay.control.faults import own_faults
 from relay.control.in_force import InForce
-from relay.control.services import Services
 from relay.control.status import is_busy, is_draining
 from relay.errors import IdentityError
 from relay.fleet.claim import Claimant
@@ -52,7 +52,6 @@ class Follower:
         self._in_force = in_force
         self._put = put
         self._metrics = metrics
-        self._services = Services(ledger)
         self._changed = asyncio.Event()
         self._told = ("", False)
         self._hindrance = ""  # why the roster does not come into force
@@ -121,9 +120,8 @@ class Follower:
         remembered: tuple[Member, ...] | None = None
         while True:
             snapshot = self._in_force.snapshot
-            await self._services.ask(snapshot)
             busy = is_busy(self._ledger) or is_draining(self._ledger)
-            self._registry.announce(self._metrics, busy, self._services.down(snapshot))
+            self._registry.announce(self._metrics, busy, own_faults(self._ledger, snapshot, telling=True))
             self._note()
             seen = self._registry.current
             if self._memory is not None and seen.confirmed_ns and seen.members != remembered:

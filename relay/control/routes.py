@@ -26,10 +26,11 @@ from relay.config.settings import Settings
 from relay.control import answers, discovery
 from relay.control.discovery import Fleet
 from relay.control.environment import variables
+from relay.control.faults import avoided, own_faults
 from relay.control.in_force import InForce
 from relay.control.name_service import zone_of
 from relay.control.openapi import document
-from relay.control.status import avoided, is_busy
+from relay.control.status import is_busy
 from relay.control.watch import WATCHERS_MAX, Feed
 from relay.errors import ClashError, OperatorError, UnknownError
 from relay.ledger.ledger import Ledger
@@ -96,9 +97,8 @@ class Discovery:
     def fleet(self) -> Fleet:
         """The service, who is there, and how they do."""
         service, snapshot = self._in_force.service, self._in_force.snapshot
-        roster, away = snapshot.roster, avoided(self._ledger, snapshot)
-        if is_busy(self._ledger):
-            roster = roster.busy(snapshot.instance)
+        away, faults = avoided(self._ledger, snapshot), own_faults(self._ledger, snapshot)
+        roster = snapshot.roster.with_own(snapshot.instance, is_busy(self._ledger), faults)
         return Fleet(service, roster, snapshot.instance, self._metrics, away)
 
     def _answering(self, keys: Collection[str], ask: _Ask) -> _Handler:

@@ -4,9 +4,12 @@ import os
 import time
 from typing import Final, Literal
 
+from typing_extensions import TypedDict
+
 from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control import answers
+from relay.control.faults import reason_of
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -18,10 +21,11 @@ from relay.ledger.layout import (
     State,
     TargetCount,
     Word,
-    health_at,
 )
 from relay.ledger.ledger import Ledger
 from relay.processes.renewal import behind
+from relay.targets import health
+from relay.targets.health import TargetHealth
 
 _HEALTH: Final[dict[int, Literal["unknown", "up", "down"]]] = {
     Health.UNKNOWN: "unknown",
@@ -74,8 +78,8 @@ def endpoint(ledger: Ledger, row: EndpointRow) -> answers.EndpointStatus:
         "leads_to": row.leads_to,
         "distribution": row.distribution,
         "targets": [target.text for target in row.targets],
-        "target_set": [target_status(ledger, target) for target in row.targets] if row.distribution else [],
-        "target_up": ledger.target_up(slot),
+        "target_set": [target_status(ledger, row, target) for target in row.targets] if row.distribution else [],
+        **_target_of(ledger, row),
         "active": ledger.active(slot),
         "accepted": ledger.total(slot, Count.ACCEPTED),
         "denied": _nonzero(ledger, slot, Count.DENIED, REASONS),
@@ -89,9 +93,49 @@ def endpoint(ledger: Ledger, row: EndpointRow) -> answers.EndpointStatus:
     }
 
 
-def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
-    """One target of an edge's endpoint: what its probes say, and what this edge's connections met."""
+class _Target(TypedDict):
+    """How an endpoint's target is: a part of `EndpointStatus`."""
+
+    target_up: bool | None
+    target_reason: str
+    target_since_s: float | None
+    target_looked_s: float | None
+    target_looked: answers.Looked
+
+
+def _target_of(ledger: Ledger, row: EndpointRow) -> _Target:
+    """How the target is; of several, whether one of them is up."""
+    if row.distribution is None:
+        found = health.of_endpoint(ledger, row)
+        states = {found.health}
+    else:
+        found = TargetHealth()
+        states = {health.of_target(ledger, row, target).health for target in row.targets}
+    up = True if Health.UP in states else False if states == {Health.DOWN} else None
+    since_s, looked_s, looked = _ages(found)
+    return {
+        "target_up": up,
+        "target_reason": reason_of(row, None, found),
+        "target_since_s": since_s,
+        "target_looked_s": looked_s,
+        "target_looked": looked,
+    }
+
+
+def _ages(found: TargetHealth) -> tuple[float | None, float | None, answers.Looked]:
+    """For how long it has been so, how long ago that was found last, and by what."""
     now_ns = time.monotonic_ns()
+    since_s, looked_s = (
+        round(max(0, now_ns - at_ns) / 1e9, 3) if at_ns else None for at_ns in (found.since_ns, found.looked_ns)
+    )
+    return since_s, looked_s, None if looked_s is None else "dialled" if found.dialled else "probed"
+
+
+def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answers.TargetStatus:
+    """One of several targets of an endpoint: how it is, and what this machine's connections met."""
+    now_ns = time.monotonic_ns()
+    found = health.of_target(ledger, row, target)
+    since_s, looked_s, looked = _ages(found)
     rows = ledger.worker(0).target_counts_at(target.slot)
     ejected_ns = max(ledger.words[row + TargetCount.EJECTED_UNTIL_NS] for row in rows) - now_ns
     connected = ledger.target_total(target.slot, TargetCount.CONNECTED)
@@ -99,7 +143,11 @@ def target_status(ledger: Ledger, target: TargetRow) -> answers.TargetStatus:
     return {
         "target": target.text,
         "instance": target.instance,
-        "health": _HEALTH[ledger.words[health_at(target.slot)]],
+        "health": _HEALTH[found.health],
+        "reason": reason_of(row, target, found),
+        "since_s": since_s,
+        "looked_s": looked_s,
+        "looked": looked,
         "active": ledger.target_total(target.slot, TargetCount.ACTIVE),
         "connected": connected,
         "failures": ledger.target_total(target.slot, TargetCount.FAILURES),
@@ -152,20 +200,6 @@ def connections(ledger: Ledger, snapshot: Snapshot) -> list[answers.Connection]:
         for flow in ledger.flows()
         if flow.state != State.END  # counted as closed already
     ]
-
-
-def avoided(ledger: Ledger, snapshot: Snapshot) -> frozenset[str]:
-    """The ids of instances that this machine sends nobody to while another is left: by its probes, or by failures."""
-    words, part = ledger.words, ledger.worker(0)
-    now_ns = time.monotonic_ns()
-    return frozenset(
-        target.instance
-        for row in snapshot.endpoints
-        for target in row.targets
-        if target.instance
-        if words[health_at(target.slot)] == Health.DOWN
-        or any(words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns for at in part.target_counts_at(target.slot))
-    )
 
 
 def worker_restarts(ledger: Ledger) -> int:

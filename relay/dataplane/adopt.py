@@ -23,6 +23,7 @@ from relay.dataplane.gate import Gate
 from relay.dataplane.greeting import Greeting
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
+from relay.envelope import asking
 from relay.kernel.sockets import (
     Accepted,
     connected_addresses,
@@ -36,6 +37,7 @@ from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
 from relay.steps import step
 
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
+_ASKED: Final = {Flag.ASKS_WHY: asking.THROUGH, Flag.ASKS_RELAY: asking.RELAY}
 _SLICE_FLOWS: Final = 256  # taken over in one go, some 10 ms; then those that are taken over are served
 
 
@@ -216,6 +218,7 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
         state=record.state,
         via=edge,
         probe=bool(record.flags & Flag.PROBE),
+        asks=_ASKED.get(record.flags & (Flag.ASKS_WHY | Flag.ASKS_RELAY), asking.NOTHING),
     )
 
 

@@ -11,6 +11,7 @@ from relay.config.snapshot import TargetRow
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
+from relay.dataplane.telling import tell
 from relay.envelope import proxyproto
 from relay.errors import os_reason
 from relay.kernel.poller import WRITE
@@ -60,7 +61,7 @@ class Dialling(Stage):
         if flow.gate.pool is None:
             flow.cut("revoked")
         elif self._not_begun:
-            self._give_up()
+            self._give_up(why.TOLD)
         else:
             flow.cut("connect_failed")
 
@@ -116,7 +117,7 @@ class Dialling(Stage):
             return self._exhausted(row)
         if self.flow.gate.declared.transparent and error.errno != errno.EAFNOSUPPORT:
             self.flow.reason = NOT_TRANSPARENT.get(error.errno or 0, os_reason(error))
-            self._give_up()
+            self._give_up(why.of_error(error.errno))
             return False
         return self._no_way(row, error.errno or 0, os_reason(error))
 
@@ -139,14 +140,19 @@ class Dialling(Stage):
         flow.reason = self._not_begun = f"{row.text}: {words.get(code, reason)}"
         if flow.route.skip():
             return True
-        self._give_up()
+        self._give_up(why.of_error(code))
         return False
 
-    def _give_up(self) -> None:
+    def _give_up(self, fault: int) -> None:
         """This machine is in trouble: say so, and end the flow."""
         flow = self.flow
         flow.context.denials.note(flow.gate.declared.name, flow.peer, flow.reason, event="dial")
-        flow.cut("error")
+        self._end("error", fault)
+
+    def _end(self, cause: str, fault: int) -> None:
+        """There is no target for the flow. An edge that asks is told why (targets/why.py)."""
+        tell(self.flow, fault, self.flow.reason)
+        self.flow.cut(cause)
 
     def _wait(self, target_fd: int) -> None:
         """Wait for the answer. When the same target is dialled again its time runs on."""
@@ -188,14 +194,14 @@ class Dialling(Stage):
         flow.reason, self._not_begun = why.text_of(reason, target.path if target is not None else ""), ""
         if flow.route.failed(reason):
             return True
-        flow.cut(cause)
+        self._end(cause, reason)
         return False
 
     def tick(self, now_s: float) -> None:
         """The target's time is up; or ask it again."""
         if now_s >= self._deadline_s:
             if self._target is None:
-                self.flow.cut("error")  # it was never asked
+                self._end("error", why.of_error(errno.EMFILE))  # it was never asked
             elif self._failed("connect_timeout", self._silence()):
                 self.start()
         elif self._retry is not None:

@@ -107,6 +107,7 @@ _HEADER: Final[_Steps] = (
     "first_bytes.header",
     "WorkerLedger.identify",
     "first_bytes.take",
+    "telling.tell",
     "Gate.identify",
     "first_bytes.first_bytes",
     "WorkerLedger.advance",

@@ -17,6 +17,7 @@ from relay.address import Address
 from relay.dataplane.context import Context, Stage
 from relay.dataplane.gate import Gate
 from relay.dataplane.route import Route
+from relay.envelope import asking
 from relay.kernel.poller import Handler
 from relay.kernel.sockets import AnySocket, finish_on_close
 from relay.ledger.layout import CLEAN_CAUSES, State
@@ -28,8 +29,8 @@ class Flow:
     """One connection from accept to close. Its stages read the facts; `stand` and `cut` change where it stands."""
 
     __slots__ = (
-        "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "reason", "record", "route",
-        "source", "stage", "started_ns", "state", "via",
+        "asks", "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "reason", "record",
+        "route", "source", "stage", "started_ns", "state", "via",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,7 @@ class Flow:
         state: int = State.FREE,
         via: str = "",
         probe: bool = False,
+        asks: int = asking.NOTHING,
     ) -> None:
         """`state`: where a dead worker left it, which has counted it as accepted. The flow is in `context` from here on."""
         self.context = context
@@ -55,6 +57,7 @@ class Flow:
         self.peer = peer
         self.via = via  # the edge's address, of a client that came by one
         self.probe = probe  # it is the edge's own: does the application take connections
+        self.asks = asks  # what the edge wants to be told: envelope/asking.py
         self.route = Route(gate, context.now_ns)
         self.record = record  # its place in the ledger
         self.started_ns = started_ns

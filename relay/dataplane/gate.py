@@ -10,9 +10,11 @@ from typing import Final
 from relay.address import packed_host
 from relay.config.snapshot import EndpointRow
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
+from relay.targets import why
+from relay.targets.health import own_health
 from relay.targets.pool import Pool
 
 # Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
@@ -140,9 +142,9 @@ class Gate:
         """Count a dial that came to nothing."""
         self._words[self.counts_at + Count.CONNECT_FAILURES] += 1
 
-    def target_failed(self, dialled_ns: int, why: int) -> None:
-        """None of the targets took the connection; the last dial began then (CLOCK_MONOTONIC)."""
-        self._words[self.counts_at + Count.DIAL_WHY] = why
+    def target_failed(self, dialled_ns: int, dial_why: int) -> None:
+        """None of the targets took the connection; the last dial began then (CLOCK_MONOTONIC). See `health.failed_dial`."""
+        self._words[self.counts_at + Count.DIAL_WHY] = dial_why
         self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1
 
     def target_answered(self, dialled_ns: int) -> None:
@@ -154,6 +156,14 @@ class Gate:
         first = not self._total(Count.OTHER_SOURCE)
         self._words[self.counts_at + Count.OTHER_SOURCE] += 1
         return first
+
+    def fault(self) -> int:
+        """Why the application is down, as an edge is told that asks for no more (targets/why.py); 0: it may be up."""
+        declared = self.declared
+        if declared.probe is not None and declared.probe.kind == "never":
+            return why.NOTHING  # who is down would never be found to be back: nobody would be sent, and nobody looks
+        found = own_health(self._words, self._all_counts_at, proves=declared.dial_proves)
+        return (found.why or why.TOLD) if found.health == Health.DOWN else why.NOTHING
 
     @step
     def denied(self, reason: str, count: int = 1) -> None:

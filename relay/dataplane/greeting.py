@@ -3,21 +3,29 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
+from relay.dataplane.telling import tell
+from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import address_text
 from relay.ledger.layout import DaemonWord, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
+from relay.targets import why
 
 _Right = TypeVar("_Right")
+_FLAGS: Final = {
+    asking.NOTHING: Flag.PROBE,
+    asking.THROUGH: Flag.PROBE | Flag.ASKS_WHY,
+    asking.RELAY: Flag.PROBE | Flag.ASKS_RELAY,
+}
 
 
 def begin(flow: Flow) -> None:
@@ -72,8 +80,9 @@ class Greeting(Stage):
             return
         flow.probe = header.src is None
         peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
+        flow.asks = asking.asked_in(header.tlvs)
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
-        flow.context.ledger.identify(flow.record, str(peer), Flag.PROBE if flow.probe else 0)
+        flow.context.ledger.identify(flow.record, str(peer), _FLAGS[flow.asks] if flow.probe else 0)
         first_bytes.take(flow.client, header.length)
         self._identified(peer)
 
@@ -82,7 +91,11 @@ class Greeting(Stage):
         flow = self.flow
         context, gate = flow.context, flow.gate
         if flow.probe and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
+            tell(flow, why.BUSY)
             return flow.cut("drain")  # this is how the edge learns to send nobody
+        if flow.asks == asking.RELAY:
+            tell(flow, gate.fault())
+            return flow.cut("told")
         if not flow.probe:
             edge, source = flow.source, peer.host
             flow.peer = peer

@@ -8,6 +8,7 @@ from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
 from relay.kernel.sockets import AnySocket
 from relay.targets import why as reasons
+from relay.targets.health import failed_dial
 
 _ATTEMPTS_MAX: Final = 2  # without a pool: the first target and one other; a client waits for no more
 # Of a pool's target, before the next is tried: a handshake that was lost is sent again after 1 s (tcp(7)), and within
@@ -77,7 +78,8 @@ class Route:
         if self.skip():
             return True
         if self._pool is None:
-            self._gate.target_failed(self.dialled_ns, why)
+            port = self.target.port if self.target is not None else 0
+            self._gate.target_failed(self.dialled_ns, failed_dial(why, port))
         return False
 
     def skip(self) -> bool:
@@ -95,7 +97,7 @@ class Route:
         if self._pool is None:
             self._gate.target_answered(self.dialled_ns)
         elif self._place is not None:
-            self._pool.answered(self._place, took_s)
+            self._pool.answered(self._place, took_s, self._now_ns())
             self._pool.enter(self._place, 1)
             if self._gate.declared.type != "door":  # see `leave`
                 self._pool.proved(self._place, self._now_ns())

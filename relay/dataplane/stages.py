@@ -19,7 +19,7 @@ MOVES: Final[Mapping[int, tuple[int, ...]]] = {
 """From where to where. To itself as well, but from FREE: a new worker puts a flow where it found it."""
 
 ENDS: Final[Mapping[int, tuple[str, ...]]] = {
-    State.HEADER: ("client_gone", "client_reset", "first_byte_timeout", "protocol", "denied"),
+    State.HEADER: ("client_gone", "client_reset", "first_byte_timeout", "protocol", "denied", "told"),
     State.LOOK: ("client_gone", "client_reset", "first_byte_timeout", "protocol"),
     State.DIAL: ("connect_failed", "connect_timeout"),
     State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle"),

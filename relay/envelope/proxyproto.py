@@ -29,8 +29,8 @@ _V2_LOCAL, _V2_PROXY = 0x20, 0x21
 _V2_TCP4, _V2_TCP6 = 0x11, 0x21
 _V2_TCP4_BLOCK = struct.Struct("!4s4sHH")
 _V2_TCP6_BLOCK = struct.Struct("!16s16sHH")
-LOCAL_V2 = _V2_FIXED.pack(_V2_SIGNATURE, _V2_LOCAL, 0x00, 0)
-"""The header of a connection that the sender made for itself, such as a probe (section 2.2)."""
+LOCAL_V1 = b"PROXY UNKNOWN\r\n"
+"""In version 1 a connection that the sender made for itself cannot be told from one of an unknown client (section 2.1)."""
 
 # Section 2.2: family (high four bits) to the bytes of its two addresses and ports. Others are invalid.
 _V2_BLOCK_BYTES = {0x0: 0, 0x1: 12, 0x2: 36, 0x3: 216}
@@ -52,6 +52,16 @@ class Header:
     dst_port: int
     length: int
     version: int
+    tlvs: bytes = b""  # of a LOCAL header without addresses
+
+
+def local_v2(tlvs: bytes = b"") -> bytes:
+    """The header of a connection that the sender made for itself, such as a probe, with these TLVs. Source: section 2.2."""
+    return _V2_FIXED.pack(_V2_SIGNATURE, _V2_LOCAL, 0x00, len(tlvs)) + tlvs
+
+
+LOCAL_V2 = local_v2()
+"""The same without any."""
 
 
 def build_v1(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int) -> bytes:
@@ -61,7 +71,7 @@ def build_v1(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int)
     Raises ValueError on another address length or a port outside 0..65535. Source: section 2.1.
     """
     if src is None or dst is None:
-        return b"PROXY UNKNOWN\r\n"
+        return LOCAL_V1
     src, dst = _one_family(src, dst)
     _check_ports(src_port, dst_port)
     family = "TCP4" if len(src) == 4 else "TCP6"
@@ -84,7 +94,8 @@ def build_v2(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int)
 def parse(data: bytes) -> Incomplete | Header | Reject:
     """Read the PROXY header at the start of `data`, of either version.
 
-    TLVs are skipped unread, the checksum among them (section 2.2.3 leaves it to receivers that support it).
+    TLVs of a client's header are skipped unread, the checksum among them (section 2.2.3 leaves it to receivers that
+    support it).
     """
     if data.startswith(b"P"):
         return _parse_v1(data[:V1_LIMIT_BYTES])
@@ -143,7 +154,8 @@ def _parse_v2(data: bytes) -> Incomplete | Header | Reject:
         block = _V2_TCP4_BLOCK if family == _V2_TCP4 else _V2_TCP6_BLOCK
         src, dst, src_port, dst_port = block.unpack_from(data, _V2_FIXED.size)
         return Header(unmap(src), src_port, unmap(dst), dst_port, length, 2)
-    return Header(None, 0, None, 0, length, 2)
+    tlvs = data[_V2_FIXED.size : length] if command == _V2_LOCAL and not family else b""
+    return Header(None, 0, None, 0, length, 2, tlvs)
 
 
 def _v2_known(family: int) -> bool:

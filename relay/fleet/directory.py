@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ class Directory(RegistryClient):
         super().__init__(Seen())
         self._publish(self._look())
 
-    def announce(self, metrics: str, busy: bool, down: tuple[str, ...]) -> None:
+    def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         """Nothing: the files are written by somebody else."""
 
     @property

@@ -13,9 +13,11 @@ from typing import Any, Final
 
 from relay.config import values
 from relay.config.roster import Member
+from relay.config.wording import printable
 
 # Many times what an instance with a hundred endpoints says. Past this somebody else writes there.
 _VALUE_MAX_BYTES: Final = 64 * 1024
+_REASON_MAX_CHARS: Final = 200  # a path and a few words
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Entry:
             "metrics": member.metrics,
             "busy": member.busy,
             "down": list(member.down),
+            "reasons": dict(zip(member.down, member.reasons, strict=False)),
             "machine": self.machine,
             "daemon": self.daemon,
         }
@@ -117,7 +120,14 @@ def read_entry(place: tuple[str, int], value: bytes) -> Entry | None:
         return None
     if not isinstance(busy, bool) or not isinstance(machine, str) or not isinstance(daemon, str):
         return None
-    return Entry(Member(*place, address, metrics, busy, down), machine, daemon)
+    told = plain.get("reasons")  # not by relay 0.1.0
+    reasons = tuple(_reason(told.get(name)) for name in down) if isinstance(told, dict) else ()
+    return Entry(Member(*place, address, metrics, busy, down, reasons if any(reasons) else ()), machine, daemon)
+
+
+def _reason(told: object) -> str:
+    """Words that another machine wrote, as far as people are shown them."""
+    return printable(told[:_REASON_MAX_CHARS]) if isinstance(told, str) else ""
 
 
 def claim_value(machine: str) -> bytes:

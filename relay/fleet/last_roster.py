@@ -139,4 +139,4 @@ def _makes_sense(member: Member) -> bool:
             values.host_port(member.metrics)
     except ValueError:
         return False
-    return isinstance(member.busy, bool) and all(isinstance(name, str) for name in member.down)
+    return isinstance(member.busy, bool) and all(isinstance(text, str) for text in (*member.down, *member.reasons))

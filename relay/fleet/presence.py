@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -54,9 +54,11 @@ class Presence:
         """The key that says that this machine is there."""
         return self._key
 
-    def announce(self, metrics: str, busy: bool, down: tuple[str, ...]) -> None:
-        """Say this of the machine from now on."""
-        self._member = replace(self._member, metrics=metrics, busy=busy, down=down)
+    def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
+        """Say this of the machine from now on. `down`: its endpoints whose application is down, with the reason."""
+        names = tuple(sorted(down))
+        reasons = tuple(down[name] for name in names)
+        self._member = replace(self._member, metrics=metrics, busy=busy, down=names, reasons=reasons)
         self._announced = True
         if self._member != self._written:
             self._woken.set()

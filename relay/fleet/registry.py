@@ -10,7 +10,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from random import uniform
 from typing import Any, Final, Self
@@ -111,7 +111,7 @@ class RegistryClient(ABC):
             self._watchers.discard(changed)
 
     @abstractmethod
-    def announce(self, metrics: str, busy: bool, down: tuple[str, ...]) -> None:
+    def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         """Say this of this machine from now on: where its metrics are, and what others should not send it."""
 
     async def close(self, leave: bool) -> None:
@@ -185,7 +185,7 @@ class Etcd(RegistryClient):
         """Who else is there by this machine's number, by what the registry says; empty when nobody is."""
         return self._presence.conflict if self._presence is not None else ""
 
-    def announce(self, metrics: str, busy: bool, down: tuple[str, ...]) -> None:
+    def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         """Say this of this machine from now on: where its metrics are, and what others should not send it."""
         if self._presence is not None:
             self._presence.announce(metrics, busy, down)

@@ -48,6 +48,7 @@ CAUSES: Final = (
     "revoked",
     "drain",
     "error",  # relay or the machine failed this flow
+    "told",  # an edge asked how the application is, and was told
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one."""
 
@@ -163,9 +164,9 @@ class TargetCount:
 
 
 class Health:
-    """What a target's probes say."""
+    """How a target is."""
 
-    UNKNOWN: Final = 0  # not probed yet: new connections are sent
+    UNKNOWN: Final = 0  # not looked at yet: new connections are sent
     UP: Final = 1
     DOWN: Final = 2
 
@@ -201,11 +202,13 @@ class Flag:
     UP_FIN: Final = 4  # the end of the stream was passed on to the target, or is about to be
     DOWN_FIN: Final = 8
     PROBE: Final = 16  # the edge's own: it asks whether the application takes connections
+    ASKS_WHY: Final = 64  # and where it does not, why: envelope/asking.py, THROUGH
+    ASKS_RELAY: Final = 128  # or it asks us alone: RELAY
     CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause
 
 
 def health_at(slot: int) -> int:
-    """Index into `words` of a target's health, one of `Health`. Control writes it, workers read it."""
+    """Index into `words` of the health of one of several targets: targets/health.py. Control writes it, workers read it."""
     return HEADER_WORDS + slot
 
 

@@ -1,6 +1,7 @@
 """The targets of one endpoint at work, in one worker of an edge: which may get a connection, and how each has done.
 
-Whether a target is up is control's to say (its probes write into the ledger). What this worker's own dials met is
+Whether a target is up is control's to say: it writes what it found into the ledger. An edge sends nobody to one that is
+down; a door out, which has nobody else to ask for it, tries it after the others. What this worker's own dials met is
 remembered here for a while: a target that refused, or did not answer, is tried after the others.
 """
 
@@ -13,6 +14,7 @@ from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
+from relay.targets.health import state_in
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
 
@@ -28,6 +30,7 @@ class Pool:
         self._holders = [self._words[at + TargetCount.HOLDER] for at in self._counts_at]
         self._all_counts_at = [ledger.target_counts_at(each.slot) for each in row.targets]
         self._health = [health_at(each.slot) for each in row.targets]
+        self._forbids = row.type != "door"  # a target that is down gets nobody
         self._ranking = Ranking([each.text for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
         # The n-th port leads to the instance with that number, which may not be there.
@@ -38,25 +41,30 @@ class Pool:
         )
 
     def any_up(self) -> bool:
-        """Whether there is a target that its probes have not found down."""
-        words = self._words
-        return any(words[at] != Health.DOWN for at in self._health)
+        """Whether there is a target that may get a connection."""
+        return not self._forbids or any(not self._is_down(n) for n in range(len(self._health)))
+
+    def _is_down(self, place: int) -> bool:
+        return state_in(self._words[self._health[place]]) == Health.DOWN
 
     @step
     def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
         """The place of the target for a connection to `port` from `source` (packed); None: there is none left.
 
-        `tried` has a bit for each place that failed already. An ejected target is better than none, one that is down is not.
+        `tried` has a bit for each place that failed already. An ejected target is better than none; one that is down is too,
+        but not on an edge.
         """
-        words = self._words
+        words, forbids = self._words, self._forbids
         left = [
             n
             for n in self._order(source, source_port, port)
-            if not tried >> n & 1 and words[self._health[n]] != Health.DOWN
+            if not tried >> n & 1 and not (forbids and self._is_down(n))
         ]
         if not left:
             return None
         ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
+        if not forbids:
+            ready = [n for n in ready if not self._is_down(n)] or ready
         if self._distribution == "least-connections":
             return min(ready, key=self.active)  # of equals the first in the order, which spreads them
         return ready[0]
@@ -77,9 +85,11 @@ class Pool:
         words = self._words
         return sum([words[at + TargetCount.ACTIVE] for at in self._all_counts_at[place]])
 
-    def answered(self, place: int, took_s: float) -> None:
+    def answered(self, place: int, took_s: float, now_ns: int) -> None:
         """A dial was answered."""
         words, at = self._words, self._counts_at[place]
+        if not words[at + TargetCount.FAILED_IN_A_ROW]:  # else it has yet to be `proved`
+            words[at + TargetCount.DIALLED] = now_ns << 1 | 1
         words[at + TargetCount.CONNECTED] += 1
         words[at + TargetCount.CONNECT_SUM_NS] += int(took_s * 1e9)
 

@@ -32,6 +32,7 @@ _OTHERS: Final = (
 NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD = (
     _OTHER << _VALUE_BITS | n for n in range(1, len(_OTHERS) + 1)
 )
+_OF_RELAY: Final = 1 << 21  # on an edge: it is the relay of the instance that does not answer
 RESET: Final = _ERRNO << _VALUE_BITS | errno.ECONNRESET
 
 
@@ -50,6 +51,11 @@ def http_status(status: int) -> int:
     return _STATUS << _VALUE_BITS | min(status, _VALUE_MAX)
 
 
+def of_relay(number: int) -> int:
+    """The same, but that it is the target's own relay, and not the application behind it, that failed."""
+    return number | _OF_RELAY
+
+
 def read(text: bytes) -> int:
     """The number that another relay wrote as text; `TOLD` where it is none that is known here."""
     number = int(text) if text.isdigit() and len(text) <= 8 else 0
@@ -61,6 +67,8 @@ def read(text: bytes) -> int:
 
 def text_of(number: int, path: str = "") -> str:
     """In words; of a Unix socket at `path` with that path. 0 is empty."""
+    if number & _OF_RELAY:
+        return f"its relay: {text_of(number ^ _OF_RELAY)}"
     kind, value = number >> _VALUE_BITS, number & _VALUE_MAX
     match kind:
         case 0:

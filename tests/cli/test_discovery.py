@@ -12,7 +12,7 @@ from relay.control.answers import EndpointAnswer
 from relay.errors import OperatorError, UnknownError
 from tests.control.rig import WEB_0, WEB_2, fleet
 
-FLEET = fleet(WEB_0, WEB_2, avoided=frozenset({"web_IN_2", "store_IN_0"}))
+FLEET = fleet(WEB_0, WEB_2, avoided={"web_IN_2": "connection refused", "store_IN_0": ""})
 
 
 class Told(AdminClient):
@@ -91,7 +91,7 @@ def test_instances_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["web_IN_0", "10.0.0.4"], ["web_IN_2", "10.0.0.6"]]
     assert "healthy" in lines[1]
-    assert "DOWN: does not answer this machine" in lines[2]
+    assert "DOWN: connection refused" in lines[2]
     assert lines[3].startswith("store_IN_0*"), "this machine"
     assert show_instances(client, None, healthy=False, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == client.answers["instances"]

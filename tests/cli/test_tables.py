@@ -10,7 +10,8 @@ from relay.cli.tables import connections_text, drain_text, instances_text, route
 def status(**keys: Any) -> Any:
     endpoint = {
         "name": "web/http-in", "type": "input", "protocol": "http", "listen": "10.0.0.4:8080",
-        "targets": ["127.0.0.1:3000", "[::1]:3000"], "target_up": True, "active": 3, "accepted": 70,
+        "targets": ["127.0.0.1:3000", "[::1]:3000"], "target_up": True, "target_reason": "",
+        "target_since_s": 9000.0, "target_looked_s": 190.0, "target_looked": "dialled", "active": 3, "accepted": 70,
         "denied": {"access": 4, "rate": 1}, "closed": {"client_fin": 67}, "received_bytes": 1536, "sent_bytes": 0,
         "connect_failures": 0, "enforce": "strict", "would_deny": {}, "target_set": [],
         "distribution": None, "leads_to": "",
@@ -30,9 +31,9 @@ def test_the_whole_of_it() -> None:
         "pids: keeper 10, control 11, workers 12, 13 (5 restarts)",
         "",
         "ENDPOINT     TYPE   PROTOCOL  LISTEN         TARGET                     "
-        "IS  ACTIVE  ACCEPTED  DENIED           RECEIVED  SENT",
+        "IS                  ACTIVE  ACCEPTED  DENIED           RECEIVED  SENT",
         "web/http-in  input  http      10.0.0.4:8080  127.0.0.1:3000 [::1]:3000  "
-        "up  3       70        access=4 rate=1  1.5KiB    0B",
+        "up, dialled 3m ago  3       70        access=4 rate=1  1.5KiB    0B",
     ]
 
 
@@ -42,12 +43,20 @@ def test_what_is_wrong_catches_the_eye() -> None:
         status(
             draining=True,
             reload={"last_successful": False},
-            endpoints=[endpoint | {"target_up": False, "denied": {}}, endpoint | {"target_up": None}],
+            endpoints=[
+                endpoint | {"target_up": False, "target_reason": "connection refused", "denied": {}},
+                endpoint | {"target_up": False, "target_since_s": None},
+                endpoint | {"target_up": None, "target_since_s": None, "target_looked_s": None, "target_looked": None},
+            ],
         )
     )
     assert "draining" in text
     assert "last reload FAILED: the former configuration is in force, see the log" in text
-    assert [line.split()[6:8] for line in text.splitlines()[5:]] == [["DOWN", "3"], ["-", "3"]]
+    assert [line.split("::1]:3000  ")[1].split("  ")[0] for line in text.splitlines()[5:]] == [
+        "DOWN for 2h: connection refused",
+        "DOWN",
+        "-",
+    ]
 
 
 def test_an_envelope_that_is_not_enforced_catches_the_eye() -> None:
@@ -68,31 +77,39 @@ def test_an_instance_that_edges_send_nobody_to_catches_the_eye() -> None:
 
 def member(instance: int, **keys: Any) -> dict[str, Any]:
     return {
-        "target": f"10.0.0.{instance}:8080", "instance": f"web_IN_{instance}", "health": "up", "active": 2,
-        "connected": 30, "failures": 0, "ejections": 0, "ejected_for_s": 0, "mean_connect_s": 0.001,
+        "target": f"10.0.0.{instance}:8080", "instance": f"web_IN_{instance}", "health": "up", "reason": "",
+        "since_s": 90.0, "looked_s": 1.5, "looked": "probed", "active": 2, "connected": 30,
+        "failures": 0, "ejections": 0, "ejected_for_s": 0, "mean_connect_s": 0.001,
     } | keys  # fmt: skip
 
 
 def test_the_targets_of_an_edge_are_a_table_of_their_own() -> None:
     [plain] = status()["endpoints"]
-    sick = member(1, health="down", failures=7, ejections=2, ejected_for_s=90.0, active=0)
+    sick = member(1, health="down", reason="HTTP 503", failures=7, ejections=2, ejected_for_s=90.0, active=0)
     edge = plain | {"name": "web/edge", "targets": ["a", "b", "c"]}
     edge["distribution"] = "five-tuple"
-    edge["target_set"] = [member(0), sick, member(10, health="unknown")]
+    edge["target_set"] = [member(0), sick, member(10, health="unknown", since_s=None, looked_s=None, looked=None)]
     other = plain | {"name": "web/edge@instance", "distribution": "instance", "target_set": [member(0)]}
     lines = status_text(status(endpoints=[edge, plain, other])).splitlines()
-    assert [line.split()[4:6] for line in lines[5:8]] == [
-        ["3", "instances"],
-        ["127.0.0.1:3000", "[::1]:3000"],
-        ["2", "instances"],
+    assert [line.split("8080  ")[1].split("  ")[0] for line in lines[5:8]] == [
+        "3 instances",
+        "127.0.0.1:3000 [::1]:3000",
+        "2 instances",
     ]
+    assert "  1 of 3 up, 1 not tried  " in lines[5]
+    assert "  1 of 1 up  " in lines[7]
     assert lines[8:] == [
         "",
-        "ENDPOINT           INSTANCE   TARGET          IS                      ACTIVE  CONNECTED  FAILURES  EJECTIONS",
-        "web/edge           web_IN_0   10.0.0.0:8080   up                      2       30         0         0",
-        "                   web_IN_1   10.0.0.1:8080   DOWN, ejected for 1.5m  0       30         7         2",
-        "                   web_IN_10  10.0.0.10:8080  -                       2       30         0         0",
-        "web/edge@instance  web_IN_0   10.0.0.0:8080   up                      2       30         0         0",
+        "ENDPOINT           INSTANCE   TARGET          IS                                       "
+        "ACTIVE  CONNECTED  FAILURES  EJECTIONS",
+        "web/edge           web_IN_0   10.0.0.0:8080   up, probed 1s ago                        "
+        "2       30         0         0",
+        "                   web_IN_1   10.0.0.1:8080   DOWN for 1m: HTTP 503, ejected for 1.5m  "
+        "0       30         7         2",
+        "                   web_IN_10  10.0.0.10:8080  -                                        "
+        "2       30         0         0",
+        "web/edge@instance  web_IN_0   10.0.0.0:8080   up, probed 1s ago                        "
+        "2       30         0         0",
     ]
 
 
@@ -167,12 +184,16 @@ def test_a_table_lines_up_and_has_no_trailing_blanks() -> None:
         ({"healthy": True}, "healthy"),
         ({"busy": True}, "busy"),
         ({"busy": True, "down": ["pg", "redis"]}, "busy, DOWN: pg, DOWN: redis"),
+        ({"down": ["pg"], "reasons": {"pg": "HTTP 503"}}, "DOWN: pg (HTTP 503)"),
+        ({"reasons": {"web_IN_0": "its relay: no answer in 5 s"}}, "DOWN: its relay: no answer in 5 s"),
         ({}, "DOWN: does not answer this machine"),
     ],
 )
 def test_how_an_instance_is(keys: dict[str, Any], told: str) -> None:
     instance: Any = {"id": "web_IN_0", "address": "10.0.0.4", "self": False, "metrics": None, "endpoints": []}
-    (_, line) = instances_text([instance | {"healthy": False, "busy": False, "down": []} | keys]).splitlines()
+    (_, line) = instances_text(
+        [instance | {"healthy": False, "busy": False, "down": [], "reasons": {}} | keys]
+    ).splitlines()
     assert line == f"web_IN_0  10.0.0.4  {told}{' ' * max(0, 2 - len(told))}  -        -"
 
 

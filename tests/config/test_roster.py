@@ -1,6 +1,7 @@
 """Who is in the service: listed, registered, and who is not believed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -110,7 +111,15 @@ def test_no_instance_id(text: str) -> None:
         split_instance(text)
 
 
-def test_one_that_asks_for_no_new_connections() -> None:
-    roster = Roster.of_service(SERVICE).busy("store_IN_0")
-    assert [each.id for each in roster if each.busy] == ["store_IN_0"]
-    assert len(list(roster)) == len(LISTED)
+def test_what_one_knows_of_itself() -> None:
+    roster = Roster.of_service(SERVICE)
+    there = roster.get("store_IN_0")
+    assert there is not None
+    told = roster.with_own("store_IN_0", True, {"b": "HTTP 503", "a": "connection refused"})
+    assert [(each.id, each.down, each.reasons) for each in told if each.busy] == [
+        ("store_IN_0", ("a", "b"), ("connection refused", "HTTP 503"))
+    ]
+    assert len(list(told)) == len(LISTED)
+    assert roster.with_own("store_IN_0", False, {}) is roster, "who looks for a change finds none"
+    assert told.with_own("store_IN_0", False, {}).get("store_IN_0") == replace(there, busy=True)
+    assert roster.with_own("nobody_IN_0", True, {}) is roster

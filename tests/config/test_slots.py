@@ -30,9 +30,9 @@ def test_an_edge_listens_on_the_public_ports_of_input_endpoints() -> None:
         ("web/closed-to-one", "198.51.100.11:82", "five-tuple"),
     ]
     assert [row.probe for row in rows] == [
-        *[ProbeRow("", 15.0, 31.0)] * 2,
+        *[ProbeRow("", 2.0, 5.0, "relay")] * 2,
         ProbeRow("/ok", 1.0, 2.0),
-        ProbeRow("", 15.0, 31.0),
+        ProbeRow("", 2.0, 5.0, "relay"),
     ]
     assert {row.dial_from for row in rows} == {"198.51.100.11"}
     assert {row.send_proxy for row in rows} == {"v2"}, (

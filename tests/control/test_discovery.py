@@ -37,7 +37,8 @@ def test_roles() -> None:
 
 
 def test_an_instance() -> None:
-    assert discovery.instance(fleet(replace(WEB_0, down=("each", "of another time"))), "web_IN_0") == {
+    me = replace(WEB_0, down=("each", "of another time"), reasons=("HTTP 503", ""))
+    assert discovery.instance(fleet(me), "web_IN_0") == {
         "id": "web_IN_0",
         "role": "web",
         "ordinal": 0,
@@ -46,6 +47,7 @@ def test_an_instance() -> None:
         "healthy": False,
         "busy": False,
         "down": ["each", "of another time"],
+        "reasons": {"each": "HTTP 503"},
         "self": False,
         "endpoints": [
             {
@@ -76,6 +78,12 @@ def test_an_instance() -> None:
     }
 
 
+def test_why_this_machine_avoids_an_instance_is_told_under_its_id() -> None:
+    told = fleet(WEB_0, avoided={"web_IN_0": "its relay: no answer in 5 s"})
+    found = discovery.instance(told, "web_IN_0")
+    assert (found["healthy"], found["reasons"]) == (False, {"web_IN_0": "its relay: no answer in 5 s"})
+
+
 def test_an_edge_has_the_public_ports() -> None:
     edge = discovery.instance(fleet(), "edge_IN_1")
     assert {each["name"]: (each["address"], each["ports"]) for each in edge["endpoints"]} == {
@@ -86,7 +94,7 @@ def test_an_edge_has_the_public_ports() -> None:
 
 def test_instances_of_a_role_and_the_healthy_ones() -> None:
     busy, gone = replace(WEB_0, busy=True), Member("web", 1, "10.0.0.5")
-    told = fleet(busy, gone, WEB_2, avoided=frozenset({"web_IN_1"}))
+    told = fleet(busy, gone, WEB_2, avoided={"web_IN_1": "HTTP 503"})
     assert [each["id"] for each in discovery.instances(told, "web")] == ["web_IN_0", "web_IN_1", "web_IN_2"]
     assert [each["id"] for each in discovery.instances(told, "web", healthy=True)] == ["web_IN_2"]
     assert [each["id"] for each in discovery.instances(told, "edge")] == ["edge_IN_0", "edge_IN_1"]
@@ -232,7 +240,7 @@ def test_who_came_and_who_went() -> None:
 def test_who_has_changed() -> None:
     assert kinds(fleet(WEB_0, WEB_2), fleet(replace(WEB_0, busy=True), WEB_2)) == [("changed", "web_IN_0")]
     assert kinds(fleet(WEB_0), fleet(replace(WEB_0, address="10.0.0.9"))) == [("changed", "web_IN_0")]
-    assert kinds(fleet(), fleet(avoided=frozenset({"web_IN_2"}))) == [("changed", "web_IN_2")]
+    assert kinds(fleet(), fleet(avoided={"web_IN_2": ""})) == [("changed", "web_IN_2")]
     ((_, view),) = changes(fleet(WEB_0), fleet(replace(WEB_0, down=("each",))))
     assert view["down"] == ["each"]
 

@@ -48,6 +48,7 @@ NAMES = {
     "relay_connection_duration_seconds_sum",
     "relay_target_up",
     "relay_target_connect_failures_total",
+    "relay_target_other_source_total",
     "relay_config_last_reload_successful",
     "relay_config_last_reload_success_timestamp_seconds",
     "relay_worker_restarts_total",

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from relay.control.registry_follower import Follower
 from relay.fleet.registry import RegistryClient, Seen
 from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
+from relay.targets import why
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.control.rig import Logged, standing
 from tests.harness import HANG_S
@@ -28,7 +30,7 @@ class Told(RegistryClient):
 
     def __init__(self) -> None:
         super().__init__(Seen())
-        self.announced: list[tuple[str, bool, tuple[str, ...]]] = []
+        self.announced: list[tuple[str, bool, Mapping[str, str]]] = []
         self.said_conflict = ""
         self.left: bool | None = None
         self.breaks = False
@@ -37,7 +39,7 @@ class Told(RegistryClient):
     def conflict(self) -> str:
         return self.said_conflict
 
-    def announce(self, metrics: str, busy: bool, down: tuple[str, ...]) -> None:
+    def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         self.announced.append((metrics, busy, down))
 
     def say(self, *members: Member, trouble: str = "") -> None:
@@ -116,16 +118,17 @@ async def test_members_come_into_force_and_are_brought_again(ledger: Ledger, mon
 async def test_the_registry_is_told_how_this_machine_does(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     async with following(ledger, monkeypatch) as made:
         told = made.registry.announced
-        await made.until(lambda: told[-1:] == [("10.0.0.4:9464", False, ())])
+        await made.until(lambda: told[-1:] == [("10.0.0.4:9464", False, {})])
         ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
-        await made.until(lambda: told[-1] == ("10.0.0.4:9464", True, ()))
+        await made.until(lambda: told[-1] == ("10.0.0.4:9464", True, {}))
         ledger.words[DaemonWord.BUSY_UNTIL_NS] = 0
         await made.until(lambda: not told[-1][1])
         ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1
         await made.until(lambda: told[-1][1])
         worker = ledger.worker(0)
+        worker.words[worker.counts_at(3) + Count.DIAL_WHY] = why.of_error(errno.ECONNREFUSED)
         worker.words[worker.counts_at(3) + Count.TARGET_UP] = time.monotonic_ns() << 1
-        await made.until(lambda: told[-1][2] == ("api",))
+        await made.until(lambda: told[-1][2] == {"api": "connection refused"})
 
 
 async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

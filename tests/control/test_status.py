@@ -11,7 +11,7 @@ import pytest
 from relay import __version__
 from relay.cli.tables import connections_text, status_text
 from relay.config.snapshot import TargetRow
-from relay.control.status import avoided, busy, connections, status, target_status
+from relay.control.status import busy, connections, status, target_status
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -25,6 +25,8 @@ from relay.ledger.layout import (
     health_at,
 )
 from relay.ledger.ledger import Ledger
+from relay.targets import why
+from relay.targets.health import packed
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.ledger.rig import add, new_ledger
 
@@ -65,7 +67,8 @@ def test_an_idle_daemon(ledger: Ledger) -> None:
     assert [endpoint["name"] for endpoint in found["endpoints"]] == ["web/in", "web/api"]
     assert found["endpoints"][0] == {
         "name": "web/in", "type": "input", "protocol": "tcp", "listen": "127.0.0.1:80", "targets": ["a", "b"],
-        "target_up": None, "active": 0, "accepted": 0, "denied": {}, "closed": {}, "received_bytes": 0,
+        "target_up": None, "target_reason": "", "target_since_s": None, "target_looked_s": None, "target_looked": None,
+        "active": 0, "accepted": 0, "denied": {}, "closed": {}, "received_bytes": 0,
         "enforce": "strict", "deny": "reset", "would_deny": {}, "sent_bytes": 0, "connect_failures": 0,
         "target_set": [], "distribution": None, "leads_to": "",
     }  # fmt: skip
@@ -135,15 +138,16 @@ TARGET = TargetRow("10.0.0.4:80", host="10.0.0.4", port=80, slot=7, instance="we
 
 
 def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
-    assert target_status(ledger, TARGET) == {
-        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "unknown", "active": 0, "connected": 0,
+    assert target_status(ledger, endpoint_row(), TARGET) == {
+        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "unknown", "reason": "", "since_s": None,
+        "looked_s": None, "looked": None, "active": 0, "connected": 0,
         "failures": 0, "ejections": 0, "ejected_for_s": 0, "mean_connect_s": None,
     }  # fmt: skip
 
 
 def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
     since = Since()
-    ledger.words[health_at(7)] = Health.DOWN
+    ledger.words[health_at(7)] = packed(Health.DOWN, why.http_status(503), 0)
     for n, row in enumerate(ledger.worker(0).target_counts_at(7), 1):
         ledger.words[row + TargetCount.ACTIVE] = n
         ledger.words[row + TargetCount.CONNECTED] = 2 * n
@@ -157,7 +161,8 @@ def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
     target: Any = found[0]["target_set"][0]
     assert since.has_shrunk(target.pop("ejected_for_s"), 60.0)
     assert target == {
-        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "down", "active": 3, "connected": 6,
+        "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "down", "reason": "HTTP 503", "since_s": None,
+        "looked_s": None, "looked": None, "active": 3, "connected": 6,
         "failures": 30, "ejections": 15, "mean_connect_s": 0.0015,
     }  # fmt: skip
 
@@ -213,18 +218,3 @@ def test_people_can_read_all_of_it(ledger: Ledger) -> None:
     found = json.loads(json.dumps(status(ledger, SNAPSHOT, 1, 0)))
     assert "web/api" in status_text(found)
     assert "192.0.2.1:6" in connections_text(connections(ledger, SNAPSHOT))
-
-
-def test_who_is_avoided(ledger: Ledger) -> None:
-    """By its probe, or by a dial that failed in any worker and is not tried again yet; not for what a local target does."""
-    targets = tuple(TargetRow(f"10.0.0.{n}:1", slot=n, instance=f"web_IN_{n}") for n in range(4))
-    local = endpoint_row("web/in", targets=(TargetRow("local"),))
-    snapshot = snapshot_of(endpoint_row("web/out", targets=targets, distribution="five-tuple"), local)
-    assert avoided(ledger, snapshot) == frozenset()
-    ledger.words[health_at(0)] = Health.UP
-    ledger.words[health_at(1)] = Health.DOWN
-    now_ns = time.monotonic_ns()
-    _, second = ledger.worker(0).target_counts_at(2)
-    ledger.words[second + TargetCount.EJECTED_UNTIL_NS] = now_ns + 10**12
-    ledger.words[ledger.worker(0).target_counts_at(3)[0] + TargetCount.EJECTED_UNTIL_NS] = now_ns - 1
-    assert avoided(ledger, snapshot) == {"web_IN_1", "web_IN_2"}

@@ -166,7 +166,7 @@ async def test_a_heartbeat_while_nothing_changes(truth: Truth, monkeypatch: pyte
 async def test_what_the_ledger_says_is_looked_for(truth: Truth) -> None:
     frames = await begun(truth.feed)
     await following(frames)
-    truth.fleet = replace(truth.fleet, avoided=frozenset({"web_IN_0"}))  # and nobody says so
+    truth.fleet = replace(truth.fleet, avoided={"web_IN_0": "HTTP 503"})  # and nobody says so
     _, kind, data = await following(frames)
     assert (kind, data["healthy"]) == ("changed", False)
 

@@ -14,6 +14,7 @@ from relay.kernel.sockets import NOT_BEGUN
 from relay.kernel.sockets import connect as real_connect
 from relay.ledger.layout import Count
 from relay.targets import why
+from relay.targets.health import failed_dial
 from tests.dataplane.rig import refusing, rig_to, silent_target, tcp_target
 
 
@@ -63,11 +64,11 @@ def test_a_unix_target_of_another_kind(stack: contextlib.ExitStack, tmp_path: Pa
 
 
 def test_a_target_that_refuses_or_says_nothing(stack: contextlib.ExitStack) -> None:
-    rig = rig_to(stack, refusing())
+    rig = rig_to(stack, row := refusing())
     assert rig.ending(rig.connect()) == "reset"
     assert rig.ended()["reason"] == "connection refused"
     part = rig.part
-    assert part.words[part.counts_at(0) + Count.DIAL_WHY] == why.of_error(errno.ECONNREFUSED)
+    assert part.words[part.counts_at(0) + Count.DIAL_WHY] == failed_dial(why.of_error(errno.ECONNREFUSED), row.port)
 
 
 def test_no_answer_says_how_long_it_was_waited_for(stack: contextlib.ExitStack) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from relay.dataplane import faults
 from relay.dataplane.stages import ENDS, FROM_OUTSIDE, MOVES, misstep
+from relay.envelope import asking
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, STATE_NAMES, State
 from relay.steps import NAMES
@@ -41,6 +42,11 @@ def both_finish(scene: Scene, first: socket.socket, then: socket.socket) -> None
     first.shutdown(socket.SHUT_WR)
     assert scene.rig.ending(then) == "fin"
     then.close()
+
+
+def asked(scene: Scene) -> None:
+    scene.rig.log.level = "debug"  # an edge's questions are told there
+    scene.client.send(asking.header(asking.RELAY))
 
 
 def nothing_moves(scene: Scene) -> None:
@@ -76,6 +82,7 @@ ACTS: Final[dict[str, Callable[[Scene], object]]] = {
     "first_byte_timeout": lambda scene: scene.rig.tick(LATER_S),
     "protocol": lambda scene: scene.client.send(b"\x16\x03\x01 neither a header nor HTTP"),
     "denied": lambda scene: scene.client.send(HEADER),
+    "told": asked,
     "connect_timeout": lambda scene: scene.rig.tick(LATER_S),
     "client_fin": lambda scene: both_finish(scene, scene.client, scene.served),
     "target_fin": lambda scene: both_finish(scene, scene.served, scene.client),

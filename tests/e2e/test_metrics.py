@@ -23,6 +23,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {  # name: type and labels
     "relay_connection_duration_seconds": ("histogram", BY_ENDPOINT),
     "relay_target_up": ("gauge", BY_ENDPOINT | {"target"}),
     "relay_target_connect_failures": ("counter", BY_ENDPOINT),
+    "relay_target_other_source": ("counter", BY_ENDPOINT),
     "relay_config_last_reload_successful": ("gauge", set()),
     "relay_config_last_reload_success_timestamp_seconds": ("gauge", set()),
     "relay_worker_restarts": ("counter", set()),

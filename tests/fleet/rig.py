@@ -45,7 +45,7 @@ class Fleet:
         client = self._hasty()
         etcd = Etcd(client, self.service, self.ttl_s, Presence(client, me or self.machine(n), "web", n))
         self.made.append(etcd)
-        etcd.announce(f"10.0.0.{n + 1}:9464", False, ())
+        etcd.announce(f"10.0.0.{n + 1}:9464", False, {})
         return etcd
 
     def watcher(self, known: Seen | None = None) -> Etcd:

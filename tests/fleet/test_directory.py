@@ -63,7 +63,7 @@ async def test_files_that_come_change_and_go(tmp_path: Path) -> None:
         assert seen.members == (Member("web", 1, "10.0.0.6"),)
         (tmp_path / "away").rename(tmp_path / "web_IN_1.yaml")
         await until(stream, lambda seen: not seen.trouble)
-        directory.announce("", True, ())
+        directory.announce("", True, {})
         assert directory.conflict == ""
     await directory.close(True)
 

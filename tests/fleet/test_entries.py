@@ -1,6 +1,7 @@
 """Keys and values: each means one thing, or nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +15,28 @@ MEMBER = Member("web", 12, "2001:db8::4", "[2001:db8::4]:9464", True, ("http-in"
 def test_an_entry_and_back() -> None:
     entry = Entry(MEMBER, "machine", "daemon")
     assert read_entry(("web", 12), entry.to_value()) == entry
+    told = Entry(replace(MEMBER, reasons=("connection refused", "")), "machine", "daemon")
+    assert read_entry(("web", 12), told.to_value()) == told
     later = json.loads(entry.to_value()) | {"zone": "b"}
     assert read_entry(("web", 12), json.dumps(later).encode()) == entry
+
+
+@pytest.mark.parametrize(
+    ("told", "reasons"),
+    [
+        (None, ()),
+        (["x"], ()),
+        ({}, ()),
+        ({"http-in": 5, "x.y_z": ""}, ()),
+        ({"http-in": "a\nb\x1b[31m", "other": "x"}, ("a\\nb\\x1b[31m", "")),
+        ({"http-in": "long" * 1000, "x.y_z": "y"}, ("long" * 50, "y")),
+    ],
+)
+def test_reasons_are_shown_as_far_as_they_can_be(told: object, reasons: tuple[str, ...]) -> None:
+    plain = json.loads(Entry(MEMBER, "machine", "daemon").to_value()) | {"reasons": told}
+    entry = read_entry(("web", 12), json.dumps(plain).encode())
+    assert entry is not None
+    assert (entry.member.down, entry.member.reasons) == (MEMBER.down, reasons)
 
 
 @pytest.mark.parametrize(

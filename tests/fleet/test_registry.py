@@ -104,9 +104,9 @@ async def test_what_is_announced_is_seen(server: EtcdServer, fleets: Callable[..
         seen = await until(stream, who(0, 1))
         assert seen.members[1] == Member("web", 1, "10.0.0.2", "10.0.0.2:9464")
         assert began_ns <= seen.confirmed_ns <= time.time_ns()
-        one.announce("", True, ("http-in",))
+        one.announce("", True, {"http-in": "HTTP 503"})
         seen = await until(stream, lambda seen: bool(seen.members) and seen.members[0].busy)
-        assert seen.members[0] == Member("web", 0, "10.0.0.1", "", True, ("http-in",))
+        assert seen.members[0] == Member("web", 0, "10.0.0.1", "", True, ("http-in",), ("HTTP 503",))
         await two.close(True)
         await until(stream, who(0))
         await one.close(False)  # as one that was killed: when its lease has run out

@@ -195,11 +195,11 @@ async def test_as_the_settings_say(server: EtcdServer, tmp_path: Path) -> None:
     assert registry is not None
     me = Claimant("settings", "m", HERE, "10.0.0.4", registry.ttl_s, registry.hold_s)
     etcd = Etcd.of(registry, "settings", me, ("web", 2), Seen())
-    etcd.announce("", False, ("http-in",))
+    etcd.announce("", False, {"http-in": "HTTP 503"})
     seen = await until(etcd.watch(), who(2))
-    assert seen.members == (Member("web", 2, "10.0.0.4", down=("http-in",)),)
+    assert seen.members == (Member("web", 2, "10.0.0.4", down=("http-in",), reasons=("HTTP 503",)),)
     await etcd.close(True)
     edge = Etcd.of(registry, "settings", None, None, Seen())  # which has no number, and is nobody by the registry
-    edge.announce("", False, ())
+    edge.announce("", False, {})
     await until(edge.watch(), who())
     await edge.close(True)

@@ -122,7 +122,7 @@ def test_each_failure_ejects_for_longer_and_an_answer_ends_it(ledger: Ledger) ->
         assert order_of(pool, end_ns - 1)[-1] == first
         now_ns = end_ns
     pool.failed(first, now_ns, why.RESET)
-    pool.answered(first, 0.5)
+    pool.answered(first, 0.5, NOW_NS)
     pool.proved(first, NOW_NS)
     assert order_of(pool, now_ns)[0] == first, "it answered: its rest is over"
     pool.failed(first, now_ns, why.RESET)
@@ -133,10 +133,10 @@ def test_what_is_counted(ledger: Ledger) -> None:
     pool = pool_of(ledger)
     pool.failed(2, NOW_NS, why.RESET)
     pool.failed(2, NOW_NS + 1, why.RESET)  # a second dial that had begun before
-    pool.answered(2, 0.25)
+    pool.answered(2, 0.25, NOW_NS)
     pool.proved(2, NOW_NS)
     pool.failed(2, NOW_NS + 2, why.RESET)
-    pool.answered(2, 0.5)
+    pool.answered(2, 0.5, NOW_NS)
     pool.proved(2, NOW_NS)
     for other in pool_of(ledger, 1), pool:
         other.enter(2, 1)
@@ -251,7 +251,7 @@ def test_whatever_came_before_everyone_who_is_not_down_gets_one_try(
             place = at % len(health)
             now_ns += step_s * 1_000_000_000
             if what == "answered":
-                pool.answered(place, 0.1)
+                pool.answered(place, 0.1, NOW_NS)
                 pool.proved(place, NOW_NS)
                 in_a_row[place] = until_ns[place] = 0
             else:

@@ -1,0 +1,43 @@
+"""Who is down, and why, as this machine knows it: what `relay instances`, names and the registry are told."""
+
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.ledger.layout import Health
+from relay.ledger.ledger import Ledger
+from relay.targets import health, why
+from relay.targets.health import TargetHealth
+
+
+def reason_of(row: EndpointRow, target: TargetRow | None, found: TargetHealth) -> str:
+    """Why a target is down, in words; empty: it is not. `target`: one of several, None: this machine's own."""
+    path = row.path_behind if target is not None else row.targets[0].path
+    return why.text_of(found.why, path)
+
+
+def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> dict[str, str]:
+    """The endpoints of this machine, by their name inside their role, whose application is down, with the reason.
+
+    `telling`: less those of which others are not told, because nobody would find out that they are back (`probe: false`).
+    """
+    faults = {}
+    for row in snapshot.endpoints:
+        if row.distribution is not None or (telling and row.probe is not None and row.probe.kind == "never"):
+            continue
+        found = health.of_endpoint(ledger, row)
+        if found.health == Health.DOWN:
+            faults[row.endpoint] = reason_of(row, None, found)
+    return faults
+
+
+def avoided(ledger: Ledger, snapshot: Snapshot) -> dict[str, str]:
+    """The ids of other machines' instances that are down, as an edge's probes or a door's dials found them.
+
+    With each the endpoint that was asked, and the reason.
+    """
+    faults: dict[str, str] = {}
+    for row in snapshot.endpoints:
+        for target in row.targets if row.distribution is not None else ():
+            found = health.of_target(ledger, row, target)
+            if found.health == Health.DOWN:
+                endpoint = row.leads_to.partition("/")[2] or row.endpoint.removesuffix("@instance")
+                faults.setdefault(target.instance, f"{endpoint} ({reason_of(row, target, found)})")
+    return faults

@@ -1,0 +1,249 @@
+"""Looking at targets: control finds out how they are, where connections alone do not tell, and writes down what it found.
+
+Targets with a probe are asked all the time. One without is not bothered while it is well, for a bare connection has
+effects of its own: MySQL blocks a host that only connects, and systemd starts a socket's service. From the dial that failed
+until it is back it is asked every second.
+
+An edge asks all its instances: with a probe by way of their relays and through them, without one their relays alone.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.control.faults import reason_of
+from relay.control.judge import Judge
+from relay.control.probe import ask_door, ask_instance, ask_own
+from relay.ledger.layout import Count, Health, TargetCount, health_at
+from relay.ledger.ledger import Ledger
+from relay.log import Logger
+from relay.targets import health, why
+from relay.targets.health import TargetHealth
+
+_JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges come to beat together
+_FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
+_DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
+_NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
+# Relays that an edge asks, without a probe: each takes it some 0.3 ms. With more than 200 of them each is asked more seldom.
+_RELAYS_PER_S: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom to look at: `target`, one of several that `row` leads to; None: this machine's own applications behind `row`."""
+
+    row: EndpointRow
+    target: TargetRow | None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """All that a look depends on: who has the same is the same after a reload."""
+        row = self.row
+        asked = (row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s)
+        return row.name, self.target, row.slot, row.targets if self.target is None else (), asked
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is an edge's, which sends nobody to one that is down: then dials alone decide nothing."""
+        return self.target is not None and self.row.type != "door"
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether it is asked all the time."""
+        return self.row.probe is not None and self.row.probe.kind != "never"
+
+    @property
+    def is_let_be(self) -> bool:
+        """Whether it is never asked."""
+        return self.row.probe is not None and self.row.probe.kind == "never"
+
+    def health(self, ledger: Ledger) -> TargetHealth:
+        """How it is, by all that was found."""
+        if self.target is None:
+            return health.of_endpoint(ledger, self.row)
+        return health.of_target(ledger, self.row, self.target)
+
+    def places(self, ledger: Ledger) -> tuple[int, int]:
+        """The ledger's words of what control found, and when."""
+        part = ledger.worker(0)
+        if self.target is None:
+            at = part.counts_at(self.row.slot)
+            return at + Count.HEALTH, at + Count.LOOKED_NS
+        at = part.target_counts_at(self.target.slot)[0]
+        return health_at(self.target.slot), at + TargetCount.LOOKED_NS
+
+    async def ask(self, ledger: Ledger) -> int | None:
+        """Ask it once: see probe.py."""
+        if self.target is None:
+            return await ask_own(self.row, health.failed_port(ledger, self.row))
+        if self.row.type == "door":
+            return await ask_door(self.row, self.target)
+        return await ask_instance(self.row, self.target)
+
+
+class _Looked:
+    """A subject, and what is being done about it."""
+
+    def __init__(self, subject: Subject, judge: Judge | None) -> None:
+        self.subject = subject
+        self.judge = judge
+        self.task: asyncio.Task[None] | None = None
+        self.hurry = asyncio.Event()  # a dial has failed: do not wait for the interval's end
+        self.trouble = False  # this machine could not ask it the last time
+
+
+class Looker:
+    """Looks at every target of the snapshot in force."""
+
+    def __init__(self, ledger: Ledger, log: Logger) -> None:
+        self._ledger = ledger
+        self._log = log
+        self._looked: dict[tuple[object, ...], _Looked] = {}
+        self._relays = 0
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Look at what this snapshot names from now on. Who stays is not asked anew."""
+        wanted = {subject.key: subject for subject in subjects(snapshot)}
+        for key in [key for key in self._looked if key not in wanted]:
+            if (task := self._looked.pop(key).task) is not None:
+                task.cancel()
+        for key, subject in wanted.items():
+            if key not in self._looked:
+                self._looked[key] = _Looked(subject, self._judge(subject))
+        relays = (each.row.probe for each in wanted.values() if each.is_judged)
+        self._relays = sum(probe is not None and probe.kind == "relay" for probe in relays)
+        self.notice()
+
+    def _judge(self, subject: Subject) -> Judge | None:
+        """What an earlier control process found out stands until something else is found."""
+        if not subject.is_judged or subject.row.probe is None:
+            return None
+        return Judge(subject.row.probe, health.state_in(self._ledger.words[subject.places(self._ledger)[0]]))
+
+    async def run(self) -> None:
+        """Notice what dials find, until cancelled."""
+        while True:
+            await asyncio.sleep(_NOTICE_S)
+            self.notice()
+
+    def notice(self) -> None:
+        """Take in what dials have found since, and see to it that those are asked that must be."""
+        for looked in self._looked.values():
+            subject = looked.subject
+            found = subject.health(self._ledger)
+            is_down = found.health == Health.DOWN
+            if not subject.is_judged:
+                self._write(subject, found)
+            elif is_down and found.dialled:
+                looked.hurry.set()
+            if looked.task is None and (subject.is_probed or (is_down and not subject.is_let_be)):
+                looked.task = asyncio.create_task(self._look(looked), name=f"look at {subject.row.name}")
+
+    async def end(self) -> None:
+        """Look no more."""
+        tasks = [looked.task for looked in self._looked.values() if looked.task is not None]
+        self._looked.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self, looked: _Looked) -> None:
+        """Ask it again and again; one without a probe until it is back."""
+        subject = looked.subject
+        if subject.is_probed:
+            await asyncio.sleep(random.uniform(0, min(_FIRST_WITHIN_S, self.interval_s(subject))))
+        while True:
+            began_ns = time.monotonic_ns()
+            self._found(looked, await subject.ask(self._ledger), began_ns)
+            is_down = subject.health(self._ledger).health == Health.DOWN
+            if not is_down and not subject.is_probed:
+                looked.task = None
+                return
+            interval_s = self.interval_s(subject)
+            if is_down:
+                interval_s = min(interval_s, _DOWN_S)
+            interval_s *= random.uniform(1 - _JITTER, 1 + _JITTER)
+            looked.hurry.clear()
+            try:
+                async with asyncio.timeout(max(0.0, interval_s - (time.monotonic_ns() - began_ns) / 1e9)):
+                    await looked.hurry.wait()
+            except TimeoutError:
+                continue
+
+    def interval_s(self, subject: Subject) -> float:
+        """From one look at it to the next."""
+        probe = subject.row.probe
+        if probe is None:
+            return _DOWN_S
+        return max(probe.interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else probe.interval_s
+
+    def _found(self, looked: _Looked, fault: int | None, began_ns: int) -> None:
+        """A look that began then has found this."""
+        subject = looked.subject
+        if fault is None:
+            if not looked.trouble:
+                message = "this machine is in no state to ask: see the lines of `dial` where a connection was lost"
+                self._log.event("error", "dial", **_facts(subject), message=message)
+            looked.trouble = True
+            return
+        looked.trouble = False
+        state = Health.DOWN if fault else Health.UP
+        if looked.judge is not None:
+            state = looked.judge.hear(fault, time.monotonic())
+        now_ns = time.monotonic_ns()
+        at, _ = subject.places(self._ledger)
+        found = health.latest(self._ledger.words[at], 0, 0, 0, proves=False)
+        since_ns = found.since_ns if found.health == state and found.since_ns else now_ns
+        number = (fault or found.why) if state == Health.DOWN else why.NOTHING
+        self._write(subject, TargetHealth(state, number, since_ns, began_ns))
+
+    def _write(self, subject: Subject, found: TargetHealth) -> None:
+        """Write down how it is, and say so where that has changed."""
+        at, looked_at = subject.places(self._ledger)
+        words = self._ledger.words
+        if found.looked_ns <= words[looked_at]:
+            return  # it stands there, or something newer does
+        was = health.state_in(words[at])
+        words[at] = health.packed(found.health, found.why, found.since_ns)
+        words[looked_at] = found.looked_ns
+        if was == found.health:
+            return
+        if found.health == Health.DOWN:
+            reason = reason_of(subject.row, subject.target, found)
+            self._log.event("warning", "target down", **_facts(subject), reason=reason)
+        elif found.health == Health.UP and (was == Health.DOWN or subject.is_probed):
+            self._log.event("info", "target up", **_facts(subject))
+
+
+def subjects(snapshot: Snapshot) -> Iterator[Subject]:
+    """Whom a machine can know of by itself."""
+    for row in snapshot.endpoints:
+        if row.distribution is None:
+            yield Subject(row, None)
+        else:
+            yield from (Subject(row, target) for target in row.targets)
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+    target = subject.target
+    if target is None:
+        return {"endpoint": subject.row.name, "target": subject.row.targets[0].text}
+    return {"endpoint": subject.row.name, "target": target.text, "instance": target.instance}
+
+
+def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> None:
+    """A target that is new, or takes another's place in the ledger, has not been looked at yet.
+
+    As if we had looked just now and seen nothing: what dials of the former one found is older.
+    """
+    before = (
+        {(each.row.name, each.row.slot, each.target or each.row.targets) for each in subjects(old)} if old else set()
+    )
+    for subject in subjects(new):
+        if (subject.row.name, subject.row.slot, subject.target or subject.row.targets) not in before:
+            at, looked_at = subject.places(ledger)
+            ledger.words[at], ledger.words[looked_at] = Health.UNKNOWN, time.monotonic_ns()

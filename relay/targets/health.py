@@ -1,0 +1,100 @@
+"""Whether a target is up, since when, and why not: the same, wherever it is told.
+
+Two find out how a target is. A worker does when it dials it for a connection, and writes down when, and what came of it.
+Control does when it looks (control/looking.py), and writes down what it found. How it is, nobody
+writes: whoever wants it computes it here, from what was found last.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from relay.config.snapshot import EndpointRow, TargetRow
+from relay.ledger.layout import Count, Health, TargetCount, health_at
+from relay.ledger.ledger import Ledger
+from relay.targets import why as reasons
+
+_STATE_BITS: Final = 2
+_STATE: Final = (1 << _STATE_BITS) - 1
+_WHY: Final = (1 << reasons.BITS) - 1
+_SINCE_AT: Final = _STATE_BITS + reasons.BITS  # 40 bits of milliseconds are left: 34 years
+_PORT_AT: Final = 32  # in DIAL_WHY, of a range of ports: which one did not answer
+
+
+@dataclass(frozen=True, slots=True)
+class TargetHealth:
+    """How a target is. `health` is one of `Health`; `why` (targets/why.py) is 0 unless it is down.
+
+    `since_ns` is when it came to be so, `looked_ns` when it was looked at last (CLOCK_MONOTONIC; 0: not known); `dialled`:
+    that look was a connection's.
+    """
+
+    health: int = Health.UNKNOWN
+    why: int = reasons.NOTHING
+    since_ns: int = 0
+    looked_ns: int = 0
+    dialled: bool = False
+
+
+def packed(health: int, why: int, since_ns: int) -> int:
+    """As one word of the ledger, which is stored whole."""
+    return health | why << _STATE_BITS | since_ns // 1_000_000 << _SINCE_AT
+
+
+def state_in(word: int) -> int:
+    """The health in such a word."""
+    return word & _STATE
+
+
+def failed_dial(why: int, port: int = 0) -> int:
+    """The word DIAL_WHY: the reason, and of a range of ports which one it was."""
+    return why | port << _PORT_AT
+
+
+def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool) -> TargetHealth:
+    """What holds after control's last look (`found`, packed) and the last dial (when << 1 | whether it was answered).
+
+    `proves`: a dial that was answered says that the target is up. One that failed always says that it is not.
+    """
+    health, why, since_ns = found & _STATE, found >> _STATE_BITS & _WHY, (found >> _SINCE_AT) * 1_000_000
+    dialled_ns, answered = dial >> 1, bool(dial & 1)
+    if dialled_ns <= looked_ns or (answered and not proves):
+        return TargetHealth(health, why, since_ns, looked_ns if health != Health.UNKNOWN else 0)
+    now = Health.UP if answered else Health.DOWN
+    since_ns = since_ns if now == health and since_ns else dialled_ns
+    return TargetHealth(now, reasons.NOTHING if answered else dial_why & _WHY, since_ns, dialled_ns, True)
+
+
+def of_endpoint(ledger: Ledger, row: EndpointRow) -> TargetHealth:
+    """How the services are behind an endpoint of this machine's own: as one, since any of them will do."""
+    words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
+    return own_health(words, rows, proves=row.dial_proves)
+
+
+def own_health(words: memoryview, rows: tuple[int, ...], *, proves: bool) -> TargetHealth:
+    """The same, from where the endpoint's counters begin in every worker."""
+    dial, at = max((words[at + Count.TARGET_UP], at) for at in rows)
+    found, looked_ns = words[rows[0] + Count.HEALTH], words[rows[0] + Count.LOOKED_NS]
+    return latest(found, looked_ns, dial, words[at + Count.DIAL_WHY], proves=proves)
+
+
+def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHealth:
+    """How one of several targets is, which is another machine's.
+
+    On an edge its relay takes every connection, so an answered dial proves nothing; of a failed one, that relay is to blame.
+    """
+    words, rows = ledger.words, ledger.worker(0).target_counts_at(target.slot)
+    dial, at = max((words[at + TargetCount.DIALLED], at) for at in rows)
+    dial_why = words[at + TargetCount.DIAL_WHY]
+    edge = row.type != "door"
+    if edge:
+        dial_why = reasons.of_relay(dial_why)
+    return latest(
+        words[health_at(target.slot)], words[rows[0] + TargetCount.LOOKED_NS], dial, dial_why, proves=not edge
+    )
+
+
+def failed_port(ledger: Ledger, row: EndpointRow) -> int:
+    """Of a range of ports, the one whose dial failed last; 0: none did."""
+    words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
+    _, at = max((words[at + Count.TARGET_UP], at) for at in rows)
+    return int(words[at + Count.DIAL_WHY] >> _PORT_AT)

@@ -1,0 +1,69 @@
+"""What an edge asks of a relay, and what it is told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from proxyprotocol.v2 import ProxyProtocolV2
+
+from relay.envelope import asking, proxyproto
+
+
+@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY])
+def test_what_is_asked_is_found_in_the_header(asked: int) -> None:
+    data = asking.header(asked)
+    header = proxyproto.parse(data + b"GET /")
+    assert isinstance(header, proxyproto.Header)
+    assert (header.src, header.length) == (None, len(data))
+    assert asking.asked_in(header.tlvs) == asked
+
+
+@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY])
+def test_another_implementation_finds_a_header_of_the_senders_own(asked: int) -> None:
+    result = ProxyProtocolV2().unpack(asking.header(asked))
+    assert result.source is None
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "asked"),
+    [
+        (b"", asking.NOTHING),
+        (b"\xe0\x00\x01\x01", asking.THROUGH),
+        (b"\xe0\x00\x01\x02", asking.RELAY),
+        (b"\xe0\x00\x01\x03", asking.NOTHING),
+        (b"\xe0\x00\x00", asking.NOTHING),
+        (b"\xe0\x00\x02\x01\x01", asking.NOTHING),
+        (b"\xe1\x00\x01\x01", asking.NOTHING),
+        (b"\x02\x00\x03abc\xe0\x00\x01\x02", asking.RELAY),
+        (b"\xe0\x00", asking.NOTHING),
+        (b"\xe0\xff\xff\x01", asking.NOTHING),
+    ],
+)
+def test_a_question_among_other_things(tlvs: bytes, asked: int) -> None:
+    assert asking.asked_in(tlvs) == asked
+
+
+@given(st.binary(max_size=64))
+def test_whatever_comes_is_read_to_its_end(tlvs: bytes) -> None:
+    assert asking.asked_in(tlvs) in (asking.NOTHING, asking.THROUGH, asking.RELAY)
+
+
+def test_a_header_of_a_client_asks_nothing() -> None:
+    header = proxyproto.parse(proxyproto.build_v2(bytes(4), 1, bytes(4), 2))
+    assert isinstance(header, proxyproto.Header)
+    assert header.tlvs == b""
+
+
+def test_a_refusal_and_its_number() -> None:
+    answer = asking.refusal(65647, "connection refused")
+    assert answer == b"\x00relay: 65647 connection refused\n"
+    for n in range(1, len(answer)):
+        assert asking.is_refusal(answer[:n])
+        assert asking.number_in(answer[:n]) is None
+    assert asking.number_in(answer) == b"65647"
+    assert len(asking.refusal(1, "x" * 10_000)) <= 1100
+    assert asking.number_in(asking.refusal(1, "x" * 10_000)) == b"1"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", b"HTTP/1.1 200 OK", b"\x00\x00", b"\x00relais", asking.WELL])
+def test_no_refusal(data: bytes) -> None:
+    assert not asking.is_refusal(data)
