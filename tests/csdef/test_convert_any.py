@@ -81,7 +81,7 @@ class Comparison:
                 assert theirs.span is not None
                 mine = self.by_first_port[theirs.span[0]]
                 assert mine.instance_ports == values.Ports(theirs.span[0], min(theirs.span[1], theirs.span[0] + 1023))
-                assert mine.public_port or (mine.probe, mine.distribution) == (model.Probe(), "five-tuple")
+                assert mine.public_port or (mine.probe, mine.distribution) == (None, "five-tuple")
             case _:
                 return self._internal(role, slot, theirs)
         assert mine in self.ours.roles[self.names[role]].endpoints.values()
@@ -97,22 +97,23 @@ class Comparison:
         """The probe and the distribution; a port of the probe's own that is not the application's is told."""
         is_affine = theirs.distribution in ("sourceIP", "sourceIPProtocol")
         assert mine.distribution == ("source-ip" if is_affine else "five-tuple")
-        probe = {} if theirs.probe is None else self.service.probes[theirs.probe]
+        if theirs.probe is None:
+            assert mine.probe is None
+            return
+        probe = self.service.probes[theirs.probe]
         path = probe.get("path")
+        assert mine.probe
         assert mine.probe.protocol == ("tcp" if path is None else "http")
         assert mine.probe.path == (None if path is None else "/" + path.removeprefix("/"))
         assert mine.probe.interval_s == int(probe.get("intervalInSeconds", 15))
         assert mine.probe.timeout_s == int(probe.get("timeoutInSeconds", 31))
-        if theirs.probe is not None:
-            asked = f": relay asks {brief(theirs.name)} itself, through the instance's relay to the application"
-            told = [text for text in self.left_out if text.startswith("the port ") and asked in text]
-            port = int(probe.get("port", mine.target.port))
-            if port != mine.target.port:
-                assert any(
-                    text.startswith(f"the port {port} of") and f" on {mine.target.port}" in text for text in told
-                )
-            else:
-                assert not any(text.endswith(f" on {mine.target.port}") for text in told)
+        asked = f": relay asks {brief(theirs.name)} itself, through the instance's relay to the application"
+        told = [text for text in self.left_out if text.startswith("the port ") and asked in text]
+        port = int(probe.get("port", mine.target.port))
+        if port != mine.target.port:
+            assert any(text.startswith(f"the port {port} of") and f" on {mine.target.port}" in text for text in told)
+        else:
+            assert not any(text.endswith(f" on {mine.target.port}") for text in told)
 
     def _local_port(self, role: int, theirs: Endpoint, mine: model.Endpoint) -> None:
         """The application's port is the source's; relay's own too, unless another endpoint of the role has it."""

@@ -1,6 +1,7 @@
 """Probes and their ports in detail, which the corpus has in a few forms only."""
 
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -30,15 +31,19 @@ def endpoints_of(found: Imported, folder: Path) -> dict[str, Endpoint]:
     return load_service(str(file)).value.roles["web"].endpoints
 
 
+PLATFORM: Final[dict[str, Any]] = {"interval": "15s", "timeout": "31s"}
+"""What the platform does where a probe does not say."""
+
+
 def test_probes_and_distributions_of_the_corpus(tmp_path: Path) -> None:
     made = endpoints_of(import_files(str(PROBES)), tmp_path)
     probe = Probe(protocol="http", path="/Probe.aspx?a=1,b={2}", interval="5s", timeout="100s")
     assert {name: (each.probe, each.distribution) for name, each in made.items()} == {
         "A": (probe, "source-ip"),
-        "B": (Probe(), "source-ip"),
-        "C": (Probe(protocol="http", path="/"), "five-tuple"),
+        "B": (Probe(**PLATFORM), "source-ip"),
+        "C": (Probe(protocol="http", path="/", **PLATFORM), "five-tuple"),
         "D": (probe, "five-tuple"),
-        "E": (Probe(), "five-tuple"),
+        "E": (None, "five-tuple"),
     }
 
 
@@ -62,7 +67,7 @@ def test_the_port_of_a_probe(tmp_path: Path, ports: str, port: int, asked: int |
         f'<InputEndpoint name="a" protocol="http" loadBalancerProbe="p" {ports}/>',
         f'protocol="http" path="/" port="{port}"',
     )
-    assert endpoints_of(found, tmp_path)["a"].probe == Probe(protocol="http", path="/")
+    assert endpoints_of(found, tmp_path)["a"].probe == Probe(protocol="http", path="/", **PLATFORM)
     text = (
         f"the port {port} of the probe p: relay asks a itself, through the instance's relay to the application, "
         f"which must answer with 200 on {asked}"
@@ -79,7 +84,7 @@ def test_a_probe_that_two_endpoints_share_is_told_of_each(tmp_path: Path) -> Non
     found = imported(tmp_path, two, 'protocol="tcp" port="82"')
     notes = [note.text.partition("application, ")[2] for note in found.notes if note.kind == "left out"]
     assert notes == ["which must take connections on 80", "which must take connections on 81"]
-    assert {each.probe for each in endpoints_of(found, tmp_path).values()} == {Probe()}
+    assert {each.probe for each in endpoints_of(found, tmp_path).values()} == {Probe(**PLATFORM), None}
 
 
 ONE = '<InputEndpoint name="a" protocol="https" port="443" loadBalancerProbe="p"/>'
@@ -88,7 +93,8 @@ ONE = '<InputEndpoint name="a" protocol="https" port="443" loadBalancerProbe="p"
 @pytest.mark.parametrize("path", ["x" * (PATH_MAX_CHARS - 1), "/" + "x" * (PATH_MAX_CHARS - 1), "?a=1", "%20"])
 def test_paths_that_relay_takes(tmp_path: Path, path: str) -> None:
     made = endpoints_of(imported(tmp_path, ONE, f'protocol="http" path="{path}"'), tmp_path)
-    assert made["a"].probe.path == "/" + path.removeprefix("/")
+    probe = made["a"].probe
+    assert probe and probe.path == "/" + path.removeprefix("/")
 
 
 @pytest.mark.parametrize("path", ["x" * PATH_MAX_CHARS, "/" + "x" * PATH_MAX_CHARS, "/a b", "/\u00e4"])
