@@ -84,7 +84,7 @@ def test_a_probe_that_two_endpoints_share_is_told_of_each(tmp_path: Path) -> Non
     found = imported(tmp_path, two, 'protocol="tcp" port="82"')
     notes = [note.text.partition("application, ")[2] for note in found.notes if note.kind == "left out"]
     assert notes == ["which must take connections on 80", "which must take connections on 81"]
-    assert {each.probe for each in endpoints_of(found, tmp_path).values()} == {Probe(**PLATFORM), None}
+    assert {each.probe for each in endpoints_of(found, tmp_path).values()} == {Probe(**PLATFORM)}
 
 
 ONE = '<InputEndpoint name="a" protocol="https" port="443" loadBalancerProbe="p"/>'
@@ -94,7 +94,8 @@ ONE = '<InputEndpoint name="a" protocol="https" port="443" loadBalancerProbe="p"
 def test_paths_that_relay_takes(tmp_path: Path, path: str) -> None:
     made = endpoints_of(imported(tmp_path, ONE, f'protocol="http" path="{path}"'), tmp_path)
     probe = made["a"].probe
-    assert probe and probe.path == "/" + path.removeprefix("/")
+    assert probe
+    assert probe.path == "/" + path.removeprefix("/")
 
 
 @pytest.mark.parametrize("path", ["x" * PATH_MAX_CHARS, "/" + "x" * PATH_MAX_CHARS, "/a b", "/\u00e4"])
