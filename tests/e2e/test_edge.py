@@ -44,7 +44,8 @@ class Backend:
         with peer, contextlib.suppress(OSError), peer.makefile("rb") as lines:
             for line in lines:
                 if line.startswith(b"PROXY "):
-                    address = line.split()[2].decode()
+                    if b"UNKNOWN" not in line:  # relay's own question
+                        address = line.split()[2].decode()
                     continue
                 self.seen.append(address)
                 peer.sendall(f"{self.name} {address}\n".encode())
