@@ -14,7 +14,7 @@ from relay.address import join_host_port
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
-FORMAT = 5  # of the JSON below
+FORMAT = 6  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
 
 
@@ -157,6 +157,7 @@ class Snapshot:
     roster: Roster = field(default_factory=Roster)
     file: str = ""  # the service file that it was compiled from, and its text
     text: str = ""
+    gone: tuple[str, ...] = ()  # addresses of instances that are not there any more, because their leases ran out
 
     @property
     def slots(self) -> Slots:
@@ -188,7 +189,7 @@ class Snapshot:
         if raw.pop("format", None) != FORMAT:
             raise ValueError("a snapshot of another version of relay")
         rows = tuple(_endpoint_from(row) for row in raw.pop("endpoints"))
-        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), **raw)
+        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), gone=tuple(raw.pop("gone")), **raw)
 
 
 def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:

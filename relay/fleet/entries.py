@@ -30,11 +30,15 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An instance as its machine wrote it down: `machine` is a hash of its machine id, `daemon` the running relay."""
+    """An instance as its machine wrote it down: `machine` is a hash of its machine id, `daemon` the running relay.
+
+    `leaving`: it is about to end its lease itself. An entry that goes without this mark has a lease that ran out.
+    """
 
     member: Member
     machine: str
     daemon: str
+    leaving: bool = False
 
     def to_value(self) -> bytes:
         """What `read_entry` reads."""
@@ -47,7 +51,7 @@ class Entry:
             "machine": self.machine,
             "daemon": self.daemon,
         }
-        return json.dumps(plain).encode()
+        return json.dumps({**plain, "leaving": True} if self.leaving else plain).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ def read_entry(place: tuple[str, int], value: bytes) -> Entry | None:
         return None
     if not isinstance(busy, bool) or not isinstance(machine, str) or not isinstance(daemon, str):
         return None
-    return Entry(Member(*place, address, metrics, busy, down), machine, daemon)
+    return Entry(Member(*place, address, metrics, busy, down), machine, daemon, leaving=plain.get("leaving") is True)
 
 
 def claim_value(machine: str) -> bytes:

@@ -48,6 +48,7 @@ CAUSES: Final = (
     "revoked",
     "drain",
     "error",  # relay or the machine failed this flow
+    "gone",  # the instance at one of its ends is not there any more: its lease ran out
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one."""
 
