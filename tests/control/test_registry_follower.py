@@ -112,6 +112,9 @@ async def test_members_come_into_force_and_are_brought_again(ledger: Ledger, mon
         made.registry.say(ONE, OTHER)
         await made.until(lambda: made.brought[-1] == (ONE, OTHER))
         assert made.follower.members == (ONE, OTHER)
+        made.registry.say(OTHER, gone=(ONE.address,))
+        await made.until(lambda: made.brought[-1] == (OTHER,))
+        assert made.gone == (ONE.address,)
     assert made.registry.left is True
 
 

@@ -11,7 +11,6 @@ import pytest
 from relay.errors import RelayBug
 from relay.ledger import convert
 from relay.ledger.layout import (
-    CAUSES,
     ENVELOPE_REASONS,
     FIRST_WORKER,
     MAGIC,
@@ -82,7 +81,7 @@ def check(ledger: Ledger, n: int) -> None:
     ]
     for slot in (0, 5, 1023):
         row, first = part.counts_at(slot), 10_000 * (n + 1) + slot
-        read = [(Count.ACCEPTED, 0, 10), (Count.DENIED, 10, len(REASONS)), (Count.CLOSED, 17, len(CAUSES))]
+        read = [(Count.ACCEPTED, 0, 10), (Count.DENIED, 10, len(REASONS)), (Count.CLOSED, 17, 14)]
         read += [(Count.CONNECT_BUCKETS, 31, 14), (Count.DURATION_BUCKETS, 45, 14)]
         read += [(Count.WOULD_DENY, 59, len(ENVELOPE_REASONS))]
         for now, was, count in read:
