@@ -28,8 +28,10 @@ from relay.fleet.presence import Presence, backoff_s
 # A watch that says nothing for so much of a lease is opened anew: a dead path is noticed, and another endpoint asked,
 # before a lease has run out.
 _SILENCE_LEASES: Final = 0.6
-# One that has heard nothing for so much of a lease and then had to try again was cut off, as others may have been.
-_AWAY_LEASES: Final = 1 / 3
+# A quiet watch is opened anew before this. Who has heard nothing for longer was cut off, as others may have been: then they
+# could not renew their leases. One that had to try again has noticed it sooner.
+_AWAY_LEASES: Final = 0.75
+_RETRIED_LEASES: Final = 1 / 3
 # So many revisions behind the store, reading all members costs etcd less than looking through what happened since.
 _BEHIND_MAX: Final = 1000
 # So many changes in so short a time are a fleet that starts or stops. etcd sends each of them to each instance in a message
@@ -272,7 +274,8 @@ class Etcd(RegistryClient):
 
     def _doubt(self, now_s: float) -> None:
         """etcd answers. If it did not for a while, others that are there lose their leases as well, up to one lease later."""
-        if self._failures and now_s - self._confirmed_s > _AWAY_LEASES * self._ttl_s:
+        leases = _RETRIED_LEASES if self._failures else _AWAY_LEASES
+        if (self._failures or self._cluster) and now_s - self._confirmed_s > leases * self._ttl_s:
             self._doubtful_until_s = now_s + self._ttl_s
 
     def _was_away(self) -> bool:

@@ -28,7 +28,7 @@ EDGE, WEB, STORE = "10.77.0.1", "10.77.0.11", "10.77.0.21"
 HOSTS: Final = {"registry": [REGISTRY], "edge": [EDGE], "web": [WEB], "store": [STORE]}
 EVERYBODY: Final = {"web_IN_0", "store_IN_0", "edge_IN_0"}
 # relay that believes each lease that runs out: on a busy machine etcd may be late, and after that no lease is.
-CREDULOUS: Final = patched("relay.fleet.registry._AWAY_LEASES", value=1e9)
+CREDULOUS: Final = patched("relay.fleet.registry._AWAY_LEASES", "relay.fleet.registry._RETRIED_LEASES", value=1e9)
 METRICS, SERVICE, DOOR, PUBLIC, PG, HTTP = 9464, 3000, 5432, 80, 15432, 8080
 CONNECTIONS: Final = {"edge": "store/in", "web": "web/db"}  # to store, by which endpoint
 
