@@ -82,7 +82,7 @@ class Believed:
         self._grace_s = grace_s
         self._there = Places({(member.role, member.ordinal): member for member in known})
         self._kept_until_s: dict[Place, float] = {}  # of those in `_there` that the store does not have
-        self._leaving: set[Place] = set()  # they have said so
+        self._leaving: set[Place] = set()  # said so in the last entry of the place
         self._gone_until_s: dict[str, float] = {}  # addresses, and when they are forgotten
         self._bad: dict[str, int] = {}  # the revision of entries that make no sense, so that each is counted once
         self.rejected = 0
@@ -96,7 +96,6 @@ class Believed:
             keys.add(each.key)
             self._take(each, before)
         self._bad = {key: revision for key, revision in self._bad.items() if key in keys}
-        self._leaving = {place for place in self._leaving if self._there.get(place) is not None}
         for place, member in before.items():
             until_s = now_s + self._grace_s if keep else kept.get(place)
             if self._there.get(place) is None and until_s is not None:
@@ -141,7 +140,6 @@ class Believed:
         member, left = self._there.get(place), place in self._leaving or place in self._kept_until_s
         self._there.pop(place)
         self._kept_until_s.pop(place, None)
-        self._leaving.discard(place)
         # One that has taken another number is there by that.
         if member is None or left or any(member.address == other.address for _, other in self._there.items()):
             return
