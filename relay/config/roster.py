@@ -4,7 +4,7 @@ A role lists its instances' addresses in the service file, or says how many ther
 (relay/fleet) tells who is there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,10 @@ class Roster:
         told = replace(me, busy=busy or me.busy, down=down, reasons=tuple(faults[name] for name in down))
         return self if told == me else Roster(tuple(told if each is me else each for each in self.members))
 
+    def absent(self, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Those of the addresses at which nobody is, in order."""
+        return tuple(sorted(set(addresses) - {member.address for member in self.members}))
+
     @classmethod
     def of_service(cls, service: "Service", registered: Iterable[Member] = (), me: Member | None = None) -> "Roster":
         """Those that the service file lists, and of its counted roles those that are `registered`, and `me`.
@@ -105,13 +109,14 @@ class Roster:
         return cls(tuple(Member(**{**each, **{key: tuple(each.get(key, ())) for key in lists}}) for each in plain))
 
 
-def difference(old: Roster, new: Roster) -> dict[str, list[str]]:
-    """The ids of who `joined`, `left`, and is there as before but `changed`."""
+def difference(old: Roster, new: Roster, gone: Collection[str] = ()) -> dict[str, list[str]]:
+    """The ids of who `joined`, `left`, and is there as before but `changed`; and of who was at an address that is `gone`."""
     before, after = ({member.id: member for member in roster} for roster in (old, new))
     return {
         "joined": [name for name in after if name not in before],
         "left": [name for name in before if name not in after],
         "changed": [name for name, member in after.items() if name in before and before[name] != member],
+        "gone": [name for name, member in before.items() if member.address in gone],
     }
 
 

@@ -169,6 +169,7 @@ class Snapshot:
     roster: Roster = field(default_factory=Roster)
     file: str = ""  # the service file that it was compiled from, and its text
     text: str = ""
+    gone: tuple[str, ...] = ()  # addresses of instances that are not there any more, because their leases ran out
 
     @property
     def slots(self) -> Slots:
@@ -200,7 +201,7 @@ class Snapshot:
         if raw.pop("format", None) != FORMAT:
             raise ValueError("a snapshot of another version of relay")
         rows = tuple(_endpoint_from(row) for row in raw.pop("endpoints"))
-        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), **raw)
+        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), gone=tuple(raw.pop("gone")), **raw)
 
 
 def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:

@@ -212,19 +212,19 @@ class Control:
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
-    async def _roster(self, members: tuple[Member, ...]) -> str:
-        """Put in force that these are registered, by the files that are in force; why that cannot be, or nothing."""
+    async def _roster(self, members: tuple[Member, ...], gone: tuple[str, ...]) -> str:
+        """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or ""."""
         trouble = ""
         async with self._reloading:
             if is_draining(self._ledger) or self._upgrading():
                 return ""  # we are called again
             before = self._in_force.roster
             try:
-                changed = partial(follow, self._inherited.settings, self._in_force, members)
+                changed = partial(follow, self._inherited.settings, self._in_force, members, gone)
                 prepared = await self._loop.run_in_executor(None, changed)
                 if prepared is not None:
                     answer = await self._put_in_force(prepared)
-                    facts = difference(before, self._in_force.roster)
+                    facts = difference(before, self._in_force.roster, prepared.snapshot.gone)
                     self._log.event("info", "roster", generation=answer["generation"], **facts)
             except OperatorError as error:
                 trouble = "; ".join(str(error).splitlines())

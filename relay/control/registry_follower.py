@@ -30,6 +30,9 @@ _SETTLE_S: Final = 0.2
 _AGAIN_S: Final = 5.0  # after a mistake of our own
 _LEAVE_S: Final = 3.0  # to tell the registry at the end, of a busy machine too; the lease ends by itself
 
+Put = Callable[[tuple[Member, ...], tuple[str, ...]], Awaitable[str]]
+"""What brings into force who is registered, and the addresses of those who are gone."""
+
 
 class Follower:
     """Follows the registry. What it knows is the registry's and the ledger's; this only carries it on."""
@@ -41,7 +44,7 @@ class Follower:
         ledger: Ledger,
         log: Logger,
         in_force: InForce,
-        put: Callable[[tuple[Member, ...]], Awaitable[str]],
+        put: Put,
         metrics: str,
     ) -> None:
         """`put` brings a roster into force, or says why not; it is called again and again. `metrics`: host:port, or empty."""
@@ -65,7 +68,7 @@ class Follower:
         keeper_pid: int,
         ledger: Ledger,
         log: Logger,
-        put: Callable[[tuple[Member, ...]], Awaitable[str]],
+        put: Put,
     ) -> Self:
         """As the settings say, which name a registry. Raises OperatorError for files that cannot be read."""
         metrics = str(settings.metrics.listen) if settings.metrics is not None else ""
@@ -113,7 +116,7 @@ class Follower:
             self._changed.clear()
             seen = self._registry.current
             if seen.confirmed_ns:  # before that nobody is known, and what stands is by what was remembered
-                self._hindrance = await self._put(seen.members)
+                self._hindrance = await self._put(seen.members, seen.gone)
             await asyncio.sleep(_SETTLE_S)
 
     async def _tell(self) -> None:

@@ -107,21 +107,25 @@ def reload(
     # What etcd knows this machine by must stay.
     _refuse_another_life(split_instance(old.instance)[0], in_force.service, service.value, settings)
     who = _still(service.value, settings, files, Who.of(old), registered)
-    snapshot = _compile(service, settings, who, old.generation + 1, old.slots)
+    snapshot = _compile(service, settings, who, old.generation + 1, old.slots, who.roster.absent(old.gone))
     warnings, notes = (*service.warnings, *new.warnings), _needs_restart(new.value, running)
     return _opened(service, snapshot, settings, old, warnings, notes, dry_run=dry_run)
 
 
-def follow(settings: Settings, in_force: InForce, registered: Iterable[Member]) -> Prepared | None:
+def follow(
+    settings: Settings, in_force: InForce, registered: Iterable[Member], gone: Iterable[str] = ()
+) -> Prepared | None:
     """What is to be put in force because the roster has changed, by the service file that is in force; None: nothing.
 
+    `gone` are the addresses of those whose lease ran out; that they are forgotten later changes nothing.
     Raises OperatorError, and then nothing was opened.
     """
     old = in_force.snapshot
     who = Who.of(old).seeing(in_force.service, registered)
-    if who.roster == old.roster:
+    absent = who.roster.absent(gone)
+    if who.roster == old.roster and set(absent) <= set(old.gone):
         return None
-    snapshot = _compile(in_force.loaded, settings, who, old.generation + 1, old.slots)
+    snapshot = _compile(in_force.loaded, settings, who, old.generation + 1, old.slots, absent)
     # A control that was started anew has the settings that the daemon began with; these two a reload changes.
     snapshot = replace(snapshot, drain_s=old.drain_s, log_level=old.log_level)
     return _opened(in_force.loaded, snapshot, settings, old, (), ())
@@ -228,13 +232,15 @@ def _joined(service: Service, settings: Settings, vacancy: Vacancy) -> Who:
     return Who(joined.instance, roster, joined.confirmed_ns, (joined.warning,) if joined.warning else (), joined)
 
 
-def _compile(service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Slots) -> Snapshot:
+def _compile(
+    service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Slots, gone: tuple[str, ...] = ()
+) -> Snapshot:
     file = os.path.basename(service.document.path)
     snapshot = compile_snapshot(
         service.value, settings, who.instance, generation=generation, file=file, slots=slots, roster=who.roster
     )
     _refuse_clashes(snapshot, settings)
-    return replace(snapshot, file=service.document.path, text=service.document.text)
+    return replace(snapshot, file=service.document.path, text=service.document.text, gone=gone)
 
 
 def _as_the_kernel_lets(snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:

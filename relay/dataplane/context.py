@@ -1,7 +1,7 @@
 """What all flows of a worker share."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -45,6 +45,9 @@ class OpenFlow(Protocol):
     source: str
     via: str
     stage: Stage
+
+    def is_with(self, hosts: Collection[str]) -> bool:
+        """Whether bytes move between its client and an instance at one of these addresses."""
 
     def cut(self, cause: str) -> None:
         """End it."""

@@ -11,6 +11,7 @@ The poller holds the stage's own methods, so nobody asks where a flow stands. Th
 """
 
 import json
+from collections.abc import Collection
 from typing import Final
 
 from relay.address import Address
@@ -96,6 +97,11 @@ class Flow:
         """Have the stage ticked from now on; when (CLOCK_MONOTONIC, s) its time is up."""
         self.context.waiting.add(self)
         return self.context.now_s() + timeout_s
+
+    def is_with(self, hosts: Collection[str]) -> bool:
+        """Whether bytes move between its client and an instance at one of these addresses."""
+        # A dial fails by itself and goes on to the next; in CLOSE one side has been reset, and the other has a time.
+        return self.state == State.SPLICE and self.route.leads_to(hosts)
 
     def cut(self, cause: str) -> None:
         """The only way out, taken once. But for an end by both FINs both sides get a reset: a FIN says that all was sent."""

@@ -57,7 +57,7 @@ class Forwarding(Stage):
         """
         flow = self.flow
         flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
-        flow.route.resume(record.target_slot, flow.client)
+        flow.route.resume(record.target_slot, flow.client, self._target)
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
         for lane, pipe in ((self._up, up), (self._down, down)):
             lane.eof = record.state == State.CLOSE  # before that all was read, and handed to the sockets

@@ -1,4 +1,7 @@
-"""A changed envelope and connections that are established: those that it no longer lets in are cut, and no other."""
+"""A changed envelope and connections that are established: those that it no longer lets in are cut, and no other.
+
+But for those whose instance is gone: its machine may be dead, and then nobody else would end them.
+"""
 
 import asyncio
 import time
@@ -13,18 +16,24 @@ _SLICE_S: Final = 0.005  # of a reload's work on established connections; then b
 class Redecision:
     """Asks about every connection that was there before the snapshot in force. New ones are decided by it already."""
 
-    def __init__(self, cut: Callable[[OpenFlow], None], paused: Callable[[], None], done: Callable[[], None]) -> None:
-        """`cut` ends a connection; `paused` is called after each slice, and `done` after the last one before it."""
+    def __init__(
+        self, cut: Callable[[OpenFlow, str], None], paused: Callable[[], None], done: Callable[[], None]
+    ) -> None:
+        """`cut` ends a connection for a cause; `paused` is called after each slice, `done` after the last one before it."""
         self._cut = cut
         self._paused = paused
         self._done = done
         self._undecided: list[OpenFlow] = []  # established before the snapshot in force, and not asked about since
         self._declared: Collection[str] = ()
+        self._gone: Collection[str] = ()
         self._next: asyncio.Handle | None = None
 
-    def begin(self, flows: Iterable[OpenFlow], declared: Collection[str]) -> None:
-        """Ask about these; the names of the endpoints that there are. What is still under way is begun anew."""
-        self._undecided, self._declared = list(flows), declared
+    def begin(self, flows: Iterable[OpenFlow], declared: Collection[str], gone: Collection[str]) -> None:
+        """Ask about these; the names of the endpoints that there are, and the addresses of instances that are gone.
+
+        What is still under way is begun anew.
+        """
+        self._undecided, self._declared, self._gone = list(flows), declared, gone
         if self._next is None:
             self._slice()
 
@@ -34,10 +43,19 @@ class Redecision:
         until_s = time.monotonic() + _SLICE_S
         while self._undecided:
             flow = self._undecided.pop()
-            if flow.gate.declared.name not in self._declared or not flow.gate.keeps(flow.source, flow.via):
-                self._cut(flow)
+            if cause := self._cause(flow):
+                self._cut(flow, cause)
             if time.monotonic() >= until_s:
                 self._next = asyncio.get_running_loop().call_soon(self._slice)
                 return self._paused()
         self._done()
         return self._paused()
+
+    def _cause(self, flow: OpenFlow) -> str:
+        """Why it is to be cut; nothing: it goes on."""
+        declared = flow.gate.declared
+        if declared.name not in self._declared:
+            return "revoked"
+        if not flow.gate.keeps(flow.source, flow.via):
+            return "gone" if declared.type == "internal" and flow.source in self._gone else "revoked"
+        return "gone" if self._gone and flow.is_with(self._gone) else ""

@@ -1,12 +1,12 @@
 """Which target a connection goes to: the one whose turn it is, and at its failure another, within the time for connecting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
-from relay.kernel.sockets import AnySocket
+from relay.kernel.sockets import AnySocket, connected_addresses
 from relay.targets import why as reasons
 from relay.targets.health import failed_dial
 
@@ -102,13 +102,20 @@ class Route:
             if self._gate.declared.type != "door":  # see `leave`
                 self._pool.proved(self._place, self._now_ns())
 
-    def resume(self, slot: int, client: AnySocket) -> None:
-        """A predecessor's connection is with the target that has this slot in the ledger."""
+    def leads_to(self, hosts: Collection[str]) -> bool:
+        """Whether its target is an instance at one of these addresses."""
+        return self._pool is not None and self.target is not None and self.target.host in hosts
+
+    def resume(self, slot: int, client: AnySocket, joined: AnySocket) -> None:
+        """A predecessor's connection is with the target that has this slot in the ledger, by the socket `joined`."""
         if self._pool is None:
             self.target = self._own(client)
         elif (place := self._pool.place_of(slot)) is not None:
             self._place, self.target = place, self._pool.targets[place]
             self._pool.enter(place, 1)
+        elif (addresses := connected_addresses(joined.fileno())) is not None:  # it has left the set meanwhile
+            _, peer = addresses
+            self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
 
     def leave(self, cause: str, sent_bytes: int) -> None:
         """The connection that had reached its target has ended; so many bytes had come from there."""

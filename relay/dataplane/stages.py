@@ -27,8 +27,9 @@ ENDS: Final[Mapping[int, tuple[str, ...]]] = {
 }
 """Where a flow can end by itself, and with which causes."""
 
-FROM_OUTSIDE: Final = ("revoked", "drain", "error")
-"""What ends a flow wherever it stands: the envelope, the end of a drain, a bug or a machine that has no more to give."""
+FROM_OUTSIDE: Final = ("revoked", "drain", "error", "gone")
+"""What ends a flow wherever it stands: the envelope, the end of a drain, a bug or a machine that has no more to give, and
+that an instance is not there any more."""
 
 
 def misstep(before: int, after: int, cause: str) -> str:

@@ -97,7 +97,7 @@ class Worker:
         self._pause_said_s = -PAUSE_SAID_S
         self._drain_deadline_s: float | None = None
         self._answer = messages.READY  # the first time
-        self._redecision = Redecision(self._revoke, self._after, self._decided)
+        self._redecision = Redecision(self._cut, self._after, self._decided)
         self._stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -203,13 +203,13 @@ class Worker:
         self._log.level = self._snapshot.log_level
         self._make_gates()
         self._rewire()
-        self._redecision.begin(self._context.flows, self._declared())
+        self._redecision.begin(self._context.flows, self._declared(), self._snapshot.gone)
 
     def _declared(self) -> set[str]:
         return {row.name for row in self._snapshot.endpoints}
 
-    def _revoke(self, flow: OpenFlow) -> None:
-        self._guard(flow, flow.cut, "revoked")
+    def _cut(self, flow: OpenFlow, cause: str) -> None:
+        self._guard(flow, flow.cut, cause)
 
     def _decided(self) -> None:
         """Every connection is one that the snapshot in force lets in."""

@@ -4,6 +4,9 @@ Entries that make no sense are left out and counted, and an instance whose entry
 one. A store that is another than before (wiped, restored) knows nobody yet: who is missing there has some time to register
 again. The same holds after a time in which the registry could not be reached, for then it could not be reached by the
 others either, and their leases have run out although they are there.
+
+Whoever is removed from the store without having said that it leaves is gone: its lease ran out. Who is only found missing
+has left somehow.
 """
 
 from bisect import bisect_left
@@ -15,6 +18,9 @@ from relay.fleet.entries import EntryKeys, KeyValue, read_entry
 
 _GRACE_LEASES: Final = 3  # whoever is there has tried to register again this often
 _GRACE_MIN_S: Final = 30.0  # a machine that backs off, and an etcd that has just been started, are slower than a lease
+
+GONE_S: Final = 600.0
+"""How long it is remembered who is gone: by then nobody is connected to them any more."""
 
 Place = tuple[str, int]
 """A role and an ordinal."""
@@ -76,6 +82,8 @@ class Believed:
         self._grace_s = grace_s
         self._there = Places({(member.role, member.ordinal): member for member in known})
         self._kept_until_s: dict[Place, float] = {}  # of those in `_there` that the store does not have
+        self._leaving: set[Place] = set()  # said so in the last entry of the place
+        self._gone_until_s: dict[str, float] = {}  # addresses, and when they are forgotten
         self._bad: dict[str, int] = {}  # the revision of entries that make no sense, so that each is counted once
         self.rejected = 0
 
@@ -94,16 +102,18 @@ class Believed:
                 self._there.put(place, member)
                 self._kept_until_s[place] = until_s
 
-    def change(self, events: Iterable[KeyValue]) -> None:
-        """Take what has changed in the store since."""
+    def change(self, events: Iterable[KeyValue], *, gone_until_s: float | None = None) -> None:
+        """Take what has changed in the store since.
+
+        Those whose lease ran out are gone until then. None: they may be there all the same.
+        """
         for each in events:
             place = self._keys.place_of(each.key)
             if each.value is not None or place is None:
                 self._take(each, self._there)
             else:
                 self._bad.pop(each.key, None)
-                self._there.pop(place)
-                self._kept_until_s.pop(place, None)
+                self._drop(place, gone_until_s)
 
     def members(self, now_s: float) -> tuple[Member, ...]:
         """Who is there, in order. Those whose grace is over are forgotten."""
@@ -120,6 +130,22 @@ class Believed:
             if place not in self._kept_until_s or member.address not in fresh
         )
 
+    def gone(self, now_s: float) -> tuple[str, ...]:
+        """The addresses of those whose lease ran out not long ago, in order. Nobody who is there has one of them."""
+        self._gone_until_s = {each: until_s for each, until_s in self._gone_until_s.items() if until_s > now_s}
+        return tuple(sorted(self._gone_until_s))
+
+    def _drop(self, place: Place, gone_until_s: float | None) -> None:
+        """The store has nobody there any more."""
+        member, left = self._there.get(place), place in self._leaving or place in self._kept_until_s
+        self._there.pop(place)
+        self._kept_until_s.pop(place, None)
+        # One that has taken another number is there by that.
+        if member is None or left or any(member.address == other.address for _, other in self._there.items()):
+            return
+        if gone_until_s is not None:
+            self._gone_until_s[member.address] = gone_until_s
+
     def _take(self, each: KeyValue, before: Places) -> None:
         place = self._keys.place_of(each.key)
         entry = read_entry(place, each.value) if place is not None and each.value is not None else None
@@ -127,6 +153,8 @@ class Believed:
             self._there.put(place, entry.member)
             self._kept_until_s.pop(place, None)
             self._bad.pop(each.key, None)
+            self._gone_until_s.pop(entry.member.address, None)
+            (self._leaving.add if entry.leaving else self._leaving.discard)(place)
             return
         if each.value is not None and self._bad.get(each.key) != each.mod_revision:
             self._bad[each.key] = each.mod_revision

@@ -32,11 +32,15 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An instance as its machine wrote it down: `machine` is a hash of its machine id, `daemon` the running relay."""
+    """An instance as its machine wrote it down: `machine` is a hash of its machine id, `daemon` the running relay.
+
+    `leaving`: it is about to end its lease itself. An entry that goes without this mark has a lease that ran out.
+    """
 
     member: Member
     machine: str
     daemon: str
+    leaving: bool = False
 
     def to_value(self) -> bytes:
         """What `read_entry` reads."""
@@ -50,7 +54,7 @@ class Entry:
             "machine": self.machine,
             "daemon": self.daemon,
         }
-        return json.dumps(plain).encode()
+        return json.dumps({**plain, "leaving": True} if self.leaving else plain).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,8 @@ def read_entry(place: tuple[str, int], value: bytes) -> Entry | None:
         return None
     told = plain.get("reasons")  # not by relay 0.1.0
     reasons = tuple(_reason(told.get(name)) for name in down) if isinstance(told, dict) else ()
-    return Entry(Member(*place, address, metrics, busy, down, reasons if any(reasons) else ()), machine, daemon)
+    member = Member(*place, address, metrics, busy, down, reasons if any(reasons) else ())
+    return Entry(member, machine, daemon, leaving=plain.get("leaving") is True)
 
 
 def _reason(told: object) -> str:

@@ -20,6 +20,8 @@ _BACKOFF_MIN_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0  # and later than this nobody should hear of it
 # Of the `hold` (1 h by default) that a number stays its machine's, so much may be missing.
 _CLAIM_RENEWAL_S: Final = 60.0
+# Whoever writes there at the same time is read of at the second look, and is gone or stays.
+_LOOKS: Final = 3
 
 
 def backoff_s(failures: int, ttl_s: float) -> float:
@@ -93,14 +95,26 @@ class Presence:
             self._woken.clear()
 
     async def leave(self) -> None:
-        """The machine is not there any more; its number stays its own for `hold` from now."""
+        """The machine is not there any more, and says so first; its number stays its own for `hold` from now."""
         with contextlib.suppress(RegistryError):
             if not self._lease:
                 await self._find_leases()
             if self._lease:
+                await self._mark()
                 await self._client.revoke(self._lease)
             if self._claim_lease:
                 await self._client.keep_alive(self._claim_lease)
+
+    async def _mark(self) -> None:
+        """Say that the lease is about to be ended: to those who watch, one that runs out looks the same."""
+        for _ in range(_LOOKS):
+            _, there = await self._found()
+            entry = self._entry(there) if there is not None else None
+            if there is None or entry is None or there.lease != self._lease:
+                return
+            mark = put(self._key, replace(entry, leaving=True).to_value(), self._lease)
+            if (await self._client.txn([unchanged(there)], [mark])).succeeded:
+                return
 
     async def _find_leases(self) -> None:
         """The leases of what stands there as ours: whoever claimed the number, or ran before us, has put it there."""
@@ -125,8 +139,7 @@ class Presence:
             if not await self._client.keep_alive(self._claim_lease):
                 self._claim_lease, self._written = 0, None
             self._claim_until_s = time.monotonic() + min(self._me.hold_s / 3, max(self._me.ttl_s / 3, _CLAIM_RENEWAL_S))
-        # Whoever writes there at the same time is read of at the second look, and is gone or stays.
-        for _ in range(3):
+        for _ in range(_LOOKS):
             if self._written == self._member or await self._write():
                 return
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from relay.config import settings as configured
 from relay.config.roster import Member
 from relay.errors import RegistryError
-from relay.fleet.believed import Believed, grace_s
+from relay.fleet.believed import GONE_S, Believed, grace_s
 from relay.fleet.claim import Claimant
 from relay.fleet.entries import EntryKeys, KeyValue
 from relay.fleet.etcd import EtcdClient
@@ -28,6 +28,10 @@ from relay.fleet.presence import Presence, backoff_s
 # A watch that says nothing for so much of a lease is opened anew: a dead path is noticed, and another endpoint asked,
 # before a lease has run out.
 _SILENCE_LEASES: Final = 0.6
+# A quiet watch is opened anew before this. Who has heard nothing for longer was cut off, as others may have been: then they
+# could not renew their leases. One that had to try again has noticed it sooner.
+_AWAY_LEASES: Final = 0.75
+_RETRIED_LEASES: Final = 1 / 3
 # So many revisions behind the store, reading all members costs etcd less than looking through what happened since.
 _BEHIND_MAX: Final = 1000
 # So many changes in so short a time are a fleet that starts or stops. etcd sends each of them to each instance in a message
@@ -42,11 +46,15 @@ _PAUSE_MAX_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Who is there, when the registry said so last (time.time_ns; 0: never), and what is wrong with it ("": nothing)."""
+    """Who is there, when the registry said so last (time.time_ns; 0: never), and what is wrong with it ("": nothing).
+
+    `gone` are the addresses of those whose lease ran out not long ago.
+    """
 
     members: tuple[Member, ...] = ()
     confirmed_ns: int = 0
     trouble: str = ""
+    gone: tuple[str, ...] = ()
 
 
 class Crowd:
@@ -163,6 +171,7 @@ class Etcd(RegistryClient):
         self._revision: int | None = None  # of the last change that was seen; None: all must be read anew
         self._open = False  # the watch is there
         self._failures = 0
+        self._doubtful_until_s = 0.0  # leases that run out before that say nothing of their machines
         self._trouble = ""
         self._crowd = Crowd()
 
@@ -251,14 +260,23 @@ class Etcd(RegistryClient):
         await asyncio.sleep(self._crowd.pause_s(open_for_s, self._ttl_s) * uniform(0.8, 1.2))
 
     def _take(self, batch: Batch) -> None:
+        now_s = time.monotonic()
+        self._doubt(now_s)
         self._trouble, self._failures = "", 0
-        self._believed.change(batch.events)
+        sure = now_s >= self._doubtful_until_s
+        self._believed.change(batch.events, gone_until_s=now_s + GONE_S if sure else None)
         for event in batch.events:
             self._revision = max(self._revision or 0, event.mod_revision)
             if self._presence is not None and event.key == self._presence.key:
                 self._presence.look_at(event)
         self._latest = max(self._latest, self._revision or 0)
         self._confirm()
+
+    def _doubt(self, now_s: float) -> None:
+        """etcd answers. If it did not for a while, others that are there lose their leases as well, up to one lease later."""
+        leases = _RETRIED_LEASES if self._failures else _AWAY_LEASES
+        if (self._failures or self._cluster) and now_s - self._confirmed_s > leases * self._ttl_s:
+            self._doubtful_until_s = now_s + self._ttl_s
 
     def _was_away(self) -> bool:
         """Whether etcd has not been heard of for as long as a lease: then others may have lost theirs as well."""
@@ -293,6 +311,7 @@ class Etcd(RegistryClient):
             word = secrets.token_hex(8).encode()
             again = await self._client.txn([absent(self._keys.store)], [put(self._keys.store, word), *look], look)
             answer, store = again, _word(again.found[0])
+        self._doubt(time.monotonic())
         self._believed.reread(answer.found[1], time.monotonic(), keep=other or self._was_away())
         self._cluster, self._store, self._latest = answer.cluster, store, answer.revision
         if self._presence is not None:
@@ -305,7 +324,7 @@ class Etcd(RegistryClient):
         """The registry stands by what is known."""
         self._confirmed_s = time.monotonic()
         members = self._believed.members(self._confirmed_s)
-        self._seen_now(Seen(members, time.time_ns()))
+        self._seen_now(Seen(members, time.time_ns(), gone=self._believed.gone(self._confirmed_s)))
 
     def _tell(self) -> None:
         self._seen_now(self._seen)

@@ -49,6 +49,7 @@ CAUSES: Final = (
     "drain",
     "error",  # relay or the machine failed this flow
     "told",  # an edge asked how the application is, and was told
+    "gone",  # the instance at one of its ends is not there any more: its lease ran out
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one."""
 

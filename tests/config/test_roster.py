@@ -85,8 +85,16 @@ def test_who_wants_connections() -> None:
 def test_what_differs() -> None:
     old = Roster.of_service(SERVICE, [web(0, "10.0.0.4"), web(1, "10.0.0.5")])
     new = Roster.of_service(SERVICE, [web(1, "10.0.0.9"), web(2, "10.0.0.6")])
-    assert difference(old, new) == {"joined": ["web_IN_2"], "left": ["web_IN_0"], "changed": ["web_IN_1"]}
-    assert difference(new, new) == {"joined": [], "left": [], "changed": []}
+    changes = {"joined": ["web_IN_2"], "left": ["web_IN_0"], "changed": ["web_IN_1"]}
+    assert difference(old, new) == {**changes, "gone": []}
+    assert difference(old, new, ("10.0.0.4", "10.0.0.77")) == {**changes, "gone": ["web_IN_0"]}
+    assert difference(old, new, ("10.0.0.5",)) == {**changes, "gone": ["web_IN_1"]}, "it is back by another address"
+    assert difference(new, new) == {"joined": [], "left": [], "changed": [], "gone": []}
+
+
+def test_addresses_at_which_nobody_is() -> None:
+    roster = Roster.of_service(SERVICE, [web(0, "10.0.0.4")])
+    assert roster.absent(["10.0.0.9", "10.0.0.4", "10.0.1.4", "10.0.0.7"]) == ("10.0.0.7", "10.0.0.9")
 
 
 def test_json_comes_back_equal() -> None:

@@ -23,6 +23,12 @@ def test_what_workers_get_has_no_rules_and_decides_alike() -> None:
     assert replace(short, endpoints=whole.endpoints, roster=whole.roster) == whole
 
 
+def test_who_is_gone_is_told_to_workers_too() -> None:
+    snapshot = snapshot_of(endpoint_row(), gone=("10.0.0.4", "2001:db8::1"))
+    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+    assert Snapshot.from_json(snapshot.for_workers().to_json()).gone == snapshot.gone
+
+
 def test_a_snapshot_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         compiled("web_IN_0").generation = 2  # type: ignore[misc]

@@ -42,8 +42,8 @@ class Told(RegistryClient):
     def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         self.announced.append((metrics, busy, down))
 
-    def say(self, *members: Member, trouble: str = "") -> None:
-        self._publish(Seen(members, time.time_ns(), trouble))
+    def say(self, *members: Member, trouble: str = "", gone: tuple[str, ...] = ()) -> None:
+        self._publish(Seen(members, time.time_ns(), trouble, gone))
 
     async def close(self, leave: bool) -> None:
         self.left = leave
@@ -70,13 +70,15 @@ class Following:
     def __init__(self, ledger: Ledger) -> None:
         self.registry, self.logged = Told(), Logged()
         self.brought: list[tuple[Member, ...]] = []
+        self.gone: tuple[str, ...] = ()
         self.hindrance = ""
         self.follower = Follower(
             self.registry, None, ledger, self.logged.log, standing(SNAPSHOT), self._put, "10.0.0.4:9464"
         )
 
-    async def _put(self, members: tuple[Member, ...]) -> str:
+    async def _put(self, members: tuple[Member, ...], gone: tuple[str, ...]) -> str:
         self.brought.append(members)
+        self.gone = gone
         return self.hindrance
 
     async def until(self, check: Callable[[], bool]) -> None:
@@ -112,6 +114,9 @@ async def test_members_come_into_force_and_are_brought_again(ledger: Ledger, mon
         made.registry.say(ONE, OTHER)
         await made.until(lambda: made.brought[-1] == (ONE, OTHER))
         assert made.follower.members == (ONE, OTHER)
+        made.registry.say(OTHER, gone=(ONE.address,))
+        await made.until(lambda: made.brought[-1] == (OTHER,))
+        assert made.gone == (ONE.address,)
     assert made.registry.left is True
 
 

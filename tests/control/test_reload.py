@@ -3,12 +3,14 @@
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from relay.config.roster import Member
 from relay.control import reload
 from relay.control.in_force import InForce
 from relay.control.reload import ConfigFiles, Prepared, start
@@ -73,6 +75,34 @@ def test_a_start(files: Files) -> None:
     assert all(is_open(port) for port in wanted.values())
     assert [change.action for change in found.plan.changes] == ["open", "open"]
     assert (found.warnings, found.notes) == ((), ())
+
+
+def test_who_is_gone_comes_into_force_by_the_roster_and_stays_over_a_reload(files: Files) -> None:
+    web = [Member("web", n, f"10.0.0.{n}") for n in range(3)]
+    files.settings.write_text("")
+    files.service.write_text(yaml.safe_dump({"version": 1, "service": "s", "roles": {
+        "web": {"instances": 3}, "store": {"instances": ["127.0.0.1"], "endpoints": {}}}}))  # fmt: skip
+    sources = replace(files.sources, instance="store_IN_0")
+    found = start(sources)
+    in_force = InForce(found.service, found.snapshot)
+
+    def follow(registered: list[Member], gone: tuple[str, ...]) -> tuple[str, ...] | None:
+        prepared = reload.follow(found.settings, in_force, registered, gone)
+        if prepared is not None:
+            in_force.snapshot = prepared.snapshot
+        return None if prepared is None else prepared.snapshot.gone
+
+    assert follow(web, ()) == ()
+    assert follow(web[:1], ("10.0.0.1", "10.0.0.2")) == ("10.0.0.1", "10.0.0.2")
+    assert follow(web[:1], ("10.0.0.2",)) is None, "that one is forgotten changes nothing"
+    assert follow(web[:1], ()) is None
+    assert reload.reload(sources, found.settings, in_force, web[:1]).snapshot.gone == ("10.0.0.1", "10.0.0.2")
+    assert reload.reload(sources, found.settings, in_force, web[:2]).snapshot.gone == ("10.0.0.2",)
+    assert follow(web[:2], ("10.0.0.2",)) == ("10.0.0.2",), "who is back is gone no more"
+    assert follow(web[:2], ("10.0.0.1", "10.0.0.2")) is None, "nor is an address that somebody has"
+    assert follow(web[:1], ("10.0.0.1",)) == ("10.0.0.1",)
+    assert follow(web[:1], ("10.0.0.1", "127.0.0.1")) is None, "nor this machine's own"
+    assert follow(web[:1], ("10.0.0.1", "10.0.0.9")) == ("10.0.0.1", "10.0.0.9"), "one whom the roster had left out"
 
 
 def test_a_reload_opens_only_what_is_new(files: Files) -> None:

@@ -6,7 +6,7 @@ Time is the thread's own (CPU), so that a machine that has other things to do fa
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -44,6 +44,10 @@ class Stub:
         self.causes: list[str] = []
         gate.readmit(source)
         context.flows.add(self)
+
+    def is_with(self, hosts: Collection[str]) -> bool:
+        """Whether the address that stands for its instance is one of these."""
+        return f"to {self.source}" in hosts
 
     def cut(self, cause: str) -> None:
         """Count it out, for this cause."""

@@ -12,8 +12,9 @@ from tests.e2e.test_upgrade import streamed
 from tests.harness import Echo, Scrape, denied, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
-# What layout 4 has otherwise.
+# What layout 4 has otherwise. It has no room for more than the causes that there were.
 BEFORE = (
+    ("CLEAN_CAUSES: Final =", "CAUSES = CAUSES[:14]\n\nCLEAN_CAUSES: Final ="),
     ("VERSION: Final = 5", f"VERSION: Final = {convert.BEFORE}"),
     ("WORKER_WORDS: Final = 1024", "WORKER_WORDS: Final = 512"),
     ("SLOT_WORDS: Final = 128", "SLOT_WORDS: Final = 64"),

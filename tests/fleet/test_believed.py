@@ -19,6 +19,12 @@ def gone(ordinal: int) -> KeyValue:
     return entry(ordinal, value=None)
 
 
+def leaving(ordinal: int) -> KeyValue:
+    """What the store has of one that is about to end its lease."""
+    member = Member("web", ordinal, f"10.0.0.{ordinal + 1}")
+    return entry(ordinal, value=Entry(member, "m", "d", leaving=True).to_value())
+
+
 def of(*known: int) -> Believed:
     return Believed(KEYS, GRACE_S, [Member("web", n, f"10.0.0.{n + 1}") for n in known])
 
@@ -125,3 +131,76 @@ def test_all_stay_in_order_as_they_come_and_go() -> None:
 def test_how_long() -> None:
     assert grace_s(2.0) == 30.0
     assert grace_s(60.0) == 180.0
+
+
+def test_whose_lease_ran_out_is_gone_and_who_leaves_is_not() -> None:
+    believed = of(0, 1, 2)
+    believed.change([leaving(0), gone(0), gone(1)], gone_until_s=600.0)
+    assert there(believed) == [2]
+    assert believed.gone(0.0) == ("10.0.0.2",)
+    assert believed.gone(599.9) == ("10.0.0.2",)
+    assert believed.gone(600.0) == believed.gone(0.0) == (), "it is forgotten for good"
+
+
+def test_a_mark_that_was_read_is_as_good_as_one_that_was_seen_to_come() -> None:
+    believed = of()
+    believed.reread([leaving(0), leaving(1), entry(2)], 0.0, keep=False)
+    believed.reread([leaving(0), entry(1), entry(2)], 0.0, keep=False)
+    believed.change([gone(0), gone(1), gone(2)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ("10.0.0.2", "10.0.0.3")
+
+
+def test_a_mark_is_withdrawn_by_the_next_entry_and_goes_with_its_own() -> None:
+    believed = of(0, 1)
+    believed.change([leaving(0), entry(0), gone(0), leaving(1), gone(1), entry(1), gone(1)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ("10.0.0.1", "10.0.0.2")
+    believed.reread([leaving(3)], 0.0, keep=False)
+    believed.reread([], 0.0, keep=False)
+    believed.change([entry(3, value=b"?"), entry(3), gone(3)], gone_until_s=600.0)
+    assert "10.0.0.4" in believed.gone(0.0)
+
+
+def test_who_is_back_is_not_gone_nor_when_it_leaves_after_that() -> None:
+    believed = of(0, 1, 2)
+    believed.change([gone(0), gone(1), gone(2)], gone_until_s=600.0)
+    believed.change([entry(0), entry(7, address="10.0.0.2")], gone_until_s=600.0)
+    assert believed.gone(0.0) == ("10.0.0.3",)
+    believed.change([leaving(0), gone(0)], gone_until_s=600.0)
+    believed.reread([entry(2)], 0.0, keep=False)
+    assert believed.gone(0.0) == ()
+
+
+def test_a_place_that_is_taken_by_another_address_brings_nobody_back() -> None:
+    believed = of(0)
+    believed.change([gone(0), entry(0, address="10.9.9.9")], gone_until_s=600.0)
+    assert there(believed) == [0]
+    assert believed.gone(0.0) == ("10.0.0.1",)
+
+
+def test_one_that_takes_another_number_is_there_all_the_time() -> None:
+    believed = of(0)
+    believed.change([entry(5, address="10.0.0.1"), gone(0)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ()
+    believed.change([gone(5), entry(1, address="10.0.0.1")], gone_until_s=600.0)
+    assert believed.gone(0.0) == ()
+
+
+def test_who_is_only_missing_or_kept_is_not_known_to_be_gone() -> None:
+    believed = of(0, 1, 2)
+    believed.change([gone(0)], gone_until_s=None)  # the registry was away, and leases say nothing
+    believed.reread([entry(2)], 0.0, keep=False)
+    assert (there(believed), believed.gone(0.0)) == ([2], ())
+    believed.reread([], 0.0, keep=True)
+    assert there(believed, GRACE_S) == []
+    believed.reread([], 0.0, keep=True)
+    believed.change([gone(2), gone(9)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ()
+
+
+def test_one_that_was_kept_and_has_registered_again_can_be_gone() -> None:
+    believed = of(0)
+    believed.reread([], 0.0, keep=True)
+    believed.change([gone(0)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ()
+    believed.change([entry(0), entry(0, value=b"?"), gone(0)], gone_until_s=600.0)
+    assert believed.gone(0.0) == ("10.0.0.1",), "by the address that it was last known by"

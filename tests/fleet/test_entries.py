@@ -21,6 +21,15 @@ def test_an_entry_and_back() -> None:
     assert read_entry(("web", 12), json.dumps(later).encode()) == entry
 
 
+def test_the_mark_of_one_that_leaves() -> None:
+    entry = Entry(MEMBER, "machine", "daemon")
+    leaving = replace(entry, leaving=True)
+    assert read_entry(("web", 12), leaving.to_value()) == leaving
+    assert b"leaving" not in entry.to_value()
+    strange = json.loads(entry.to_value()) | {"leaving": "soon"}
+    assert read_entry(("web", 12), json.dumps(strange).encode()) == entry, "what is no mark costs nobody its place"
+
+
 @pytest.mark.parametrize(
     ("told", "reasons"),
     [

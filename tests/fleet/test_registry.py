@@ -10,11 +10,12 @@ import pytest
 
 from relay.config.roster import Member
 from relay.fleet.claim import claim
-from relay.fleet.entries import Entry
+from relay.fleet.entries import Entry, KeyValue
 from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import Batch, delete, put
 from relay.fleet.identity import Vacancy
-from relay.fleet.registry import Crowd, Seen
+from relay.fleet.presence import Presence
+from relay.fleet.registry import Crowd, Etcd, Seen
 from tests.fleet.etcds import EtcdServer
 from tests.fleet.rig import HERE, KEPT_S, LONG_S, Fleet, until, who
 
@@ -112,6 +113,47 @@ async def test_what_is_announced_is_seen(server: EtcdServer, fleets: Callable[..
         await one.close(False)  # as one that was killed: when its lease has run out
         await until(stream, who())
         assert one.conflict == two.conflict == ""
+
+
+async def test_one_that_is_back_is_not_gone(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
+    fleet = fleets("back", server.url, ttl_s=KEPT_S)
+    async with contextlib.aclosing(fleet.watcher().watch()) as stream, fleet.client() as client:
+        one = fleet.member(0)
+        await until(stream, who(0))
+        await one.close(False)
+        (found,) = (await client.range(fleet.keys.member("web", 0))).found[0]
+        await client.revoke(found.lease)  # as when it has run out
+        assert (await until(stream, who())).gone == ("10.0.0.1",)
+        back = fleet.member(0)
+        assert (await until(stream, who(0))).gone == ()
+        await back.close(False)
+        await Presence(client, fleet.machine(0), "web", 0).leave()  # by a client that has time
+        assert (await until(stream, who())).gone == ()
+
+
+def test_leases_that_run_out_once_etcd_was_away_say_nothing() -> None:
+    """Whoever could not reach it could not renew its lease, up to one lease before that."""
+    watcher = Etcd(EtcdClient([]), "shop", 900.0, known=Seen(confirmed_ns=time.time_ns()))
+    key = watcher._keys.member("web", 0)
+
+    def lost(away_s: float, failures: int) -> tuple[str, ...]:
+        """Who is gone when a lease runs out after so long a time without a word, and so many attempts in vain."""
+        watcher._take(Batch(1, (KeyValue(key, entry_of(0)),)))
+        watcher._confirmed_s -= away_s
+        watcher._failures = failures
+        watcher._take(Batch(2))  # the watch is there again
+        watcher._take(Batch(3, (KeyValue(key, None),)))
+        return watcher.current.gone
+
+    assert lost(1000.0, 0) == ("10.0.0.1",), "it is asked for the first time"
+    watcher._cluster = "1"
+    assert lost(600.0, 0) == ("10.0.0.1",), "nothing came because nothing happened"
+    assert lost(200.0, 3) == ("10.0.0.1",), "it was away for a moment"
+    for away_s, failures in ((350.0, 1), (700.0, 0)):
+        assert lost(away_s, failures) == ()
+        assert lost(0.0, 0) == (), "still, for a lease"
+        watcher._doubtful_until_s = time.monotonic()
+        assert lost(0.0, 0) == ("10.0.0.1",)
 
 
 async def test_a_lease_is_kept(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
