@@ -107,15 +107,15 @@ def _target_of(ledger: Ledger, row: EndpointRow) -> _Target:
     """How the target is; of several, whether one of them is up."""
     if row.distribution is None:
         found = health.of_endpoint(ledger, row)
-        states = {found.health}
+        states, reason = {found.health}, reason_of(row, None, found)
     else:
-        found = TargetHealth()
+        found, reason = TargetHealth(), ""
         states = {health.of_target(ledger, row, target).health for target in row.targets}
     up = True if Health.UP in states else False if states == {Health.DOWN} else None
     since_s, looked_s, looked = _ages(found)
     return {
         "target_up": up,
-        "target_reason": reason_of(row, None, found),
+        "target_reason": reason,
         "target_since_s": since_s,
         "target_looked_s": looked_s,
         "target_looked": looked,

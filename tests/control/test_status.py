@@ -145,6 +145,29 @@ def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
     }  # fmt: skip
 
 
+def test_an_edge_whose_instances_are_all_away(ledger: Ledger) -> None:
+    snapshot = snapshot_of(endpoint_row("web/in", distribution="source-ip", targets=()))
+    [found] = status(ledger, snapshot, 1, 0)["endpoints"]
+    assert (found["target_up"], found["target_reason"], found["target_set"]) == (None, "", [])
+
+
+@pytest.mark.parametrize(
+    ("states", "up"),
+    [
+        ((Health.DOWN, Health.UP), True),
+        ((Health.DOWN, Health.DOWN), False),
+        ((Health.DOWN, Health.UNKNOWN), None),
+        ((Health.UNKNOWN, Health.UNKNOWN), None),
+    ],
+)
+def test_of_several_targets_one_is_enough(states: tuple[int, int], up: bool | None, ledger: Ledger) -> None:
+    for n, state in enumerate(states):
+        ledger.words[health_at(n)] = packed(state, why.NOTHING, 0)
+    targets = tuple(TargetRow(f"t{n}", slot=n, instance=f"web_IN_{n}") for n in range(2))
+    snapshot = snapshot_of(endpoint_row("web/in", distribution="source-ip", targets=targets))
+    assert status(ledger, snapshot, 1, 0)["endpoints"][0]["target_up"] is up
+
+
 def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
     since = Since()
     ledger.words[health_at(7)] = packed(Health.DOWN, why.http_status(503), 0)

@@ -24,8 +24,7 @@ BEFORE = (
     ("CONNECT_BUCKETS: Final = 64", "CONNECT_BUCKETS: Final = 31"),
     ("DURATION_BUCKETS: Final = 80", "DURATION_BUCKETS: Final = 45"),
     ("WOULD_DENY: Final = 96", "WOULD_DENY: Final = 59"),
-    # What the one before did not have: causes, and counts, which are put into words that its rows left empty.
-    ('    "told",  # an edge asked how the application is, and was told\n', ""),
+    # What the one before did not have: counts, which are put into words that its rows left empty.
     ("DIAL_WHY: Final = 112", "DIAL_WHY: Final = 61"),
     ("OTHER_SOURCE: Final = 113", "OTHER_SOURCE: Final = 61"),
     ("HEALTH: Final = 114", "HEALTH: Final = 62"),
