@@ -58,7 +58,8 @@ def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool
     health, why, since_ns = found & _STATE, found >> _STATE_BITS & _WHY, (found >> _SINCE_AT) * 1_000_000
     dialled_ns, answered = dial >> 1, bool(dial & 1)
     if dialled_ns <= looked_ns or (answered and not proves):
-        return TargetHealth(health, why, since_ns, looked_ns if health != Health.UNKNOWN else 0)
+        # Control takes the dials into its own words, with their time.
+        return TargetHealth(health, why, since_ns, looked_ns if health else 0, 0 < dialled_ns == looked_ns)
     now = Health.UP if answered else Health.DOWN
     since_ns = since_ns if now == health and since_ns else dialled_ns
     return TargetHealth(now, reasons.NOTHING if answered else dial_why & _WHY, since_ns, dialled_ns, True)

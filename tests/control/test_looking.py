@@ -114,6 +114,7 @@ async def test_without_a_probe_the_first_dial_is_no_news(made: Made) -> None:
     made.dialled(row, why.NOTHING)
     made.looker.notice()
     assert made.said() == []
+    assert made.found(row).dialled, "that control has taken it in makes it no probe"
     part = made.ledger.worker(0)
     assert health.state_in(part.words[part.counts_at(2) + Count.HEALTH]) == UP, "it stands where others read it"
 

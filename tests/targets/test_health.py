@@ -44,6 +44,7 @@ def dial(at_s: int, *, answered: bool) -> int:
         ((UNKNOWN, 0, 0), 0, dial(4, answered=False), False, TargetHealth(DOWN, REFUSED, 4 * S_NS, 4 * S_NS, True)),
         ((UP, 0, 2), 5, 0, True, TargetHealth(UP, 0, 2 * S_NS, 5 * S_NS)),
         ((UP, 0, 2), 5, dial(4, answered=False), True, TargetHealth(UP, 0, 2 * S_NS, 5 * S_NS)),
+        ((UP, 0, 2), 5, dial(5, answered=True), True, TargetHealth(UP, 0, 2 * S_NS, 5 * S_NS, True)),
         ((UP, 0, 2), 5, dial(6, answered=False), True, TargetHealth(DOWN, REFUSED, 6 * S_NS, 6 * S_NS, True)),
         ((UP, 0, 2), 5, dial(6, answered=True), True, TargetHealth(UP, 0, 2 * S_NS, 6 * S_NS, True)),
         ((UP, 0, 2), 5, dial(6, answered=True), False, TargetHealth(UP, 0, 2 * S_NS, 5 * S_NS)),
