@@ -17,7 +17,7 @@ from typing import Final, Self, TypeVar
 
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.envelope import asking, proxyproto
-from relay.kernel.sockets import CAPACITY, NOT_BEGUN, target_socket
+from relay.kernel.sockets import CAPACITY, NOT_BEGUN, is_no_socket, target_socket
 from relay.targets import why
 
 _STANDS_S: Final = 1.0  # a tcp connection that has not been reset for so long is taken: relay dials a local service
@@ -112,6 +112,8 @@ class _Question:
         except OSError as error:
             if error.errno in CAPACITY or (not target.path and error.errno in NOT_BEGUN):
                 raise _Answered(None) from None
+            if is_no_socket(target.path):
+                raise _Answered(why.NOT_A_SOCKET) from None
             raise
         self.connected = True
         return self

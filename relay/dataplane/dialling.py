@@ -1,8 +1,6 @@
 """How a flow comes by its target: the one whose turn it is, and at its failure the next, while there is time."""
 
 import errno
-import os
-import stat
 from socket import SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
@@ -21,6 +19,7 @@ from relay.kernel.sockets import (
     NOT_TRANSPARENT,
     AnySocket,
     connect,
+    is_no_socket,
     no_delay,
     reset_on_close,
     target_socket,
@@ -87,7 +86,7 @@ class Dialling(Stage):
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
         else:
-            return self._failed("connect_failed", _no_socket_there(row, code))
+            return self._failed("connect_failed", _fault(row, code))
         return False
 
     def _dial(self, row: TargetRow) -> tuple[SocketType, int]:
@@ -227,15 +226,9 @@ class Dialling(Stage):
             self.flow.context.poller.close(target)
 
 
-def _no_socket_there(row: TargetRow, code: int) -> int:
-    """Why connect(2) failed at once. A file that is no socket is refused like a socket without a listener: connect(2)."""
-    if row.path and code == errno.ECONNREFUSED:
-        try:
-            if not stat.S_ISSOCK(os.stat(row.path).st_mode):
-                return why.NOT_A_SOCKET
-        except OSError:
-            pass
-    return why.of_error(code)
+def _fault(row: TargetRow, code: int) -> int:
+    """Why connect(2) failed at once."""
+    return why.NOT_A_SOCKET if code == errno.ECONNREFUSED and is_no_socket(row.path) else why.of_error(code)
 
 
 @step

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import socket
+import stat
 import struct
 import termios
 from array import array
@@ -146,6 +147,14 @@ def connect(target: SocketType, row: TargetRow) -> int:
     if code in (0, errno.EISCONN):
         return errno.ECONNREFUSED if row.port >= _EPHEMERAL_MIN and _met_itself(target) else 0
     return errno.EINPROGRESS if code == errno.EALREADY else code
+
+
+def is_no_socket(path: str) -> bool:
+    """Whether there is a file of another kind. connect(2) refuses it like a socket that nobody listens on."""
+    try:
+        return bool(path) and not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _met_itself(target: SocketType) -> bool:

@@ -310,6 +310,9 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "app"
     row = own(TargetRow(f"unix:{path}", path=str(path)))
     assert await ask_own(row) == why.of_error(errno.ENOENT)
+    path.touch()
+    assert await ask_own(row) == why.NOT_A_SOCKET
+    path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         assert await ask_own(row) == REFUSED

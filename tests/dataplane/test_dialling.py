@@ -11,8 +11,9 @@ import pytest
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
+from relay.address import Address
 from relay.config.snapshot import TargetRow
-from relay.dataplane.dialling import Dialling
+from relay.dataplane.dialling import Dialling, introduce
 from relay.ledger.layout import Count, State
 from relay.targets.pool import Pool
 from tests.conformance.peers import full_backlog
@@ -232,6 +233,15 @@ def test_the_target_is_told_who_the_client_is(version: str, stack: contextlib.Ex
     service.close()
     record = rig.ended()
     assert record["received"] == 5, "the header is relay's, not the client's"
+
+
+def test_what_follows_the_header_does_not_wait_until_it_is_acknowledged(stack: contextlib.ExitStack) -> None:
+    rig = rig_to(stack, target := tcp_target(stack))
+    with socket.create_connection(target.sock.getsockname()) as sock, rig.connect() as client:
+        client.setblocking(True)
+        assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert introduce(sock, client, "v2", Address("192.0.2.1", 1))
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("send_proxy", [None, "v1", "v2"])
