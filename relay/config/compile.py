@@ -147,6 +147,8 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         distribution="least-connections",
         dial_from=me.address,
         leads_to=f"{role}/{leads_to}",
+        keepalive_s=endpoint.timeouts.keepalive_s,
+        dead_s=endpoint.timeouts.dead_s,
         table=compile_rules(rules).to_bytes(),
     )
 
@@ -190,6 +192,8 @@ def _endpoint(
         send_proxy=endpoint.send_proxy,
         transparent=endpoint.transparent,
         edges=edges,
+        keepalive_s=endpoint.timeouts.keepalive_s,
+        dead_s=endpoint.timeouts.dead_s,
         table=compile_rules(rules).to_bytes(),
     )
 
