@@ -36,7 +36,7 @@ Unknown = dict[KeyPath, str | None]
 """Where the unknown keys are, and the known key that each most likely misspells."""
 
 # pydantic names a default that fails by its field, not by its key. The fields are an endpoint's.
-_KEY_OF_FIELD = {"listen_ports": "port"}
+_KEY_OF_FIELD = {"listen_ports": "port", "dead_s": "dead"}
 
 
 SERVICE_FILE = "/etc/relay/service.yaml"

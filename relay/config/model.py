@@ -4,6 +4,7 @@ The YAML names are the promise; a Python name that differs only adds its unit or
 `connect`, `from_roles` is `from`). The docstring under a field is its text in the JSON Schema.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
@@ -79,8 +80,8 @@ class Timeouts(Keys):
         keepalive_s = info.data.get("keepalive_s")
         if dead_s is not None and keepalive_s is not None and dead_s <= keepalive_s:
             raise WrongValue(
-                f"{dead_s:g} s are over before a silent side is asked whether it is there (`keepalive`: {keepalive_s:g} s)",
-                f"write a longer one, such as `dead: {2 * keepalive_s:.0f}s`, or a shorter `keepalive`",
+                f"{dead_s:g} s are not longer than `keepalive`, after which a silent side is asked whether it is there",
+                f"write `dead: {math.ceil(2 * keepalive_s)}s`, or a shorter `keepalive`",
             )
         return dead_s
 

@@ -19,8 +19,7 @@ _PROBES: Final = range(5, 11)
 _OPTION_MAX_S: Final = 32_767  # tcp(7): of TCP_KEEPIDLE and TCP_KEEPINTVL
 _PROBE_EVERY_S: Final = 75  # tcp(7): the kernel's own, for a peer that nothing makes dead
 _PROBES_OF_KERNEL: Final = 9
-_RESEND_MAX_S: Final = 120.0  # the kernel's longest pause between two attempts, linux/tcp.h TCP_RTO_MAX_SEC
-_RESEND_MIN_S: Final = 1.0
+_RESEND_MAX_S: Final = 120  # the kernel's longest pause between two attempts, linux/tcp.h TCP_RTO_MAX_SEC
 # An eighth of `dead`: often enough to find the link that is back; and with its 15 attempts (net.ipv4.tcp_retries2) the kernel
 # itself gives up after `dead`, not before.
 _RESEND_SHARE: Final = 8
@@ -35,7 +34,7 @@ class Terms:
     idle_s: int
     probe_every_s: int
     probes: int
-    resend_max_s: float
+    resend_max_s: int
     dead_s: float | None
     patience_s: float  # bytes in flight wait so long at least, for before them the peer may have had nothing to answer
     look_every_s: float
@@ -54,7 +53,7 @@ def terms(keepalive_s: float | None, dead_s: float | None) -> Terms:
         idle_s,
         min(_OPTION_MAX_S, -(-left_s // probes)),
         probes,
-        min(_RESEND_MAX_S, max(_RESEND_MIN_S, dead_s / _RESEND_SHARE)),
+        min(_RESEND_MAX_S, math.ceil(dead_s / _RESEND_SHARE)),
         dead_s,
         dead_s - (keepalive_s or 0.0),
         max(_LOOK_MIN_S, dead_s / _LOOKS),

@@ -195,7 +195,7 @@ def transmission(fd: int) -> Transmission | None:
     return Transmission(min(data_ms, ack_ms) / 1000, segments_in, unacked > 0, unsent > 0, resent, timeouts, probes)
 
 
-def ask_peer(fd: int, idle_s: int, every_s: int, probes: int, resend_max_s: float) -> None:
+def ask_peer(fd: int, idle_s: int, every_s: int, probes: int, resend_max_s: int) -> None:
     """Have the kernel ask a TCP peer that is silent for `idle_s` (0: never), and break the connection if no answer comes.
 
     It asks every `every_s`, and so many `probes` may go unanswered. What is not acknowledged is sent again, and a closed
@@ -208,7 +208,7 @@ def ask_peer(fd: int, idle_s: int, every_s: int, probes: int, resend_max_s: floa
         else ()
     )
     # SO_KEEPALIVE after them: it starts the timer.
-    resend = (tcp, _TCP_RTO_MAX_MS, round(resend_max_s * 1000))
+    resend = (tcp, _TCP_RTO_MAX_MS, resend_max_s * 1000)
     for level, name, _option.value in (*idle, (SOL_SOCKET, socket.SO_KEEPALIVE, int(idle_s > 0)), resend):
         _setsockopt(fd, level, name, _option_at, 4)
 
@@ -218,7 +218,6 @@ def pending_error(sock: AnySocket) -> int:
     return int(sock.getsockopt(SOL_SOCKET, socket.SO_ERROR))
 
 
-@step
 def hear_no_more(sock: AnySocket) -> None:
     """Let what has come be read, and after that an end."""
     with contextlib.suppress(OSError):  # it is over already

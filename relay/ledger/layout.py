@@ -192,7 +192,7 @@ class Flag:
     UP_FIN: Final = 4  # the end of the stream was passed on to the target, or is about to be
     DOWN_FIN: Final = 8
     PROBE: Final = 16  # the edge's own: it asks whether the application takes connections
-    PEER_DEAD: Final = 32  # what broke first did so because its peer did not answer any more
+    PEER_DEAD: Final = 32  # of the side that broke first: its peer did not answer any more
     CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause
 
 
