@@ -170,6 +170,8 @@ def _path(error: ErrorDetails) -> KeyPath:
     match loc:
         case ("roles", role, kind, name, field):
             return "roles", role, kind, name, _KEY_OF_FIELD.get(str(field), field)
+        case (*above, "timeouts", field):
+            return *above, "timeouts", _KEY_OF_FIELD.get(str(field), field)
     return loc
 
 
