@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+from dataclasses import replace
 
 import pytest
 
 from relay.dataplane import forwarding
-from relay.ledger.layout import Flag
-from tests.dataplane.rig import reset
-from tests.dataplane.scenes import at_close, at_splice, silence, taken_over
+from relay.ledger.layout import Flag, State, TargetCount
+from tests.dataplane.rig import reset, tcp_target
+from tests.dataplane.scenes import at_close, at_splice, begun, die, silence, taken_over
 
 
 @pytest.mark.parametrize("who", ["client", "target"])
@@ -57,3 +58,19 @@ def test_a_death_that_the_kernel_found_while_nobody_was_there(
     taken_over(scene)
     assert scene.rig.ending(scene.served if by == "client" else scene.client) == "reset"
     assert scene.rig.ended()["cause"] == "peer_dead"
+
+
+def test_a_door_does_not_take_a_dead_instance_for_a_good_one(stack: contextlib.ExitStack) -> None:
+    """It had served this connection; the dials that fail meanwhile know better."""
+    target = tcp_target(stack)
+    keys = {"type": "door", "distribution": "least-connections"}
+    scene = begun(stack, replace(target.row, slot=0, instance="store_IN_0"), state=State.SPLICE, **keys)
+    scene.target, scene.service = target, target.accept(scene.rig)
+    scene.served.send(b"x")
+    assert scene.rig.receive(scene.client, 1) == b"x"
+    pool = scene.rig.gate.pool
+    assert pool is not None
+    pool.failed(0, scene.rig.clock())
+    die(scene, "target")
+    assert scene.rig.ended()["cause"] == "peer_dead"
+    assert scene.rig.ledger.target_total(0, TargetCount.FAILED_IN_A_ROW) == 1
