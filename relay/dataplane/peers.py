@@ -70,7 +70,7 @@ class _Side:
         self.into = into
         self.waits = True  # something was sent that may not have been acknowledged yet
         self._out = out
-        self._silence = Silence()
+        self._silence: Silence | None = None  # while something waits for it
         self._went = self._came_bytes = 0
 
     def is_dead(self, now_s: float, by: Terms) -> bool:
@@ -84,5 +84,8 @@ class _Side:
             self._came_bytes = came_bytes
             return False
         told = transmission(self.into.sink_fd)
-        self.waits = told is not None and (told.in_flight or told.unsent)  # None: a Unix socket
-        return told is not None and self._silence.is_dead(told, now_s, by)
+        if told is None or not (told.in_flight or told.unsent):  # None: a Unix socket
+            self.waits, self._silence = False, None
+            return False
+        self._silence = self._silence or Silence()
+        return self._silence.is_dead(told, now_s, by)

@@ -61,7 +61,7 @@ def terms(keepalive_s: float | None, dead_s: float | None) -> Terms:
 
 
 class Silence:
-    """How long one peer has been silent, from one look at its connection to the next."""
+    """How long a peer has been silent that something of ours waits for, from one look at its connection to the next."""
 
     __slots__ = ("_heard_s", "_in_flight_s", "_looked_s", "_resent", "_segments", "_timeouts")
 
@@ -82,7 +82,7 @@ class Silence:
             first = self._segments < 0
             self._segments = told.segments_in
             self._heard_s = max(now_s - told.silent_s, self._looked_s)
-            # A successor's first look: what was sent again in a row, it was in vain.
+            # At the first look too it is certain of what was sent again in a row that it was in vain.
             self._resent, self._timeouts = told.resent, 0 if first else told.timeouts
         self._looked_s = now_s
         if not told.in_flight:

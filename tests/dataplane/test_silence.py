@@ -113,8 +113,8 @@ def test_it_is_asked_twice_before_it_is_dead(counter: str) -> None:
     assert looks.after(1, FLYING, segments_in=2, silent_s=32, **{counter: 7})
 
 
-def test_a_successor_takes_the_kernels_word() -> None:
-    """Its first look; the predecessor's are forgotten. What was sent again in a row was in vain, what ever was may not be."""
+def test_the_first_look_takes_the_kernels_word() -> None:
+    """A successor knows nothing of its predecessor's. What was sent again in a row was in vain, what ever was may not be."""
     looks = Looks()
     assert not looks.after(0, FLYING, silent_s=100, resent=50, timeouts=4)
     assert looks.after(15, FLYING, silent_s=115, resent=50, timeouts=4)
