@@ -151,6 +151,8 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         distribution="least-connections",
         dial_from=me.address,
         leads_to=f"{role}/{leads_to}",
+        keepalive_s=endpoint.timeouts.keepalive_s,
+        dead_s=endpoint.timeouts.dead_s,
         table=compile_rules(rules).to_bytes(),
     )
 
@@ -196,6 +198,8 @@ def _endpoint(
         many_sources=endpoint.source_addresses == "auto",
         edges=edges,
         probe=_probe(endpoint),
+        keepalive_s=endpoint.timeouts.keepalive_s,
+        dead_s=endpoint.timeouts.dead_s,
         table=compile_rules(rules).to_bytes(),
     )
 

@@ -58,6 +58,7 @@ def _protocol(value: object) -> str:
 Protocol = Annotated[Literal["tcp", "http", "https"], BeforeValidator(_protocol)]
 Flag = Annotated[bool, BeforeValidator(values.flag)]
 Duration = Annotated[float, *text(values.duration, values.DURATION_PATTERN, "15s", "200ms")]
+DurationOrOff = Annotated[float | None, *text(values.duration_or_off, values.DURATION_OR_OFF_PATTERN, "4m", "off")]
 Connections = Annotated[int | None, *whole(values.CONNECTIONS_MAX, 10_000)]
 Port = Annotated[int | None, *whole(65535, 80)]
 ListenPorts = Annotated[Ports, *several_ports(8080, "8995-8999")]

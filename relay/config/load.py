@@ -36,7 +36,7 @@ Unknown = dict[KeyPath, str | None]
 """Where the unknown keys are, and the known key that each most likely misspells."""
 
 # pydantic names a default that fails by its field, not by its key. The fields are an endpoint's.
-_KEY_OF_FIELD = {"listen_ports": "port"}
+_KEY_OF_FIELD = {"listen_ports": "port", "dead_s": "dead"}
 
 
 SERVICE_FILE = "/etc/relay/service.yaml"
@@ -170,6 +170,8 @@ def _path(error: ErrorDetails) -> KeyPath:
     match loc:
         case ("roles", role, kind, name, field):
             return "roles", role, kind, name, _KEY_OF_FIELD.get(str(field), field)
+        case (*above, "timeouts", field):
+            return *above, "timeouts", _KEY_OF_FIELD.get(str(field), field)
     return loc
 
 

@@ -4,6 +4,7 @@ The YAML names are the promise; a Python name that differs only adds its unit or
 `connect`, `from_roles` is `from`). The docstring under a field is its text in the JSON Schema.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
@@ -17,6 +18,7 @@ from relay.config.fields import (
     AddressesOrCount,
     Connections,
     Duration,
+    DurationOrOff,
     EndpointName,
     Flag,
     InstancePorts,
@@ -60,10 +62,29 @@ class Timeouts(Keys):
     first_byte_s: Duration = Field(default=10.0, alias="first_byte", json_schema_extra={"default": "10s"})
     """For a client's first bytes, where they must be looked at: `http`, `https`."""
 
-    idle_s: Annotated[float | None, *text(values.duration_or_off, values.DURATION_OR_OFF_PATTERN, "4m", "off")] = Field(
-        default=240.0, alias="idle", json_schema_extra={"default": "4m"}
-    )
+    idle_s: DurationOrOff = Field(default=240.0, alias="idle", json_schema_extra={"default": "4m"})
     """For any byte, in either direction, on an open connection; then it is closed. `off`: for ever."""
+
+    keepalive_s: DurationOrOff = Field(default=15.0, alias="keepalive", json_schema_extra={"default": "15s"})
+    """For any sign of life from either side; then the kernel asks that side whether it is there. `off`: it never asks."""
+
+    # Below `keepalive`, which its validator sees.
+    dead_s: DurationOrOff = Field(
+        default_factory=lambda: "30s", validate_default=True, alias="dead", json_schema_extra={"default": "30s"}
+    )
+    """For any sign of life, the answer to such a question too; then that side is dead, and the other one is told by a reset.
+    Longer than `keepalive`. `off`: nobody is dead before the kernel says so."""
+
+    @field_validator("dead_s", mode="after")
+    @classmethod
+    def _dead_after_keepalive(cls, dead_s: float | None, info: ValidationInfo) -> float | None:
+        keepalive_s = info.data.get("keepalive_s")
+        if dead_s is not None and keepalive_s is not None and dead_s <= keepalive_s:
+            raise WrongValue(
+                f"{dead_s:g} s are not longer than `keepalive`, after which a silent side is asked whether it is there",
+                f"write `dead: {math.ceil(2 * keepalive_s)}s`, or a shorter `keepalive`",
+            )
+        return dead_s
 
 
 class Probe(Keys):

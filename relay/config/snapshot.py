@@ -93,6 +93,8 @@ class EndpointRow:
     path_behind: str = ""  # on an edge: the Unix socket that the instances' relays lead to
     dial_from: str = ""  # on an edge, and of a door out: this machine's address, which the instances know it by
     leads_to: str = ""  # of a door out: role/endpoint
+    keepalive_s: float | None = None  # a peer that is silent for so long is asked whether it is there
+    dead_s: float | None = None  # one that is silent for so long is dead
     table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
 
     @property

@@ -7,10 +7,20 @@ from typing import Final
 
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
+from relay.dataplane.peers import Peers
 from relay.dataplane.pipes import Pipe
 from relay.dataplane.splice import Lane, Turn, interest, lanes
 from relay.kernel.poller import BROKEN, READ, WRITE
-from relay.kernel.sockets import AnySocket, is_gone, readable_bytes, reset_on_close, unsent_bytes
+from relay.kernel.sockets import (
+    UNREACHED,
+    AnySocket,
+    hear_no_more,
+    is_gone,
+    pending_error,
+    readable_bytes,
+    reset_on_close,
+    unsent_bytes,
+)
 from relay.ledger.layout import CLEAN_CAUSES, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
@@ -22,8 +32,8 @@ class Forwarding(Stage):
     """SPLICE: bytes move. CLOSE: one side was reset, and the other has not yet taken all that it was sent before."""
 
     __slots__ = (
-        "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_reset_by", "_target", "_target_interest",
-        "_turn", "_unsent_mark", "_up",
+        "_broken_by", "_cause", "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_peers", "_target",
+        "_target_interest", "_turn", "_unsent_mark", "_up",
     )  # fmt: skip
 
     flow: Flow
@@ -35,11 +45,13 @@ class Forwarding(Stage):
         self._target = target
         self._target_interest = watched
         self._up, self._down = lanes(flow.client, target, flow.gate.counts_at, flow.record)
-        self._reset_by = ""  # client or target, once one of them is known to be broken
+        self._broken_by = ""  # client or target, once one of them is known to be broken
+        self._cause = ""  # of the end that this comes to
         self._deadline_s = 0.0  # of CLOSE; 0: bytes still move
         self._idle_mark = -1
         self._unsent_mark = -1  # bytes in the send buffers, when they were last looked at
         self._idle_since_s = 0.0
+        self._peers: Peers | None = None  # most connections are over before anybody asks whether these are alive
 
     def start(self) -> None:
         """The target has answered."""
@@ -65,10 +77,13 @@ class Forwarding(Stage):
                 lane.adopt(pipe, readable_bytes(pipe.r))
         # An error is told once, and the dead worker may have been the one that was told. A connection that is over
         # without having been sent its end was reset.
-        if record.flags & Flag.CLIENT_RESET or (is_gone(flow.client) and not record.flags & Flag.DOWN_FIN):
-            self._broken(self._down)
-        if record.flags & Flag.TARGET_RESET or (is_gone(self._target) and not record.flags & Flag.UP_FIN):
-            self._broken(self._up)
+        for into, reset, fin in (
+            (self._down, Flag.CLIENT_RESET, Flag.DOWN_FIN), (self._up, Flag.TARGET_RESET, Flag.UP_FIN)
+        ):  # fmt: skip
+            if record.flags & reset:
+                self._broken(into, dead=bool(record.flags & Flag.PEER_DEAD))
+            elif is_gone(into.sink) and not record.flags & fin:
+                self._broken(into, dead=pending_error(into.sink) in UNREACHED)
         self._settle()
 
     def _on_client(self, events: int) -> None:
@@ -103,18 +118,25 @@ class Forwarding(Stage):
     def _note(self, lane: Lane, turn: Turn) -> None:
         """Take in what a lane's turn came to."""
         if turn is Turn.SOURCE_BROKEN:
-            self._broken(self._down if lane is self._up else self._up)
+            self._broken(self._down if lane is self._up else self._up, dead=lane.error in UNREACHED)
         elif turn is Turn.SINK_BROKEN:
-            self._broken(lane)
+            self._broken(lane, dead=lane.error in UNREACHED)
         elif turn is Turn.STARVED:
             self.flow.context.starved.add(self.flow)
 
-    def _broken(self, into: Lane) -> None:
-        """The sink of this lane was reset. Nothing reaches it any more; what it had sent before is still delivered."""
-        by_client = into is self._down
-        self._reset_by = self._reset_by or ("client" if by_client else "target")
-        self.flow.context.ledger.flag(self.flow.record, Flag.CLIENT_RESET if by_client else Flag.TARGET_RESET)
+    def _broken(self, into: Lane, *, dead: bool) -> None:
+        """The sink of this lane was reset, or its peer is dead.
+
+        Nothing reaches it any more; what it had sent before is still delivered.
+        """
+        by, flags = ("client", Flag.CLIENT_RESET) if into is self._down else ("target", Flag.TARGET_RESET)
+        if not self._broken_by:
+            self._broken_by, self._cause = by, "peer_dead" if dead else f"{by}_reset"
+            flags |= Flag.PEER_DEAD if dead else 0
+        self.flow.context.ledger.flag(self.flow.record, flags)
         self._abandon(into)
+        if dead:
+            hear_no_more(into.sink)  # the kernel may not have given it up, and then no end of what it sent would come
 
     def _gone(self, into: Lane) -> None:
         """The sink finished sending and now takes nothing either, before it was told that all was sent."""
@@ -124,7 +146,7 @@ class Forwarding(Stage):
             # orderly end: a reset would take from the client what the target sent last.
             self._abandon(into)
         else:
-            self._broken(into)
+            self._broken(into, dead=pending_error(into.sink) in UNREACHED)
 
     def _abandon(self, lane: Lane) -> None:
         self.flow.context.mover.abandon(lane)
@@ -139,7 +161,7 @@ class Forwarding(Stage):
             self._gone(up)
         up_done, down_done = up.eof and not up.held_bytes, down.eof and not down.held_bytes
         if up_done and down_done:
-            if self._reset_by:
+            if self._broken_by:
                 return self._deliver_then_reset()
             # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
             return flow.cut("target_fin" if down.fin or up.abandoned else "client_fin")
@@ -167,10 +189,10 @@ class Forwarding(Stage):
     def _deliver_then_reset(self) -> None:
         """One end is broken. Reset the other, but not before its peer has taken what stands in its send buffer."""
         flow = self.flow
-        other = self._target if self._reset_by == "client" else flow.client
+        other = self._target if self._broken_by == "client" else flow.client
         unsent = unsent_bytes(other)
         if not unsent or is_gone(other):
-            return flow.cut(f"{self._reset_by}_reset")
+            return flow.cut(self._cause)
         if not self._deadline_s:
             self._tell_moved()  # from here on nothing moves
             flow.stand(self, State.CLOSE, self._target.fileno())
@@ -190,15 +212,18 @@ class Forwarding(Stage):
                 self.flow.context.mover.discard(lane)
         if not self._deadline_s:
             return
-        if now_s >= self._deadline_s:
-            self.flow.cut(f"{self._reset_by}_reset")
+        if now_s >= self._deadline_s or self._dead(now_s) is not None:
+            self.flow.cut(self._cause)
         else:
             self._deliver_then_reset()
 
     def sweep(self, now_s: float) -> None:
-        """Bytes so far into the ledger; end a flow that has moved none for too long."""
+        """Bytes so far into the ledger; look whether both peers are alive; end a flow that has moved none for too long."""
         if self._deadline_s:
             return
+        if (into := self._dead(now_s)) is not None:
+            self._broken(into, dead=True)
+            return self._settle()
         flow, up, down = self.flow, self._up, self._down
         moved = up.total_bytes + down.total_bytes
         idle_s = flow.gate.declared.idle_s
@@ -207,6 +232,13 @@ class Forwarding(Stage):
             self._tell_moved()
         elif idle_s is not None and now_s - self._idle_since_s >= idle_s / 2:
             self._consider_idle(now_s, idle_s)
+        return None
+
+    def _dead(self, now_s: float) -> Lane | None:
+        """The lane into a peer that is dead."""
+        if self._peers is None:
+            self._peers = Peers(self._up, self._down, self.flow.context.now_s)
+        return self._peers.dead(now_s, self.flow.gate.declared)
 
     def _tell_moved(self) -> None:
         self.flow.context.ledger.moved(self.flow.record, self._up.total_bytes, self._down.total_bytes)

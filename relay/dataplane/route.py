@@ -126,5 +126,5 @@ class Route:
             if self._gate.declared.type == "door":
                 if cause == "target_reset" and not sent_bytes:
                     self._pool.failed(self._place, self._now_ns(), reasons.RESET)
-                elif sent_bytes:
+                elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing
                     self._pool.proved(self._place, self._now_ns())

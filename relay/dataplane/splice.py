@@ -51,8 +51,8 @@ class Lane:
     """One direction of a flow: bytes of `source` go to `sink`."""
 
     __slots__ = (
-        "abandoned", "bytes_at", "delays", "direction", "eof", "fin", "held_bytes", "hup", "owner", "pipe", "record", "sink",
-        "sink_fd", "source", "source_fd", "total_bytes",
+        "abandoned", "bytes_at", "delays", "direction", "eof", "error", "fin", "held_bytes", "hup", "owner", "pipe", "record",
+        "sink", "sink_fd", "source", "source_fd", "total_bytes",
     )  # fmt: skip
 
     def __init__(self, source: AnySocket, sink: AnySocket, bytes_at: int, record: int, direction: int) -> None:
@@ -69,6 +69,7 @@ class Lane:
         self.total_bytes = 0  # taken by the sink's socket
         self.delays = direction == 0  # accepted sockets have their listener's TCP_NODELAY, the target's not yet
         self.eof = False  # nothing more will be read
+        self.error = 0  # what reading or writing failed with: a socket tells it once
         self.hup = False  # the source has reported that it is over, and epoll would say so again and again
         self.fin = False  # the sink has been told
         self.abandoned = False  # the sink is broken: what still comes is thrown away
@@ -132,8 +133,8 @@ class Mover:
             if came <= 0:
                 lane.eof = came < 0
                 return Turn.SOURCE_BROKEN if lane.eof else result
-        except OSError:
-            lane.eof = True
+        except OSError as error:
+            lane.eof, lane.error = True, error.errno or 0
             return Turn.SOURCE_BROKEN
         if not came:
             lane.eof = True
@@ -146,7 +147,8 @@ class Mover:
             left = came - splice(pipe.r, lane.sink_fd, came, None, None, _FLAGS)
         except BlockingIOError:
             left = came
-        except OSError:
+        except OSError as error:
+            lane.error = error.errno or 0
             return self._sink_broken(pipe)
         lane.total_bytes += came - left
         self._words[lane.bytes_at] += came - left
@@ -194,7 +196,8 @@ class Mover:
             byte = lane.source.recv(1)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError as error:
+            lane.error = error.errno or 0
             return -1
         return os.write(pipe.w, byte) if byte else 0
 
@@ -230,7 +233,8 @@ class Mover:
                 left -= moved
         except BlockingIOError:
             pass
-        except OSError:
+        except OSError as error:
+            lane.error = error.errno or 0
             return Turn.SINK_BROKEN
         lane.held_bytes = left
         lane.total_bytes += before - left

@@ -22,8 +22,8 @@ ENDS: Final[Mapping[int, tuple[str, ...]]] = {
     State.HEADER: ("client_gone", "client_reset", "first_byte_timeout", "protocol", "denied", "told"),
     State.LOOK: ("client_gone", "client_reset", "first_byte_timeout", "protocol"),
     State.DIAL: ("connect_failed", "connect_timeout"),
-    State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle"),
-    State.CLOSE: ("client_reset", "target_reset"),
+    State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle", "peer_dead"),
+    State.CLOSE: ("client_reset", "target_reset", "peer_dead"),
 }
 """Where a flow can end by itself, and with which causes."""
 

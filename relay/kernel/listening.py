@@ -11,14 +11,13 @@ from relay.errors import ListenError, os_reason
 from relay.kernel.sockets import CAPACITY, RESET_ON_CLOSE, attach_filter
 
 BACKLOG: Final = 4096  # what the kernel itself allows by default (listen(2), somaxconn since Linux 5.4)
-_KEEPALIVE_S: Final = 60  # a peer that vanished without a word is noticed after some minutes, idle timeout or not
 
 
 def open_listener(row: EndpointRow, port: int | None = None) -> socket.socket:
     """A socket listening where `row` says, on its first port or on `port`, and nowhere else. Raises ListenError.
 
-    Accepted sockets inherit its options: no delay, keepalive, and a reset on close, because whatever closes one that did not
-    end well (a refusal, or the end of all processes) must not say with a FIN that all was sent.
+    Accepted sockets inherit its options: no delay, and a reset on close, because whatever closes one that did not end well (a
+    refusal, or the end of all processes) must not say with a FIN that all was sent.
     """
     port = row.listen_port if port is None else port
     listener = _bound(row, port)
@@ -44,9 +43,6 @@ def _bound(row: EndpointRow, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # `::` says nothing about IPv4
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         listener.bind((row.listen_host, port))
     except OSError as error:

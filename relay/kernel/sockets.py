@@ -14,7 +14,7 @@ import termios
 from array import array
 from collections.abc import Iterable
 from socket import SO_LINGER, SOL_SOCKET, SocketType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
@@ -57,6 +57,16 @@ _IPV6_TRANSPARENT: Final = 75  # linux/in6.h
 _TCP_CLOSE: Final = 7  # tcp_states.h; the first byte of TCP_INFO
 _state: Final = (ctypes.c_ubyte * 1)()  # where the kernel writes that byte
 _state_bytes: Final = ctypes.pointer(ctypes.c_uint(1))
+# linux/tcp.h, struct tcp_info: retransmits and probes; unacked; last_data_recv, last_ack_recv; total_retrans; segs_in,
+# notsent_bytes.
+_TCP_INFO: Final = struct.Struct("=2x2B 20xI 24x2I 40xI 36x2I")
+_info: Final = ctypes.create_string_buffer(_TCP_INFO.size)
+_info_bytes: Final = ctypes.pointer(ctypes.c_uint(_TCP_INFO.size))
+_option: Final = ctypes.c_int()
+_option_at: Final = ctypes.byref(_option)
+_TCP_RTO_MAX_MS: Final = 44  # linux/tcp.h, since Linux 6.15
+UNREACHED: Final = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN})
+"""What a socket fails with whose peer has not answered for too long; the routers' word on it, where they gave one."""
 
 
 class Accepted:
@@ -182,6 +192,55 @@ def is_gone(sock: AnySocket) -> bool:
     # By the descriptor alone, like `finish_on_close`: a new worker asks this of every socket that it takes over.
     failed = _getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, _state, _state_bytes)
     return not failed and _state[0] == _TCP_CLOSE  # it fails for a Unix socket
+
+
+class Transmission(NamedTuple):
+    """What the kernel knows of a TCP connection's way to its peer and back."""
+
+    silent_s: float  # since data or an acknowledgement came
+    segments_in: int  # all that came, also what the kernel had no use for; modulo 2^32
+    in_flight: bool  # something sent was not acknowledged
+    unsent: bool  # something waits for the peer's window, or for the network
+    resent: int  # segments sent again, ever
+    timeouts: int  # times in a row that something was sent again in vain
+    probes: int  # of an idle peer, or of one whose window is closed: not answered, in a row
+
+
+def transmission(fd: int) -> Transmission | None:
+    """That of a TCP connection; None for anything else: tcp(7), TCP_INFO."""
+    if _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, _info, _info_bytes):
+        return None
+    timeouts, probes, unacked, data_ms, ack_ms, resent, segments_in, unsent = _TCP_INFO.unpack(_info)
+    return Transmission(min(data_ms, ack_ms) / 1000, segments_in, unacked > 0, unsent > 0, resent, timeouts, probes)
+
+
+def ask_peer(fd: int, idle_s: int, every_s: int, probes: int, resend_max_s: int) -> None:
+    """Have the kernel ask a TCP peer that is silent for `idle_s` (0: never), and break the connection if no answer comes.
+
+    It asks every `every_s`, and so many `probes` may go unanswered. What is not acknowledged is sent again, and a closed
+    window asked for, at least every `resend_max_s`; before Linux 6.15 the kernel's pauses grow up to two minutes.
+    """
+    tcp = socket.IPPROTO_TCP
+    idle = (
+        ((tcp, socket.TCP_KEEPIDLE, idle_s), (tcp, socket.TCP_KEEPINTVL, every_s), (tcp, socket.TCP_KEEPCNT, probes))
+        if idle_s
+        else ()
+    )
+    # SO_KEEPALIVE after them: it starts the timer.
+    resend = (tcp, _TCP_RTO_MAX_MS, resend_max_s * 1000)
+    for level, name, _option.value in (*idle, (SOL_SOCKET, socket.SO_KEEPALIVE, int(idle_s > 0)), resend):
+        _setsockopt(fd, level, name, _option_at, 4)
+
+
+def pending_error(sock: AnySocket) -> int:
+    """The error that the next read or write would fail with, 0 for none; it is told once: socket(7), SO_ERROR."""
+    return int(sock.getsockopt(SOL_SOCKET, socket.SO_ERROR))
+
+
+def hear_no_more(sock: AnySocket) -> None:
+    """Let what has come be read, and after that an end."""
+    with contextlib.suppress(OSError):  # it is over already
+        sock.shutdown(socket.SHUT_RD)
 
 
 def listening_address(fd: int) -> Address | None:

@@ -50,6 +50,7 @@ CAUSES: Final = (
     "error",  # relay or the machine failed this flow
     "told",  # an edge asked how the application is, and was told
     "gone",  # the instance at one of its ends is not there any more: its lease ran out
+    "peer_dead",  # one side has not answered for too long; the other was told by a reset
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one."""
 
@@ -203,6 +204,7 @@ class Flag:
     UP_FIN: Final = 4  # the end of the stream was passed on to the target, or is about to be
     DOWN_FIN: Final = 8
     PROBE: Final = 16  # the edge's own: it asks whether the application takes connections
+    PEER_DEAD: Final = 32  # of the side that broke first: its peer did not answer any more
     ASKS_WHY: Final = 64  # and where it does not, why: envelope/asking.py, THROUGH
     ASKS_RELAY: Final = 128  # or it asks us alone: RELAY
     CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause

@@ -42,14 +42,15 @@ roles:
           - deny: 203.0.113.9/24
           - permit: 203.0.0.0/8
         limits: {connections: 10, per_source: 2, rate: 30/m}
-        timeouts: {connect: 1s, first_byte: 2s, idle: 3s}
+        timeouts: {connect: 1s, first_byte: 2s, idle: 3s, keepalive: 4s, dead: 5s}
         send_proxy: v2
       open: {type: input, public_port: 81, target: "[::1]:1"}
       closed-to-one: {type: input, public_port: 82, target: "127.0.0.1:1", access: [{deny: 192.0.2.7}]}
   store:
     instances: [10.0.1.4]
     endpoints:
-      postgres: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {idle: off}}
+      postgres:
+        {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {idle: off, keepalive: off, dead: off}}
       own: {type: internal, port: 5433, target: "127.0.0.1:9"}
 """
 
@@ -101,6 +102,8 @@ def endpoint_row(name: str = "web/in", **keys: Any) -> EndpointRow:
         first_byte_s=10.0,
         idle_s=None,
         send_proxy=None,
+        keepalive_s=15.0,
+        dead_s=30.0,
     )
     return replace(row, **keys)
 

@@ -47,6 +47,8 @@ def test_an_input_endpoint() -> None:
         first_byte_s=2.0,
         idle_s=3.0,
         send_proxy="v2",
+        keepalive_s=4.0,
+        dead_s=5.0,
     )
     assert (row.role, row.endpoint, row.listen) == ("web", "http-in", "10.0.0.4:8080")
 
@@ -65,7 +67,8 @@ def test_an_internal_endpoint_admits_the_roster() -> None:
     assert not own.permit_unmatched
     assert {postgres.denied_reason, own.denied_reason} == {"roster"}
     assert postgres.targets == (TargetRow("unix:/run/pg", path="/run/pg"),)
-    assert postgres.idle_s is None
+    assert (postgres.idle_s, postgres.keepalive_s, postgres.dead_s) == (None, None, None)
+    assert (own.keepalive_s, own.dead_s) == (15.0, 30.0)
 
 
 def test_each_instance_listens_on_its_own_address() -> None:
@@ -229,7 +232,7 @@ roles:
   store:
     instances: 2000
     endpoints:
-      pg: {type: internal, port: 5432, target: "unix:/run/pg", from: [web]}
+      pg: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {keepalive: 4s, dead: 5s}}
 """
 
 
@@ -263,6 +266,7 @@ def test_a_door_out() -> None:
     assert (row.type, row.listen, row.leads_to, row.connect_s, row.idle_s) == (
         "door", "127.0.0.1:5432", "store/pg", 2.0, None,
     )  # fmt: skip
+    assert (row.keepalive_s, row.dead_s) == (4.0, 5.0), "those of the endpoint that it leads to"
     assert (row.distribution, row.dial_from, row.probe, row.send_proxy) == ("least-connections", "10.0.0.5", None, None)
     assert [(each.text, each.instance) for each in row.targets] == [
         (f"10.0.1.{n}:5432", f"store_IN_{n}") for n in range(3)

@@ -34,6 +34,7 @@ def test_the_defaults_of_an_endpoint() -> None:
     assert (made.access, made.from_roles, made.send_proxy) == ((), None, None)
     assert (made.limits.connections, made.limits.per_source, made.limits.rate_per_s) == (None, None, None)
     assert (made.timeouts.connect_s, made.timeouts.first_byte_s, made.timeouts.idle_s) == (5.0, 10.0, 240.0)
+    assert (made.timeouts.keepalive_s, made.timeouts.dead_s) == (15.0, 30.0)
 
 
 def test_every_key_of_an_endpoint() -> None:
@@ -229,6 +230,12 @@ def walk(part: Any) -> Any:
         (INTERNAL | {"access": []}, False),
         (INTERNAL | {"public_port": 1}, False),
         (INPUT | {"from": ["web"]}, False),
+        (INPUT | {"timeouts": {"keepalive": "off", "dead": "off"}}, True),
+        (INPUT | {"timeouts": {"keepalive": "1m", "dead": "61s"}}, True),
+        (INPUT | {"timeouts": {"keepalive": "1h", "dead": "off"}}, True),
+        (INPUT | {"timeouts": {"keepalive": "off", "dead": "1s"}}, True),
+        (INPUT | {"timeouts": {"keepalive": 15}}, False),
+        (INPUT | {"timeouts": {"dead": "never"}}, False),
         (INPUT | {"timeouts": {"connect": "off"}}, False),
         (INPUT | {"timeouts": {"connect": 5}}, False),
         (INPUT | {"access": [{"deny": "10.0.0.0/8", "permit": "10.0.0.0/8"}]}, False),

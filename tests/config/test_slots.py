@@ -65,6 +65,8 @@ def test_an_edge_decides_by_the_same_rules_as_the_instance() -> None:
         "connect_s",
         "first_byte_s",
         "idle_s",
+        "keepalive_s",
+        "dead_s",
     ):
         assert getattr(edge, name) == getattr(instance, name), name
 

@@ -69,6 +69,8 @@ def test_json_comes_back_equal(instance: str) -> None:
         drop_filter=st.binary().map(bytes.hex),
         rate_per_s=st.none() | st.floats(0.01, 1e7),
         idle_s=st.none() | st.floats(0.001, 86400),
+        keepalive_s=st.none() | st.floats(0.001, 86400),
+        dead_s=st.none() | st.floats(0.001, 86400),
         send_proxy=st.sampled_from([None, "v1", "v2"]),
     )
 )

@@ -2,13 +2,18 @@
 
 import contextlib
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+from unittest.mock import patch
 
+from relay.dataplane import peers
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.greeting import begin
+from relay.dataplane.pipes import Pipe
 from relay.envelope import proxyproto
+from relay.kernel.sockets import Accepted, Transmission, transmission
 from relay.ledger.layout import State
 from tests.dataplane.rig import READER_BYTES, Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
 
@@ -77,14 +82,45 @@ def at_splice(stack: contextlib.ExitStack, **keys: Any) -> Scene:
     return scene
 
 
-def at_close(stack: contextlib.ExitStack, by: str = "target", **keys: Any) -> Scene:
-    """One side has sent a lot and was reset; the other has not yet taken all of it."""
+def at_close(stack: contextlib.ExitStack, by: str = "target", *, dead: bool = False, **keys: Any) -> Scene:
+    """One side has sent a lot and was reset, or died; the other has not yet taken all of it."""
     scene = at_splice(stack, **keys)
     sender, reader = (scene.served, scene.client) if by == "target" else (scene.client, scene.served)
-    fill(scene, by)
-    reset(sender)
+    fill(scene, by, 8192 if dead else 65536)
+    if dead:
+        die(scene, by)
+    else:
+        reset(sender)
     read_until_close(scene, reader)
     return scene
+
+
+def taken_over(scene: Scene, up: Pipe | None = None, down: Pipe | None = None) -> Scene:
+    """A successor's stage of the same flow, with the pipes that have bytes in them."""
+    dead, rig = scene.forwarding, scene.rig
+    rig.sweep()
+    if dead._target_interest is not None:
+        rig.poller.forget(dead._target.fileno())
+    flow, record = rig.taken_over(scene.flow)
+    assert record.target_fd == dead._target.fileno()
+    Forwarding(flow, Accepted(dead._target.detach())).resume(record, up, down)
+    return Scene(rig, scene.client, flow, scene.target, scene.service)
+
+
+@contextlib.contextmanager
+def silence(scene: Scene, whose: str) -> Iterator[None]:
+    """Meanwhile the kernel says of this side's peer that it has not answered for very long."""
+    fd = (scene.flow.client if whose == "client" else scene.forwarding._target).fileno()
+    told = Transmission(1e6, 7, in_flight=True, unsent=False, resent=9, timeouts=9, probes=9)
+    with patch.object(peers, "transmission", lambda asked: told if asked == fd else transmission(asked)):
+        yield
+
+
+def die(scene: Scene, who: str) -> None:
+    """This side's peer is dead, and that is found out."""
+    with silence(scene, who):
+        for _ in range(2):  # at the first one bytes may just have come from it
+            scene.rig.sweep(60.0)
 
 
 def read_until_close(scene: Scene, reader: socket.socket) -> None:

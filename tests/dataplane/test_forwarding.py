@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.dataplane.forwarding import Forwarding
-from relay.dataplane.pipes import Pipe
-from relay.kernel.sockets import Accepted, is_gone, readable_bytes, unsent_bytes
+from relay.kernel.sockets import is_gone, readable_bytes, unsent_bytes
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
-from tests.dataplane.scenes import Scene, at_close, at_splice, fill, read_until_close
+from tests.dataplane.scenes import at_close, at_splice, fill, read_until_close, taken_over
 from tests.harness import eventually
 
 
@@ -271,18 +269,6 @@ def test_no_pipe_and_a_socket_that_broke_do_not_spin(stack: contextlib.ExitStack
 
 
 # --- taken over from a dead worker -----------------------------------------------------------------------------------
-
-
-def taken_over(scene: Scene, up: Pipe | None = None, down: Pipe | None = None) -> Scene:
-    """A successor's stage of the same flow, with the pipes that have bytes in them."""
-    dead, rig = scene.forwarding, scene.rig
-    rig.sweep()
-    if dead._target_interest is not None:
-        rig.poller.forget(dead._target.fileno())
-    flow, record = rig.taken_over(scene.flow)
-    assert record.target_fd == dead._target.fileno()
-    Forwarding(flow, Accepted(dead._target.detach())).resume(record, up, down)
-    return Scene(rig, scene.client, flow, scene.target, scene.service)
 
 
 def test_a_successor_goes_on_in_the_midst(stack: contextlib.ExitStack) -> None:

@@ -16,7 +16,19 @@ from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, STATE_NAMES, State
 from relay.steps import NAMES
 from tests.dataplane.rig import LATER_S, Move, refusing, reset, silent_target, tcp_target
-from tests.dataplane.scenes import CLIENT, HEADER, HELLO, Scene, at_close, at_dial, at_header, at_look, at_splice, begun
+from tests.dataplane.scenes import (
+    CLIENT,
+    HEADER,
+    HELLO,
+    Scene,
+    at_close,
+    at_dial,
+    at_header,
+    at_look,
+    at_splice,
+    begun,
+    die,
+)
 
 Stack = contextlib.ExitStack
 NAME: Final = {State.FREE: "–", **{state: name.upper() for state, name in STATE_NAMES.items()}}
@@ -88,6 +100,7 @@ ACTS: Final[dict[str, Callable[[Scene], object]]] = {
     "target_fin": lambda scene: both_finish(scene, scene.served, scene.client),
     "target_reset": lambda scene: reset(scene.served),
     "idle": nothing_moves,
+    "peer_dead": lambda scene: die(scene, "target"),
 }
 
 
@@ -107,7 +120,8 @@ def test_every_end_is_come_to(where: int, cause: str, stack: Stack, moves: list[
     if where == State.DIAL and cause == "connect_failed":
         scene = end_of_a_dial_that_is_refused(stack)
     elif where == State.CLOSE:
-        scene = at_close(stack, by=cause.removesuffix("_reset"))
+        dead = cause == "peer_dead"
+        scene = at_close(stack, by="client" if dead else cause.removesuffix("_reset"), dead=dead)
         scene.rig.tick(LATER_S)
     else:
         scene = AT[where](stack)

@@ -1,8 +1,10 @@
 """Single sockets: what the kernel does that one would not expect."""
 
+import contextlib
 import errno
 import os
 import resource
+import select
 import socket
 import struct
 from dataclasses import replace
@@ -12,18 +14,22 @@ import pytest
 from relay.config.snapshot import TargetRow
 from relay.kernel.sockets import (
     Accepted,
+    ask_peer,
     attach_filter,
     connect,
     descriptors,
     detach_filter,
     dropped_packets,
+    hear_no_more,
     is_gone,
     listening_address,
     other_descriptors,
+    pending_error,
     readable_now,
     target_socket,
+    transmission,
 )
-from tests.harness import dial, unanswered
+from tests.harness import dial, eventually, unanswered
 
 
 def test_a_dead_target_is_not_found_alive_by_meeting_oneself() -> None:
@@ -121,3 +127,46 @@ def test_a_filter_drops_counts_and_goes(filters: None) -> None:
 def test_a_filter_that_is_none_is_refused(filters: None) -> None:
     with socket.socket() as sock, pytest.raises(OSError, match="Invalid argument"):
         attach_filter(sock, struct.pack("=HBBI", 0x05, 0, 0, 7))  # a jump out of the program
+
+
+def test_what_the_kernel_knows_of_the_way_to_a_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        peer, _ = listener.accept()
+        with peer:
+            before = transmission(client.fileno())
+            assert before is not None
+            assert (before.in_flight, before.unsent, before.probes, before.timeouts) == (False, False, 0, 0)
+            peer.send(b"x")
+            eventually(lambda: transmission(client.fileno()).segments_in > before.segments_in, "something came")  # type: ignore[union-attr]
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client.send(b"x" * 65536)
+            eventually(lambda: transmission(client.fileno()).unsent, "the peer does not read")  # type: ignore[union-attr]
+    left, right = socket.socketpair()
+    with left, right:
+        assert transmission(left.fileno()) is None
+
+
+def test_a_peer_is_asked_as_it_is_set() -> None:
+    with socket.socket() as sock:
+        ask_peer(sock.fileno(), 7, 2, 4, 3)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [sock.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [7, 2, 4]
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        ask_peer(sock.fileno(), 0, 2, 4, 3)
+        assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_what_came_is_read_before_an_end_that_nobody_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        peer, _ = listener.accept()
+        with peer:
+            peer.send(b"last words")
+            eventually(lambda: select.select([client], [], [], 0)[0], "they have come")
+            hear_no_more(client)
+            assert (client.recv(99), client.recv(99)) == (b"last words", b"")
+            client.send(b"?")
+            assert peer.recv(99) == b"?"
+        assert pending_error(client) in (0, errno.EPIPE, errno.ECONNRESET)
+    hear_no_more(client)  # it is over already

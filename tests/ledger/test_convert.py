@@ -27,6 +27,7 @@ from relay.ledger.ledger import Ledger
 
 WORKERS, FLOWS = 2, 40
 # Layout 4, in numbers of its own: nothing of the code is asked.
+CAUSES_BEFORE = 14
 STRIDE = -(-((512 + 1024 * 64 + SOURCE_WORDS + 1024 * 8) * 8 + FLOWS * 128) // 4096) * 512
 ROWS, SOURCES = 512, 512 + 1024 * 64
 TARGETS, RECORDS = SOURCES + SOURCE_WORDS, SOURCES + SOURCE_WORDS + 1024 * 8
@@ -81,7 +82,7 @@ def check(ledger: Ledger, n: int) -> None:
     ]
     for slot in (0, 5, 1023):
         row, first = part.counts_at(slot), 10_000 * (n + 1) + slot
-        read = [(Count.ACCEPTED, 0, 10), (Count.DENIED, 10, len(REASONS)), (Count.CLOSED, 17, 14)]
+        read = [(Count.ACCEPTED, 0, 10), (Count.DENIED, 10, len(REASONS)), (Count.CLOSED, 17, CAUSES_BEFORE)]
         read += [(Count.CONNECT_BUCKETS, 31, 14), (Count.DURATION_BUCKETS, 45, 14)]
         read += [(Count.WOULD_DENY, 59, len(ENVELOPE_REASONS))]
         for now, was, count in read:
