@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for a reader: a command must not wait for what the types ar
         Reloaded,
         RouteAnswer,
         Status,
+        WorkerStatus,
         WouldReload,
     )
 
@@ -34,8 +35,7 @@ def status_text(status: "Status") -> str:
         f"generation {status['generation']}; last reload "
         + ("took" if reload["last_successful"] else "FAILED: the former configuration is in force, see the log"),
         f"pids: keeper {status['keeper']['pid']}, control {status['control']['pid']}, "
-        f"workers {', '.join(str(worker['pid']) for worker in status['workers'])} "
-        f"({status['worker_restarts']} restarts)",
+        f"workers {', '.join(_worker(worker) for worker in status['workers'])}; {status['worker_restarts']} restarts",
     ]
     head += _registry(status["registry"])
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
@@ -70,6 +70,10 @@ def status_text(status: "Status") -> str:
         "SENT",
     )
     return "\n".join([*head, "", table(titles, rows), *_target_sets(status["endpoints"])])
+
+
+def _worker(worker: "WorkerStatus") -> str:
+    return f"{worker['pid']} ({worker['connections']} open)"
 
 
 def _registry(registry: "RegistryStatus | None") -> list[str]:

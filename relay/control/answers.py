@@ -183,12 +183,13 @@ class ControlStatus(TypedDict):
 
 
 class WorkerStatus(TypedDict):
-    """One worker."""
+    """One worker. `connections`: open now."""
 
     pid: Count
     holder_pid: Count
     survives_crash: bool
     restarts: Count
+    connections: Count
     flows_adopted: Count
     generation: Count
     heartbeat_age_s: float

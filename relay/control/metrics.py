@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.config.snapshot import EndpointRow
 from relay.control.in_force import InForce
-from relay.control.status import is_busy, worker_restarts
+from relay.control.status import is_busy, worker_connections, worker_restarts
 from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
@@ -175,6 +175,12 @@ class LedgerCollector(Collector):
         parts = [ledger.worker(n) for n in range(ledger.workers)]
         for name, text, word in _WORKER_COUNTERS:
             yield CounterMetricFamily(name, text, value=sum(part[word] for part in parts))
+        connections = GaugeMetricFamily(
+            "relay_worker_connections", "Connections open now, of each worker.", labels=("worker",)
+        )
+        for n in range(ledger.workers):
+            connections.add_metric((str(n),), worker_connections(ledger, self._in_force.snapshot, n))
+        yield connections
         yield GaugeMetricFamily("relay_pipes", "Pipes open now.", value=sum(part[Word.PIPES] for part in parts))
         yield CounterMetricFamily(
             "relay_worker_restarts", "Workers started again after one died.", value=worker_restarts(ledger)

@@ -54,7 +54,7 @@ def status(
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
         "draining": is_draining(ledger),
         "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
-        "workers": [_worker(ledger, n) for n in range(ledger.workers)],
+        "workers": [_worker(ledger, snapshot, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
         "busy_for_s": busy_for_s(ledger),
         "reload": {
@@ -209,13 +209,20 @@ def worker_restarts(ledger: Ledger) -> int:
     )
 
 
-def _worker(ledger: Ledger, n: int) -> answers.WorkerStatus:
+def worker_connections(ledger: Ledger, snapshot: Snapshot, n: int) -> int:
+    """Connections that are open now at worker `n`."""
+    part = ledger.worker(n)
+    return sum(ledger.words[part.counts_at(row.slot) + Count.ACTIVE] for row in snapshot.endpoints)
+
+
+def _worker(ledger: Ledger, snapshot: Snapshot, n: int) -> answers.WorkerStatus:
     part = ledger.worker(n)
     return {
         "pid": part[Word.PID],
         "holder_pid": part[Word.HOLDER_PID],
         "survives_crash": not part[Word.UNSHARED],
         "restarts": part[Word.RESTARTS],
+        "connections": worker_connections(ledger, snapshot, n),
         "flows_adopted": part[Word.FLOWS_ADOPTED],
         "generation": part[Word.GENERATION],
         "heartbeat_age_s": round((time.monotonic_ns() - part[Word.HEARTBEAT_NS]) / 1e9, 3),

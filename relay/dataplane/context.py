@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from relay.address import Address
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
+from relay.dataplane.share import Share
 from relay.dataplane.source_addresses import SourceAddresses
 from relay.dataplane.splice import Mover
 from relay.kernel.poller import Poller
@@ -71,6 +72,12 @@ class Context:
     sources: SourceAddresses = field(default_factory=SourceAddresses)
     starved: set[OpenFlow] = field(default_factory=set)  # no pipe was to be had
     ended: list[int] = field(default_factory=list)  # records of flows whose sockets are still to be closed
+    # Somebody came and was left to the other workers; these take him in the next tick if he waits.
+    left: set[Callable[[], None]] = field(default_factory=set)
+    share: Share = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.share = Share(self.ledger)
 
     def now_s(self) -> float:
         """CLOCK_MONOTONIC, in seconds."""

@@ -3,6 +3,10 @@
 A refused connection is closed with a reset, and nothing was dialled for it. Running out of descriptors or memory
 pauses accepting for a moment: clients wait in the backlog, nobody is accepted and then dropped, nothing spins, and the
 listening socket stays.
+
+A worker that has its share of all connections (share.py) stands back: it still hears of every client, once, but leaves
+him to the others, and takes him when after a tick he still waits. Nobody can be left to a worker that does not know of
+him, for whoever stops accepting wakes all who watch.
 """
 
 import contextlib
@@ -16,10 +20,11 @@ from relay.dataplane.context import Context
 from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
 from relay.dataplane.greeting import begin
+from relay.dataplane.share import NOBODY
 from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
 from relay.kernel.listening import BACKLOG
-from relay.kernel.poller import EXCLUSIVE, READ
+from relay.kernel.poller import EDGE, EXCLUSIVE, READ
 from relay.kernel.sockets import (
     CAPACITY,
     Accepted,
@@ -27,11 +32,17 @@ from relay.kernel.sockets import (
     detach_filter,
     dropped_packets,
     not_blocking,
+    wake_watchers,
 )
 from relay.steps import step
 
 _NO_NEWCOMERS: Final = newcomers_filter()
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes
+# What the socket is watched for. Of several workers that accept, the kernel wakes one that waits in its poller and not all
+# (epoll_ctl(2), EPOLLEXCLUSIVE); who stands back takes nobody's wake-up away.
+_ACCEPT: Final = READ | EXCLUSIVE
+_STAND_BACK: Final = READ | EDGE
+_FAR_AHEAD: Final = 64  # connections: nobody makes up for so many within a tick, so until then there is nothing to hear
 
 
 class Listener:
@@ -41,7 +52,7 @@ class Listener:
         self.gate = gate
         self.sock = sock
         self._context = context
-        self._watched = False
+        self._watched = 0  # for what the poller watches the socket; 0: not at all
         self._filter: str | None = None  # on the socket; None: whatever a predecessor left
         self._dropped_seen = 0
         self._turned_away = False
@@ -89,17 +100,26 @@ class Listener:
                 self._context.denials.note_unseen(self.gate.declared.name, reason, growth)
 
     def resume(self) -> None:
-        """Accept from now on."""
+        """Accept from now on, until this worker has its share."""
         if not self._watched:
-            # EXCLUSIVE: of several workers on one socket, the kernel wakes one and not all (epoll_ctl(2)).
-            self._context.poller.watch(self.sock.fileno(), READ | EXCLUSIVE, self._on_ready)
-            self._watched = True
+            self._watch(_ACCEPT)
 
     def pause(self) -> None:
-        """Accept no more for now; clients wait in the backlog."""
-        if self._watched:
-            self._context.poller.forget(self.sock.fileno())
-            self._watched = False
+        """Accept no more for now; clients wait in the backlog, or for another worker."""
+        self._watch(0)
+
+    def _watch(self, interest: int) -> None:
+        if interest != _STAND_BACK:
+            self._context.left.discard(self.take_left)
+        before, self._watched = self._watched, interest
+        if before == interest:
+            return
+        poller, fd = self._context.poller, self.sock.fileno()
+        poller.forget(fd)
+        if interest:  # anew, for what is exclusive cannot be modified (epoll_ctl(2))
+            poller.watch(fd, interest, self._on_ready if interest == _ACCEPT else self._on_heard)
+        if before == _ACCEPT:  # last: of who came before that, the others may know nothing
+            wake_watchers(self.sock)
 
     def turn_away(self) -> None:
         """Let nobody new come into the backlog: closing resets those who are there, and who think that they are connected.
@@ -114,25 +134,58 @@ class Listener:
     def finish(self) -> None:
         """Accept those who wait, and nobody else."""
         self.pause()
-        for _ in range(0, BACKLOG, _BURST):
-            self._on_ready(READ)
+        self._accept_all()
+
+    def take_left(self) -> None:
+        """Accept those who were left to the others a tick ago and still wait: the others hang, or are busy."""
+        self._watch(_STAND_BACK)
+        self._accept_all()
+        self._context.left.discard(self.take_left)
 
     def _on_ready(self, _events: int) -> None:
-        context = self._context
+        most = self._context.share.most()
+        if len(self._context.flows) < most:
+            self._accept(most)
+        else:
+            self._watch(_STAND_BACK)
+
+    def _on_heard(self, events: int) -> None:
+        """Somebody came while this worker stood back."""
+        ahead = len(self._context.flows) - self._context.share.most()
+        if ahead < 0:
+            self._watch(_ACCEPT)
+            self._on_ready(events)
+            return
+        if ahead >= _FAR_AHEAD:
+            self._watch(0)
+        self._context.left.add(self.take_left)
+
+    def _accept_all(self) -> None:
+        for _ in range(0, BACKLOG, _BURST):
+            if not self._accept(NOBODY):
+                return
+
+    def _accept(self, most: int) -> bool:
+        """Accept a burst, until there are `most` flows; whether there may be more to accept."""
+        context, flows = self._context, self._context.flows
         now_ns = context.now_ns()
         for _ in range(_BURST):
+            if len(flows) >= most:
+                return True
             if not context.free_records and not context.has_room():
-                return context.exhausted("room for connections")
+                context.exhausted("room for connections")
+                return False
             try:
                 fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() less a socket object
             except BlockingIOError:
-                return None
+                return False
             except OSError as error:
                 if error.errno in CAPACITY:
-                    return context.exhausted(errno.errorcode[error.errno])
+                    context.exhausted(errno.errorcode[error.errno])
+                    return False
                 continue  # that client's connection broke while it waited; accept(2) says to take the next one
             self.take(fd, address, now_ns)
-        return None
+        return True
 
     @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:

@@ -107,8 +107,10 @@ class Worker:
         self._ledger[Word.PID] = os.getpid()
         self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
         self._ledger[Word.PIPES] = 0
+        self._context.share.leave()  # until all are here
         self._make_gates()
         adopted = self._adopt()
+        self._share()
         self._ledger[Word.PROGRAM] = self._program
         self._rewire()
         gc.freeze()
@@ -145,7 +147,7 @@ class Worker:
         self._poller.bury()
         self._log.flush()
         context = self._context
-        if self._fast_timer is None and (context.waiting or context.starved or self._resume_at_s):
+        if self._fast_timer is None and (context.waiting or context.starved or context.left or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._drain_deadline_s is not None:
             # Who is still about to be let in may have to ask its database.
@@ -162,8 +164,15 @@ class Worker:
         starved, self._context.starved = self._context.starved, set()
         for flow in starved:
             self._guard(flow, flow.stage.watch)
+        for take in list(self._context.left):
+            try:
+                if take in self._context.left:  # a pause empties it
+                    take()
+            except Exception as error:  # of one connection, as in the poller; the next tick has the others
+                self._on_error(take, error)
         if self._resume_at_s and now_s >= self._resume_at_s:
             self._resume_at_s = 0.0
+            self._share()
             self._ports.resume()
         self._after()
 
@@ -175,6 +184,7 @@ class Worker:
         if self._index == 0 and not self._drain_until():  # from then on newcomers are dropped too, see `turn_away`
             for listener in self._ports.listeners.values():
                 listener.count_dropped()
+        self._context.share.look(time.monotonic_ns())
         self._context.denials.tick()
         for flow in list(self._context.flows):
             self._guard(flow, flow.stage.sweep, now_s)
@@ -194,7 +204,15 @@ class Worker:
                 self._pause_said_s = now_s
                 self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._context.flows))
         self._resume_at_s = now_s + PAUSE_S
+        self._share()  # before the others are woken
         self._ports.pause()
+
+    def _share(self) -> None:
+        """Have newcomers left to this worker, unless it takes none now."""
+        if self._resume_at_s or self._drain_deadline_s is not None:
+            self._context.share.leave()
+        else:
+            self._context.share.join(len(self._context.flows))
 
     # --- change -------------------------------------------------------------------------------------------------
 
@@ -299,6 +317,7 @@ class Worker:
         without a keeper all close at once, for the one that takes its place needs their ports.
         """
         self._drain_deadline_s = until_s
+        self._share()
         stay = bool(self._drain_until())
         open_now = self._ports.listeners.items()
         leaving = [at for at, each in open_now if not (stay and each.gate.declared.leads_to)]

@@ -20,6 +20,7 @@ WRITE: Final = select.EPOLLOUT
 PEER_FIN: Final = select.EPOLLRDHUP
 BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
+EDGE: Final = select.EPOLLET
 
 _EVENTS_MAX: Final = 256  # of one batch; the rest stays ready and comes with the next one
 # While traffic flows, the next batch is waited for right here, which saves the loop's own round. Never longer

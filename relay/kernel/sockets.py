@@ -333,6 +333,16 @@ def reset_on_close(sock: AnySocket) -> None:
         sock.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
 
 
+def wake_watchers(listener: SocketType) -> None:
+    """Have everybody who watches this listening socket look at it again, whoever was told of a client alone.
+
+    Nothing is shut down: where a socket listens, the kernel does no more than wake who waits (net/ipv4/af_inet.c,
+    `inet_shutdown`). A kernel that knows no such call leaves the others to see the next client.
+    """
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_WR)
+
+
 def attach_filter(sock: SocketType, program: bytes) -> None:
     """Have the kernel run this classic BPF program on every packet to the socket, in place of the one before: socket(7).
 

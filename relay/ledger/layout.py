@@ -113,7 +113,8 @@ class Word:
     PROGRAM: Final = 17  # which one it runs, as in the header
     ENDING: Final = 18  # 1 + the record that ended last: of those at END the only one that may not be counted yet
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
-    END: Final = 20
+    OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
+    END: Final = 21
 
 
 class Count:

@@ -272,9 +272,9 @@ class WorkerLedger:
         self.words[at + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
         self.words[at + Count.DURATION_SUM_NS] += int(value_s * 1e9)
 
-    def word_index(self, word: int) -> int:
-        """Index into `words` of one of the worker's words, for a store that must cost nothing."""
-        return self._base + word
+    def word_index(self, word: int, worker: int | None = None) -> int:
+        """Index into `words` of one of this worker's words, or of another's, for a store or a look that must cost nothing."""
+        return (self._base if worker is None else self._all_bases[worker]) + word
 
     @step
     def begin(

@@ -71,6 +71,7 @@ class Holder:
                 continue
             process.unblock()
             status = self._wait()
+            self._ledger[Word.OPEN] = 0  # newcomers are not left to nobody
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
                 return
             crashes = crashes_now(crashes, status, time.monotonic() - started_s)
@@ -147,6 +148,7 @@ class Holder:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self._worker_pid, signal.SIGKILL)
                 os.waitpid(self._worker_pid, 0)
+            self._ledger[Word.OPEN] = 0  # until the successor's worker is there
 
     def _pass_on(self, sig: int, _frame: object) -> None:
         # A worker that is just being started finds in the ledger that the daemon drains.

@@ -18,8 +18,9 @@ def status(**keys: Any) -> Any:
     }  # fmt: skip
     return {
         "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
-        "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "workers": [{"pid": 12}, {"pid": 13}],
-        "worker_restarts": 5, "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
+        "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "worker_restarts": 5,
+        "workers": [{"pid": 12, "connections": 2}, {"pid": 13, "connections": 1}],
+        "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
         "busy_for_s": 0.0, "registry": None,
     } | keys  # fmt: skip
 
@@ -28,7 +29,7 @@ def test_the_whole_of_it() -> None:
     assert status_text(status()).splitlines() == [
         "web_IN_0 of shop: running for 2.0h, relay 1.2.3",
         "generation 4; last reload took",
-        "pids: keeper 10, control 11, workers 12, 13 (5 restarts)",
+        "pids: keeper 10, control 11, workers 12 (2 open), 13 (1 open); 5 restarts",
         "",
         "ENDPOINT     TYPE   PROTOCOL  LISTEN         TARGET                     "
         "IS                  ACTIVE  ACCEPTED  DENIED           RECEIVED  SENT",

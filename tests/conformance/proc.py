@@ -44,6 +44,11 @@ def is_asleep(pid: int) -> bool:
     return _stat(pid)[0] == "S"
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has reached it."""
+    return _stat(pid)[0] == "T"
+
+
 def _stat(pid: int) -> list[str]:
     """The fields after the name, which may hold anything."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -62,6 +62,7 @@ NAMES = {
     "relay_control_restarts_total",
     "relay_upgrades_total",
     "relay_log_lines_dropped_total",
+    "relay_worker_connections",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -87,6 +88,7 @@ OF_THE_DAEMON = {
     "relay_build_info",
     "relay_accept_pauses_total",
     "relay_log_lines_dropped_total",
+    "relay_worker_connections",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -164,6 +166,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
         "relay_connection_duration_seconds_bucket": {"le"},
         "relay_target_up": {"target"},
         "relay_build_info": {"version"},
+        "relay_worker_connections": {"worker"},
         "relay_names_queries_total": {"rcode"},
     }
     for name, samples in found.items():
@@ -176,6 +179,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
     assert counts["relay_connect_duration_seconds_bucket"] == 3 * (len(CONNECT_BOUNDS_S) + 1)
     assert counts["relay_connection_duration_seconds_bucket"] == 3 * (len(DURATION_BOUNDS_S) + 1)
     assert counts.pop("relay_names_queries_total") == len(NAMES_RCODES)
+    assert counts.pop("relay_worker_connections") == 2
     assert all(counts[name] == 1 for name in OF_THE_DAEMON & counts.keys())
     assert all(counts[name] == 2 for name in OF_AN_EDGES_TARGETS), "one for each target of the edge"
 
@@ -272,7 +276,10 @@ def test_the_daemons_own(ledger: Ledger) -> None:
     for n, word in enumerate(own, 1):
         ledger.worker(0)[word] = n
         ledger.worker(1)[word] = 10 * n
+    for n, slot, active in ((0, 4, 2), (1, 4, 30), (1, 2, 1)):
+        add(ledger.worker(n), slot, Count.ACTIVE, active)
     found = scrape(ledger)
+    assert found["relay_worker_connections"] == [({"worker": "0"}, 2.0), ({"worker": "1"}, 31.0)]
     assert {name: found[name] for name in own.values()} == {
         name: [({}, 11.0 * n)] for n, name in enumerate(own.values(), 1)
     }

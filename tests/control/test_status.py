@@ -122,11 +122,14 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
     ledger.worker(0)[Word.RESTARTS] = 3
     part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
     words[DaemonWord.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
+    for slot, active in ((4, 2), (2, 3)):
+        add(part, slot, Count.ACTIVE, active)
     found: Any = status(ledger, SNAPSHOT, 1, 0)
     worker = found["workers"][1]
     assert since.has_grown(worker.pop("heartbeat_age_s"), 2.0)
     assert worker == {
         "pid": 77, "holder_pid": 76, "survives_crash": True, "restarts": 2, "flows_adopted": 9, "generation": 9,
+        "connections": 5,
         "accept_pauses": 1, "pipes": 2, "pipes_degraded": 3, "pipes_refused": 4, "log_lines_dropped": 5,
     }  # fmt: skip
     assert since.has_grown(found["uptime_s"], 60.0)

@@ -28,6 +28,7 @@ from relay.kernel.sockets import (
     readable_now,
     target_socket,
     transmission,
+    wake_watchers,
 )
 from tests.harness import dial, eventually, unanswered
 
@@ -109,6 +110,25 @@ def test_an_accepted_socket_is_a_descriptor_and_more_when_asked() -> None:
         assert accepted.recv(5) == b"hello"
         accepted.close()
         assert client.recv(1) == b""
+
+
+def test_who_watches_a_listening_socket_is_woken_and_nothing_else_happens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(select.epoll()) as watching:
+        watching.register(listener, select.EPOLLIN | select.EPOLLET)
+        wake_watchers(listener)
+        assert watching.poll(0) == [], "nobody is there"
+        with socket.create_connection(listener.getsockname()) as client:
+            assert (len(watching.poll(0)), watching.poll(0)) == (1, [])
+            wake_watchers(listener)
+            assert watching.poll(0) == [(listener.fileno(), select.EPOLLIN)]
+            with listener.accept()[0] as accepted:
+                wake_watchers(listener)
+                client.sendall(b"there")
+                assert accepted.recv(5) == b"there"
+                accepted.sendall(b"back")
+                assert client.recv(4) == b"back"
+        with socket.create_connection(listener.getsockname()):
+            assert len(watching.poll(0)) == 1, "it listens as before"
 
 
 def test_a_filter_drops_counts_and_goes(filters: None) -> None:
