@@ -147,7 +147,7 @@ class Instance:
         client = self._client()
         presence = Presence(client, me, self.there.role, self.there.ordinal)
         self.registry = Etcd(client, self.plan.service, self.plan.ttl_s, presence)
-        self.registry.announce("", False, ())
+        self.registry.announce("", False, {})
         async with contextlib.aclosing(self.registry.watch()) as watching:
             async for seen in watching:
                 self._take(seen)
