@@ -139,16 +139,16 @@ class Edge:
     def _start(self, target: Address, keys: dict[str, Any]) -> tuple[Daemon, Daemon, int]:
         public, private = free_port(_EDGE_HOST), free_port(_INSTANCE_HOST)
 
-        def service(text: str) -> dict[str, Any]:
-            # Probed once, at the start: another probe would be one more flow in the accounts.
-            own = {"public_port": public, "port": private, "target": text, "probe": {"interval": "1h"}}
+        def service(text: str, probe: dict[str, str] | bool) -> dict[str, Any]:
+            own = {"public_port": public, "port": private, "target": text, "probe": probe}
             endpoint = {"type": "input", **own, **keys}
             role = {"instances": [_INSTANCE_HOST], "endpoints": {"in": endpoint}}
             return {"version": 1, "service": "test", "edge": {"instances": [_EDGE_HOST]}, "roles": {"web": role}}
 
         # The probe goes through to the target, which a test wants to itself, or not to answer at all.
         with socket.create_server(("127.0.0.1", 0)) as first:
-            file = service(f"127.0.0.1:{first.getsockname()[1]}")
+            # Probed once, at the start: another probe would be one more flow in the accounts.
+            file = service(f"127.0.0.1:{first.getsockname()[1]}", {"interval": "1h"})
             instance, edge = self._daemons(file), self._daemons(file, instance="edge_IN_0")
             try:
                 first.settimeout(HANG_S)
@@ -158,7 +158,7 @@ class Edge:
             except BaseException:
                 stop_all((edge, instance))
                 raise
-        instance.write_service(service(_text(target)))
+        instance.write_service(service(_text(target), probe=False))
         code, answer = instance.ask("POST", "/v1/reload")
         assert code == 200, answer
         return edge, instance, public
