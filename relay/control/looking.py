@@ -28,7 +28,8 @@ _JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges 
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
 _DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
 _NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
-# Relays that an edge asks, without a probe: each takes it some 0.3 ms. With more than 200 of them each is asked more seldom.
+# So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.3 ms. With many instances each is
+# asked more seldom.
 _RELAYS_PER_S: Final = 100
 
 
@@ -163,9 +164,7 @@ class Looker:
             if not is_down and not subject.is_probed:
                 looked.task = None
                 return
-            interval_s = self.interval_s(subject)
-            if is_down:
-                interval_s = min(interval_s, _DOWN_S)
+            interval_s = self.interval_s(subject, is_down=is_down)
             interval_s *= random.uniform(1 - _JITTER, 1 + _JITTER)
             looked.hurry.clear()
             try:
@@ -174,12 +173,13 @@ class Looker:
             except TimeoutError:
                 continue
 
-    def interval_s(self, subject: Subject) -> float:
+    def interval_s(self, subject: Subject, *, is_down: bool = False) -> float:
         """From one look at it to the next."""
         probe = subject.row.probe
         if probe is None:
             return _DOWN_S
-        return max(probe.interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else probe.interval_s
+        interval_s = min(probe.interval_s, _DOWN_S) if is_down else probe.interval_s
+        return max(interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else interval_s
 
     def _found(self, looked: _Looked, fault: int | None, began_ns: int) -> None:
         """A look that began then has found this."""

@@ -237,11 +237,17 @@ def test_a_newcomer_has_nothing_of_who_was_there_before(distribution: Any) -> No
         logged.close()
 
 
-@pytest.mark.parametrize(("count", "interval_s"), [(1, 2.0), (200, 2.0), (1000, 10.0)])
-async def test_relays_are_asked_more_seldom_when_there_are_many(count: int, interval_s: float, made: Made) -> None:
+@pytest.mark.parametrize(
+    ("count", "up_s", "down_s"), [(1, 2.0, 1.0), (150, 2.0, 1.5), (200, 2.0, 2.0), (1000, 10.0, 10.0)]
+)
+async def test_relays_are_asked_more_seldom_when_there_are_many(
+    count: int, up_s: float, down_s: float, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "_DOWN_S", 1.0)
     targets = tuple(TargetRow(f"t{n}", host="127.0.0.1", port=1, slot=n, instance=f"web_IN_{n}") for n in range(count))
     row = endpoint_row(targets=targets, distribution="five-tuple", probe=ProbeRow("", 2.0, 5.0, "relay"))
     looker = Looker(made.ledger, made.log)
     looker.follow(snapshot_of(row))
-    assert looker.interval_s(looking.Subject(row, targets[0])) == interval_s
+    subject = looking.Subject(row, targets[0])
+    assert (looker.interval_s(subject), looker.interval_s(subject, is_down=True)) == (up_s, down_s)
     await looker.end()

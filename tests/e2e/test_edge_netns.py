@@ -88,12 +88,12 @@ def test_an_instance_that_is_killed_costs_its_open_connections_and_no_new_one(
     # Each of wrk's connections twice at the most: open when the worker died, and made anew into the backlog of the listening
     # socket, which is there until the last of the processes that have it is gone.
     assert load.measured.failed <= 2 * 8
+    eventually(lambda: site.targets()[1]["health"] == "down", "the edge has asked it, as the dial had failed")
     failures = site.targets()[1]["failures"]
     with Load(network, connections=8) as load:
-        eventually(lambda: site.targets()[1]["failures"] > failures, "it is met again")
         site.none_held_up()
         site.serve()
-    assert load.measured.failed == 0
+    assert (load.measured.failed, site.targets()[1]["failures"]) == (0, failures), "nobody meets it again"
 
 
 def test_an_instance_that_falls_silent_costs_a_second_now_and_then(network: Network, daemons: Daemons) -> None:

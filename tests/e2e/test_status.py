@@ -45,6 +45,8 @@ def test_status_as_json(daemons: Daemons, echo: Echo, capsys: Capture) -> None:
     assert status["control"]["restarts"] == 0
     assert len({daemon.pid, status["control"]["pid"], status["workers"][0]["pid"]}) == 3
     assert 0 <= status["workers"][0]["heartbeat_age_s"] < status["uptime_s"]
+    for each in ("target_since_s", "target_looked_s"):
+        assert 0 <= status["endpoints"][0].pop(each) < status["uptime_s"]
     assert status["endpoints"] == [
         {
             "name": "web/in",
@@ -56,6 +58,8 @@ def test_status_as_json(daemons: Daemons, echo: Echo, capsys: Capture) -> None:
             "distribution": None,
             "leads_to": "",
             "target_up": True,
+            "target_reason": "",
+            "target_looked": "dialled",
             "active": 1,
             "accepted": 1,
             "denied": {"access": 1},
@@ -77,6 +81,10 @@ def test_status_as_json(daemons: Daemons, echo: Echo, capsys: Capture) -> None:
             "distribution": None,
             "leads_to": "",
             "target_up": None,
+            "target_reason": "",
+            "target_since_s": None,
+            "target_looked_s": None,
+            "target_looked": None,
             "active": 0,
             "accepted": 0,
             "denied": {},
@@ -108,8 +116,9 @@ def test_status_and_connections_for_people(daemons: Daemons, echo: Echo, capsys:
         assert f"keeper {daemon.pid}, " in pids
         assert blank == ""
         assert titles.split()[:4] == ["ENDPOINT", "TYPE", "PROTOCOL", "LISTEN"]
-        expected = ["web/in", "input", "tcp", f"127.0.0.1:{port}", echo.target, "up", "1", "1", "0", "2.0KiB", "2.0KiB"]
-        assert row.split() == expected
+        where = ["web/in", "input", "tcp", f"127.0.0.1:{port}", echo.target]
+        assert row.split()[:7] == [*where, "up,", "dialled"]
+        assert row.split()[8:] == ["ago", "1", "1", "0", "2.0KiB", "2.0KiB"]
         titles, row = said(capsys, daemon, "--connections").splitlines()
         assert titles.split() == ["ENDPOINT", "PEER", "STATE", "AGE", "RECEIVED", "SENT"]
         name, peer, state, _age, *sizes = row.split()
