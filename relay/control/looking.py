@@ -10,6 +10,7 @@ An edge asks all its instances: with a probe by way of their relays and through 
 import asyncio
 import random
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -142,7 +143,7 @@ class Looker:
             elif is_down and found.dialled:
                 looked.hurry.set()
             if looked.task is None and (subject.is_probed or (is_down and not subject.is_let_be)):
-                looked.task = asyncio.create_task(self._look(looked), name=f"look at {subject.row.name}")
+                looked.task = asyncio.create_task(self._guarded(looked), name=f"look at {subject.row.name}")
 
     async def end(self) -> None:
         """Look no more."""
@@ -151,6 +152,16 @@ class Looker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _guarded(self, looked: _Looked) -> None:
+        """A mistake of ours with one target is told, and keeps it from being asked no longer than until it is noticed."""
+        try:
+            await self._look(looked)
+        except Exception:
+            name = looked.subject.row.name
+            self._log.event("error", "bug", message=f"relay cannot look at {name}", traceback=traceback.format_exc())
+            await asyncio.sleep(_DOWN_S)
+        looked.task = None
 
     async def _look(self, looked: _Looked) -> None:
         """Ask it again and again; one without a probe until it is back."""
@@ -162,7 +173,6 @@ class Looker:
             self._found(looked, await subject.ask(self._ledger), began_ns)
             is_down = subject.health(self._ledger).health == Health.DOWN
             if not is_down and not subject.is_probed:
-                looked.task = None
                 return
             interval_s = self.interval_s(subject, is_down=is_down)
             interval_s *= random.uniform(1 - _JITTER, 1 + _JITTER)

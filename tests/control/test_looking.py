@@ -200,6 +200,23 @@ async def test_who_cannot_be_asked_stays_as_it_was_and_that_is_said_once(
     assert (made.found(row).health, [event for event, _ in made.said()]) == (UNKNOWN, ["dial"])
 
 
+async def test_a_mistake_of_ours_is_told_and_the_target_is_asked_again(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[object] = [ValueError("a bug"), REFUSED]
+
+    async def ask(*_: object) -> object:
+        fault = faults.pop(0) if len(faults) > 1 else faults[0]
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    monkeypatch.setattr(looking, "ask_own", ask)
+    made.looker.follow(snapshot_of(own(1, probe=ProbeRow("", 0.01, 1.0))))
+    await made.until(lambda: ("target down", "connection refused") in made.said())
+    assert made.said()[0][0] == "bug"
+
+
 async def test_a_reload_asks_anew_who_has_changed_and_nobody_else(made: Made) -> None:
     with Echo() as stays, Echo() as goes, Echo() as comes:
         ports = [int(each.target.rpartition(":")[2]) for each in (stays, goes, comes)]
