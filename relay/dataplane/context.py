@@ -102,7 +102,8 @@ class Context:
         return bool(self.free_records)
 
     def closed(self) -> None:
-        """The sockets of flows that ended are closed: now their records are free."""
+        """The sockets of flows that ended are closed: now their records are free, and others may hear of it."""
+        self.share.tell(len(self.flows))
         self.ledger.end(self.ended)
         self.free_records += self.ended
         self.ended.clear()

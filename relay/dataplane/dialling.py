@@ -28,7 +28,7 @@ from relay.ledger.layout import State
 from relay.steps import step
 from relay.targets import why
 
-_SOURCES_TRIED: Final = 4  # in one dial: each that has no port left costs the kernel a search of some ms
+_FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port left costs the kernel a search of some ms
 
 
 class Dialling(Stage):
@@ -66,9 +66,17 @@ class Dialling(Stage):
 
     def _connect(self, row: TargetRow) -> bool:
         """Begin to connect. Whether to go on with the next target."""
-        flow = self.flow
+        flow, declared = self.flow, self.flow.gate.declared
+        sources = flow.context.sources
         try:
-            target, code = self._dial(row)
+            if declared.transparent:
+                target = target_socket(row, flow.source, foreign=True)
+            else:
+                usual = declared.dial_from or not sources.in_use
+                target = target_socket(row, declared.dial_from if usual else sources.of(row, flow.route.dialled_ns))
+            code = connect(target, row)
+            if code == errno.EADDRNOTAVAIL:
+                target, code = self._dial_further(row, target)
         except OSError as error:
             return self._no_socket(row, error)
         self._target = target
@@ -89,25 +97,27 @@ class Dialling(Stage):
             return self._failed("connect_failed", _fault(row, code))
         return False
 
-    def _dial(self, row: TargetRow) -> tuple[SocketType, int]:
-        """A socket that connects to the target, and what connect(2) said. Raises OSError where there is no socket for it."""
-        flow = self.flow
-        declared, sources, now_ns = flow.gate.declared, flow.context.sources, flow.route.dialled_ns
-        if declared.transparent:
-            target = target_socket(row, flow.source, foreign=True)
-            return target, connect(target, row)
-        speaks_as = declared.dial_from or sources.of(row, now_ns)
-        for _ in range(_SOURCES_TRIED):
-            target = target_socket(row, speaks_as)
-            code = connect(target, row)
-            may_change = declared.many_sources and not declared.dial_from and row.host.startswith("127.")
-            if code != errno.EADDRNOTAVAIL or not may_change:
-                break
-            target.close()
-            speaks_as = sources.further(row, now_ns)
-            if flow.gate.from_other_source():
-                message = f"no local port is free towards {row.text}: it is dialled from {speaks_as} as well"
-                flow.context.log.event("warning", "source addresses", endpoint=declared.name, message=message)
+    def _dial_further(self, row: TargetRow, target: SocketType) -> tuple[SocketType, int]:
+        """The address that `target` was to connect from has no port left: the same from the ones that follow, if they may.
+
+        A socket, and what connect(2) said. Raises OSError where there is no socket for it.
+        """
+        flow, declared, code = self.flow, self.flow.gate.declared, errno.EADDRNOTAVAIL
+        if (
+            declared.many_sources
+            and not declared.dial_from
+            and not declared.transparent
+            and row.host.startswith("127.")
+        ):
+            for _ in range(_FURTHER_MAX):
+                target.close()
+                speaks_as = flow.context.sources.further(row, flow.route.dialled_ns)
+                if flow.gate.from_other_source():
+                    message = f"no local port is free towards {row.text}: it is dialled from {speaks_as} as well"
+                    flow.context.log.event("warning", "source addresses", endpoint=declared.name, message=message)
+                target = target_socket(row, speaks_as)
+                if (code := connect(target, row)) != errno.EADDRNOTAVAIL:
+                    break
         return target, code
 
     def _no_socket(self, row: TargetRow, error: OSError) -> bool:

@@ -83,7 +83,6 @@ class Flow:
             slot, client_fd = self.gate.declared.slot, self.client.fileno()
             ledger.begin(record, state, slot, client_fd, target_fd, self.started_ns, str(self.peer), target_slot)
             self.gate.accepted()
-            self.context.share.tell(len(self.context.flows))
         else:
             if target_slot >= 0:
                 ledger.aim(record, target_slot)
@@ -118,7 +117,6 @@ class Flow:
         moved_bytes = stage.leave(cause)
         context.poller.close(self.client)
         context.flows.discard(self)
-        context.share.tell(len(context.flows))
         context.waiting.discard(self)
         context.starved.discard(self)
         duration_s = (context.now_ns() - self.started_ns) / 1e9

@@ -143,9 +143,11 @@ class Listener:
         self._context.left.discard(self.take_left)
 
     def _on_ready(self, _events: int) -> None:
-        most = self._context.share.most()
-        if len(self._context.flows) < most:
+        context = self._context
+        most = context.share.most()
+        if len(context.flows) < most:
             self._accept(most)
+            context.share.tell(len(context.flows))
         else:
             self._watch(_STAND_BACK)
 
@@ -163,7 +165,8 @@ class Listener:
     def _accept_all(self) -> None:
         for _ in range(0, BACKLOG, _BURST):
             if not self._accept(NOBODY):
-                return
+                break
+        self._context.share.tell(len(self._context.flows))
 
     def _accept(self, most: int) -> bool:
         """Accept a burst, until there are `most` flows; whether there may be more to accept."""

@@ -43,14 +43,14 @@ class Share:
         self._words[self._mine] = 0
 
     def tell(self, connections: int) -> None:
-        """This worker has so many now."""
+        """This worker has so many now: after some came, or went."""
         if self._words[self._mine]:
             self._words[self._mine] = connections + 1
 
     def most(self) -> int:
         """With how many connections this worker has its share. One that has left has never enough."""
         words, fewest = self._words, NOBODY
-        if words[self._mine]:
+        if self._others and words[self._mine]:
             for at in self._others:  # a loop, for this is asked at every accept: min() takes three times as long
                 if 0 < (there := words[at]) < fewest:
                     fewest = there

@@ -17,24 +17,24 @@ class SourceAddresses:
     """Of one worker. Where nothing was taken so far there is nothing to look at."""
 
     def __init__(self) -> None:
-        self._at: dict[
-            str, tuple[int, int]
-        ] = {}  # by the target's text: how many addresses further, and until when (ns)
+        self.in_use = False  # whether any target is dialled from another address than the usual one
+        # By the target's text: how many addresses further, and until when (ns).
+        self._at: dict[str, tuple[int, int]] = {}
 
     def of(self, row: TargetRow, now_ns: int) -> str:
         """The address to dial it from; empty: the one that the kernel takes."""
-        if not self._at or (found := self._at.get(row.text)) is None:
-            return ""
-        further, until_ns = found
-        if now_ns >= until_ns:
-            del self._at[row.text]
-            return ""
-        return _address(further)
+        further, until_ns = self._at.get(row.text, (0, 0))
+        if now_ns < until_ns:
+            return _address(further)
+        if self._at.pop(row.text, None):
+            self.in_use = bool(self._at)
+        return ""
 
     def further(self, row: TargetRow, now_ns: int) -> str:
         """No port is free from that one: the address to dial it from now on."""
         further = self._at.get(row.text, (0, 0))[0] % _ADDRESSES + 1
         self._at[row.text] = further, now_ns + _USUAL_AGAIN_NS
+        self.in_use = True
         return _address(further)
 
 

@@ -128,7 +128,7 @@ class Rig:
             select.select([self.poller.fileno()], [], [], 0.002)
             self.poller.serve()
             self.poller.bury()
-            assert self.bugs == []
+            assert self.bugs == [], self.bugs
         return value
 
     def flow(self) -> Flow:

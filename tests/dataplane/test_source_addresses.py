@@ -74,7 +74,7 @@ def test_a_machine_without_ports_is_in_trouble_and_the_target_is_not_down(
     assert rig.ending(rig.connect()) == "reset"
     assert rig.ledger.target_up(0) is None
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
-    assert rig.ledger.total(0, Count.OTHER_SOURCE) == (4 if many else 0)
+    assert rig.ledger.total(0, Count.OTHER_SOURCE) == (3 if many else 0)
     rig.log.flush()
     lines = {line["event"]: line for line in rig.records()}
     assert lines["dial"]["reason"] == lines["connection"]["reason"]
