@@ -29,7 +29,7 @@ _JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges 
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
 _DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
 _NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
-# So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.3 ms. With many instances each is
+# So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.2 ms. With many instances each is
 # asked more seldom.
 _RELAYS_PER_S: Final = 100
 
