@@ -115,9 +115,13 @@ def _targets_are(endpoint: "EndpointStatus") -> str:
 def _is(health: str, reason: str, since_s: float | None, looked_s: float | None, looked: str | None) -> str:
     """How one target is: `up, dialled 3m ago`, or `DOWN for 12s: connection refused`."""
     if health == "down":
-        return "DOWN" + (f" for {_whole(since_s)}" if since_s is not None else "") + (f": {reason}" if reason else "")
+        return (
+            "DOWN"
+            + (f" for {_age(since_s, whole=True)}" if since_s is not None else "")
+            + (f": {reason}" if reason else "")
+        )
     if health == "up":
-        return f"up, {looked} {_whole(looked_s)} ago" if looked_s is not None else "up"
+        return f"up, {looked} {_age(looked_s, whole=True)} ago" if looked_s is not None else "up"
     return "-"
 
 
@@ -280,18 +284,10 @@ def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}={count}" for name, count in counts.items()) or "0"
 
 
-def _age(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f}{unit}"
-    return f"{seconds:.1f}s"
-
-
-def _whole(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds // length:.0f}{unit}"
-    return f"{seconds // 1:.0f}s"
+def _age(seconds: float, *, whole: bool = False) -> str:
+    units = (("d", 86400), ("h", 3600), ("m", 60))
+    unit, length = next((each for each in units if seconds >= each[1]), ("s", 1))
+    return f"{seconds // length:.0f}{unit}" if whole else f"{seconds / length:.1f}{unit}"
 
 
 def _size(count: float) -> str:

@@ -34,6 +34,16 @@ class Member:
         """`web_IN_0`."""
         return f"{self.role}_IN_{self.ordinal}"
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """Why its endpoints are down, of those of which it tells."""
+        return dict(zip(self.down, self.reasons, strict=False))
+
+    def with_faults(self, faults: Mapping[str, str]) -> "Member":
+        """The same, whose endpoints of these names are down, and no others, with the reason of each."""
+        down = tuple(sorted(faults))
+        return replace(self, down=down, reasons=tuple(faults[name] for name in down))
+
     def serves(self, endpoint: str) -> bool:
         """Whether new connections to its endpoint of this name are wanted, by all that it tells."""
         return not self.busy and endpoint not in self.down
@@ -64,8 +74,7 @@ class Roster:
         me = self.get(instance)
         if me is None:
             return self
-        down = tuple(sorted(faults))
-        told = replace(me, busy=busy or me.busy, down=down, reasons=tuple(faults[name] for name in down))
+        told = replace(me.with_faults(faults), busy=busy or me.busy)
         return self if told == me else Roster(tuple(told if each is me else each for each in self.members))
 
     def absent(self, addresses: Iterable[str]) -> tuple[str, ...]:

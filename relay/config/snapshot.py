@@ -119,6 +119,11 @@ class EndpointRow:
         return Envelope.of(self.table, self.rules, permit_unmatched=self.permit_unmatched)
 
     @property
+    def is_let_be(self) -> bool:
+        """Whether its application is never asked, not even while it is down (`probe: false`)."""
+        return self.probe is not None and self.probe.kind == "never"
+
+    @property
     def dial_proves(self) -> bool:
         """Of an endpoint of this machine's own: whether it is enough that the target takes a connection."""
         return self.probe is None or not self.probe.path

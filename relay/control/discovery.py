@@ -101,7 +101,7 @@ def instance_view(fleet: Fleet, member: Member) -> answers.InstanceAnswer:
 
 def _reasons(fleet: Fleet, member: Member) -> dict[str, str]:
     """Why it is not healthy: by endpoint what it tells of itself, and under its id what this machine found."""
-    told = {name: reason for name, reason in zip(member.down, member.reasons, strict=False) if reason}
+    told = {name: reason for name, reason in member.faults.items() if reason}
     return told | ({member.id: fleet.avoided[member.id]} if fleet.avoided.get(member.id) else {})
 
 

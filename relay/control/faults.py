@@ -20,7 +20,7 @@ def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> 
     """
     faults = {}
     for row in snapshot.endpoints:
-        if row.distribution is not None or (telling and row.probe is not None and row.probe.kind == "never"):
+        if row.distribution is not None or (telling and row.is_let_be):
             continue
         found = health.of_endpoint(ledger, row)
         if found.health == Health.DOWN:

@@ -42,11 +42,15 @@ class Subject:
     target: TargetRow | None
 
     @property
+    def who(self) -> tuple[object, ...]:
+        """Who it is, and where the ledger has it."""
+        return self.row.name, self.row.slot, self.target or self.row.targets
+
+    @property
     def key(self) -> tuple[object, ...]:
         """All that a look depends on: who has the same is the same after a reload."""
         row = self.row
-        asked = (row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s)
-        return row.name, self.target, row.slot, row.targets if self.target is None else (), asked
+        return self.who, row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s
 
     @property
     def is_judged(self) -> bool:
@@ -56,12 +60,7 @@ class Subject:
     @property
     def is_probed(self) -> bool:
         """Whether it is asked all the time."""
-        return self.row.probe is not None and self.row.probe.kind != "never"
-
-    @property
-    def is_let_be(self) -> bool:
-        """Whether it is never asked."""
-        return self.row.probe is not None and self.row.probe.kind == "never"
+        return self.row.probe is not None and not self.row.is_let_be
 
     def health(self, ledger: Ledger) -> TargetHealth:
         """How it is, by all that was found."""
@@ -138,11 +137,11 @@ class Looker:
             subject = looked.subject
             found = subject.health(self._ledger)
             is_down = found.health == Health.DOWN
-            if not subject.is_judged:
+            if found.dialled and not subject.is_judged:  # what a look has found was written then
                 self._write(subject, found)
-            elif is_down and found.dialled:
+            elif found.dialled and is_down:
                 looked.hurry.set()
-            if looked.task is None and (subject.is_probed or (is_down and not subject.is_let_be)):
+            if looked.task is None and (subject.is_probed or (is_down and not subject.row.is_let_be)):
                 looked.task = asyncio.create_task(self._guarded(looked), name=f"look at {subject.row.name}")
 
     async def end(self) -> None:
@@ -206,9 +205,9 @@ class Looker:
             state = looked.judge.hear(fault, time.monotonic())
         now_ns = time.monotonic_ns()
         at, _ = subject.places(self._ledger)
-        found = health.latest(self._ledger.words[at], 0, 0, 0, proves=False)
-        since_ns = found.since_ns if found.health == state and found.since_ns else now_ns
-        number = (fault or found.why) if state == Health.DOWN else why.NOTHING
+        was, why_was, was_since_ns = health.unpacked(self._ledger.words[at])
+        since_ns = was_since_ns if was == state and was_since_ns else now_ns
+        number = (fault or why_was) if state == Health.DOWN else why.NOTHING
         self._write(subject, TargetHealth(state, number, since_ns, began_ns))
 
     def _write(self, subject: Subject, found: TargetHealth) -> None:
@@ -250,10 +249,8 @@ def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> Non
 
     As if we had looked just now and seen nothing: what dials of the former one found is older.
     """
-    before = (
-        {(each.row.name, each.row.slot, each.target or each.row.targets) for each in subjects(old)} if old else set()
-    )
+    before = {subject.who for subject in subjects(old)} if old else set()
     for subject in subjects(new):
-        if (subject.row.name, subject.row.slot, subject.target or subject.row.targets) not in before:
+        if subject.who not in before:
             at, looked_at = subject.places(ledger)
             ledger.words[at], ledger.words[looked_at] = Health.UNKNOWN, time.monotonic_ns()

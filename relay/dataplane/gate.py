@@ -160,7 +160,7 @@ class Gate:
     def fault(self) -> int:
         """Why the application is down, as an edge is told that asks for no more (targets/why.py); 0: it may be up."""
         declared = self.declared
-        if declared.probe is not None and declared.probe.kind == "never":
+        if declared.is_let_be:
             return why.NOTHING  # who is down would never be found to be back: nobody would be sent, and nobody looks
         found = own_health(self._words, self._all_counts_at, proves=declared.dial_proves)
         return (found.why or why.TOLD) if found.health == Health.DOWN else why.NOTHING

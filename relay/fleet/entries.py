@@ -50,7 +50,7 @@ class Entry:
             "metrics": member.metrics,
             "busy": member.busy,
             "down": list(member.down),
-            "reasons": dict(zip(member.down, member.reasons, strict=False)),
+            "reasons": member.faults,
             "machine": self.machine,
             "daemon": self.daemon,
         }

@@ -58,9 +58,7 @@ class Presence:
 
     def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         """Say this of the machine from now on. `down`: its endpoints whose application is down, with the reason."""
-        names = tuple(sorted(down))
-        reasons = tuple(down[name] for name in names)
-        self._member = replace(self._member, metrics=metrics, busy=busy, down=names, reasons=reasons)
+        self._member = replace(self._member.with_faults(down), metrics=metrics, busy=busy)
         self._announced = True
         if self._member != self._written:
             self._woken.set()

@@ -160,16 +160,6 @@ class Ledger:
         """Flows of the endpoint that are open now: every one that was accepted and has not been closed."""
         return self.total(slot, Count.ACTIVE)
 
-    def target_up(self, slot: int) -> bool | None:
-        """Whether the last dial was answered, whichever worker made it; None before the first."""
-        last = self.last_dial(slot)
-        return None if last is None else last[1]
-
-    def last_dial(self, slot: int) -> tuple[int, bool] | None:
-        """When the last dial began (CLOCK_MONOTONIC, ns), whichever worker made it, and whether it was answered."""
-        last: int = max(self.words[self.worker(n).counts_at(slot) + Count.TARGET_UP] for n in range(self.workers))
-        return (last >> 1, bool(last & 1)) if last else None
-
     def flows(self) -> Iterator[FlowRecord]:
         """Every open flow of every worker."""
         for n in range(self.workers):

@@ -50,12 +50,17 @@ def failed_dial(why: int, port: int = 0) -> int:
     return why | port << _PORT_AT
 
 
+def unpacked(word: int) -> tuple[int, int, int]:
+    """Health, reason and since when (CLOCK_MONOTONIC, ns) of such a word."""
+    return word & _STATE, word >> _STATE_BITS & _WHY, (word >> _SINCE_AT) * 1_000_000
+
+
 def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool) -> TargetHealth:
     """What holds after control's last look (`found`, packed) and the last dial (when << 1 | whether it was answered).
 
     `proves`: a dial that was answered says that the target is up. One that failed always says that it is not.
     """
-    health, why, since_ns = found & _STATE, found >> _STATE_BITS & _WHY, (found >> _SINCE_AT) * 1_000_000
+    health, why, since_ns = unpacked(found)
     dialled_ns, answered = dial >> 1, bool(dial & 1)
     if dialled_ns <= looked_ns or (answered and not proves):
         # Control takes the dials into its own words, with their time.
@@ -73,9 +78,14 @@ def of_endpoint(ledger: Ledger, row: EndpointRow) -> TargetHealth:
 
 def own_health(words: memoryview, rows: tuple[int, ...], *, proves: bool) -> TargetHealth:
     """The same, from where the endpoint's counters begin in every worker."""
-    dial, at = max((words[at + Count.TARGET_UP], at) for at in rows)
-    found, looked_ns = words[rows[0] + Count.HEALTH], words[rows[0] + Count.LOOKED_NS]
-    return latest(found, looked_ns, dial, words[at + Count.DIAL_WHY], proves=proves)
+    dial, dial_why = _last_dial(words, rows, Count.TARGET_UP, Count.DIAL_WHY)
+    return latest(words[rows[0] + Count.HEALTH], words[rows[0] + Count.LOOKED_NS], dial, dial_why, proves=proves)
+
+
+def _last_dial(words: memoryview, rows: tuple[int, ...], when: int, why: int) -> tuple[int, int]:
+    """The two words of the last dial, whichever worker made it; `when` and `why` are their places in a worker's row."""
+    dial, at = max((words[at + when], at) for at in rows)
+    return dial, words[at + why]
 
 
 def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHealth:
@@ -84,8 +94,7 @@ def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHeal
     On an edge its relay takes every connection, so an answered dial proves nothing; of a failed one, that relay is to blame.
     """
     words, rows = ledger.words, ledger.worker(0).target_counts_at(target.slot)
-    dial, at = max((words[at + TargetCount.DIALLED], at) for at in rows)
-    dial_why = words[at + TargetCount.DIAL_WHY]
+    dial, dial_why = _last_dial(words, rows, TargetCount.DIALLED, TargetCount.DIAL_WHY)
     edge = row.type != "door"
     if edge:
         dial_why = reasons.of_relay(dial_why)
@@ -96,6 +105,5 @@ def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHeal
 
 def failed_port(ledger: Ledger, row: EndpointRow) -> int:
     """Of a range of ports, the one whose dial failed last; 0: none did."""
-    words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
-    _, at = max((words[at + Count.TARGET_UP], at) for at in rows)
-    return int(words[at + Count.DIAL_WHY] >> _PORT_AT)
+    rows = ledger.worker(0).all_counts_at(row.slot)
+    return _last_dial(ledger.words, rows, Count.TARGET_UP, Count.DIAL_WHY)[1] >> _PORT_AT

@@ -134,6 +134,17 @@ def read_until_close(scene: Scene, reader: socket.socket) -> None:
     scene.rig.until(all_sent, "all is in the send buffer")
 
 
+def arrives_until_reset(scene: Scene, reader: socket.socket) -> int:
+    """Bytes that a slow reader takes before it is reset."""
+    arrived = 0
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                arrived += len(reader.recv(65536))
+            scene.rig.tick()
+    return arrived
+
+
 def fill(scene: Scene, by: str, piece_bytes: int = 65536) -> None:
     """Have one side send until a pipe of the flow's holds bytes, for the other side takes no more.
 

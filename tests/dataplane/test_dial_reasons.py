@@ -16,6 +16,7 @@ from relay.ledger.layout import Count
 from relay.targets import why
 from relay.targets.health import failed_dial
 from tests.dataplane.rig import refusing, rig_to, silent_target, tcp_target
+from tests.ledger.rig import target_up
 
 
 def missing(_: Path) -> None:
@@ -97,7 +98,7 @@ def test_trouble_of_this_machine_is_an_error_and_no_target_is_down(
     rig = rig_to(stack, TargetRow("[2001:db8::1]:80", host="2001:db8::1", port=80))
     monkeypatch.setattr(dialling, "connect", lambda target, row: code)
     assert rig.ending(rig.connect()) == "reset"
-    assert (rig.ledger.target_up(0), rig.ledger.total(0, Count.CONNECT_FAILURES)) == (None, 0)
+    assert (target_up(rig.ledger), rig.ledger.total(0, Count.CONNECT_FAILURES)) == (None, 0)
     rig.log.flush()
     lines = {line["event"]: line for line in rig.records()}
     assert (lines["connection"]["cause"], lines["dial"]["level"]) == ("error", "error")
@@ -112,7 +113,7 @@ def test_no_permission_for_a_unix_socket_is_the_targets(
     assert rig.ending(rig.connect()) == "reset"
     record = rig.ended()
     assert (record["cause"], record["reason"]) == ("connect_failed", "permission denied: /run/redis/redis.sock")
-    assert rig.ledger.target_up(0) is False
+    assert target_up(rig.ledger) is False
 
 
 def test_no_memory_for_a_connection_is_waited_for(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from relay.targets.pool import Pool
 from tests.conformance.peers import full_backlog
 from tests.dataplane.rig import (
     LATER_S,
+    Rig,
     Target,
     no_descriptors,
     refusing,
@@ -30,6 +32,7 @@ from tests.dataplane.rig import (
 )
 from tests.dataplane.scenes import HELLO, at_dial
 from tests.harness import HANG_S
+from tests.ledger.rig import target_up
 
 
 def test_a_target_that_refuses(stack: contextlib.ExitStack) -> None:
@@ -39,7 +42,7 @@ def test_a_target_that_refuses(stack: contextlib.ExitStack) -> None:
     record = rig.ended()
     assert (record["cause"], record["target"]) == ("connect_failed", row.text)
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 1
-    assert rig.ledger.target_up(0) is False
+    assert target_up(rig.ledger) is False
 
 
 def test_a_unix_target_that_is_not_there(stack: contextlib.ExitStack, tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_the_next_target_is_tried(stack: contextlib.ExitStack) -> None:
     service = target.accept(rig)
     client.send(b"x")
     assert rig.receive(service, 1) == b"x"
-    assert (rig.ledger.total(0, Count.CONNECT_FAILURES), rig.ledger.target_up(0)) == (1, True)
+    assert (rig.ledger.total(0, Count.CONNECT_FAILURES), target_up(rig.ledger)) == (1, True)
     client.close()
     service.close()
     assert rig.ended()["target"] == target.row.text
@@ -160,14 +163,21 @@ def test_no_descriptor_for_the_target(stack: contextlib.ExitStack) -> None:
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0, "that was not the target's fault"
 
 
-def test_of_a_set_each_target_has_its_part_of_the_time_also_without_a_descriptor(stack: contextlib.ExitStack) -> None:
-    rows = tuple(replace(refusing(), slot=n) for n in range(2))
+@contextlib.contextmanager
+def without_a_descriptor(stack: contextlib.ExitStack, *rows: TargetRow) -> Iterator[Rig]:
+    """A dial to a set that waits for a descriptor, of which there is none meanwhile."""
     rig = rig_to(stack, *rows, distribution="round_robin", connect_s=8.0, protocol="http")
     client = rig.connect()
     rig.flow()
     client.send(HELLO)
     with no_descriptors():
         rig.until(lambda: rig.exhausted, "it is noticed")
+        yield rig
+
+
+def test_of_a_set_each_target_has_its_part_of_the_time_also_without_a_descriptor(stack: contextlib.ExitStack) -> None:
+    rows = tuple(replace(refusing(), slot=n) for n in range(2))
+    with without_a_descriptor(stack, *rows) as rig:
         rig.tick(0.5)
         assert rig.context.flows
         rig.tick(0.5)
@@ -180,12 +190,8 @@ def test_the_next_of_a_set_has_its_own_part_of_the_time(
     """Also after one that had to be dialled again."""
     monkeypatch.setattr(Pool, "choose", lambda _pool, _source, _port, _to, tried, _now_ns: 1 if tried else 0)
     rows = refusing(), replace(silent_target(stack).row, slot=1)
-    rig = rig_to(stack, *rows, distribution="round_robin", connect_s=8.0, protocol="http")
-    client = rig.connect()
-    rig.flow()
-    client.send(HELLO)
-    with no_descriptors():
-        rig.until(lambda: rig.exhausted, "it is noticed")
+    with without_a_descriptor(stack, *rows) as rig:
+        pass
     rig.tick(0.5)
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 1, "the first refuses"
     rig.tick(0.9)
@@ -254,7 +260,7 @@ def test_a_client_that_is_gone_already_is_not_the_targets_fault(
     reset(rig.connect())
     rig.until(lambda: rig.ledger.total(0, Count.ACCEPTED) and not rig.context.flows, "the flow ends")
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
-    assert rig.ledger.target_up(0) is not False, "the target answered"
+    assert target_up(rig.ledger) is not False, "the target answered"
     assert rig.ended()["cause"] in ("client_reset", "client_gone")
 
 

@@ -11,8 +11,9 @@ import pytest
 from relay.kernel.sockets import is_gone, readable_bytes, unsent_bytes
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
-from tests.dataplane.scenes import at_close, at_splice, fill, read_until_close, taken_over
+from tests.dataplane.scenes import arrives_until_reset, at_close, at_splice, fill, read_until_close, taken_over
 from tests.harness import eventually
+from tests.ledger.rig import target_up
 
 
 def test_there_and_back(stack: contextlib.ExitStack, target: Target) -> None:
@@ -25,7 +26,7 @@ def test_there_and_back(stack: contextlib.ExitStack, target: Target) -> None:
     assert rig.receive(client, 6) == b"answer"
     [flow] = rig.ledger.flows()
     assert (flow.state, flow.peer) == (State.SPLICE, f"127.0.0.1:{client.getsockname()[1]}")
-    assert (rig.ledger.active(0), rig.ledger.target_up(0)) == (1, True)
+    assert (rig.ledger.active(0), target_up(rig.ledger)) == (1, True)
     client.shutdown(socket.SHUT_WR)
     assert rig.ending(service) == "fin"
     service.send(b"the other direction lives on")
@@ -126,13 +127,7 @@ def test_what_came_before_a_reset_is_delivered_to_a_slow_reader(by: str, stack: 
     rig, reader = scene.rig, scene.client if by == "target" else scene.served
     rig.tick()
     assert rig.context.flows, "not everything has been taken yet"
-    arrived = 0
-    with contextlib.suppress(ConnectionResetError):
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                arrived += len(reader.recv(65536))
-            rig.tick()
-    assert arrived > 0
+    assert arrives_until_reset(scene, reader) > 0
     assert rig.ended()["cause"] == f"{by}_reset"
 
 

@@ -10,7 +10,7 @@ from relay.dataplane import forwarding
 from relay.ledger.layout import Flag, State, TargetCount
 from relay.targets import why
 from tests.dataplane.rig import reset, tcp_target
-from tests.dataplane.scenes import at_close, at_splice, begun, die, silence, taken_over
+from tests.dataplane.scenes import arrives_until_reset, at_close, at_splice, begun, die, silence, taken_over
 
 
 @pytest.mark.parametrize("who", ["client", "target"])
@@ -19,13 +19,7 @@ def test_what_came_before_a_death_is_delivered_to_a_slow_reader(who: str, stack:
     rig, reader = scene.rig, scene.client if who == "target" else scene.served
     [record] = rig.ledger.flows()
     assert record.flags & Flag.PEER_DEAD
-    arrived = 0
-    with contextlib.suppress(ConnectionResetError):
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                arrived += len(reader.recv(65536))
-            rig.tick()
-    assert arrived > 0
+    assert arrives_until_reset(scene, reader) > 0
     assert rig.ended()["cause"] == "peer_dead"
 
 

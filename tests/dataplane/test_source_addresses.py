@@ -13,6 +13,7 @@ from relay.dataplane.source_addresses import SourceAddresses
 from relay.kernel.sockets import connect as real_connect
 from relay.ledger.layout import Count
 from tests.dataplane.rig import rig_to, tcp_target
+from tests.ledger.rig import target_up
 
 ONE, OTHER = TargetRow("127.0.0.1:80", host="127.0.0.1", port=80), TargetRow("127.0.0.1:81", host="127.0.0.1", port=81)
 S_NS = 1_000_000_000
@@ -72,7 +73,7 @@ def test_a_machine_without_ports_is_in_trouble_and_the_target_is_not_down(
     rig = rig_to(stack, target, many_sources=many)
     monkeypatch.setattr(dialling, "connect", without_ports("nowhere"))
     assert rig.ending(rig.connect()) == "reset"
-    assert rig.ledger.target_up(0) is None
+    assert target_up(rig.ledger) is None
     assert rig.ledger.total(0, Count.CONNECT_FAILURES) == 0
     assert rig.ledger.total(0, Count.OTHER_SOURCE) == (3 if many else 0)
     rig.log.flush()

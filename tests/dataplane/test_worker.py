@@ -26,6 +26,7 @@ from tests.config.rig import dropping, endpoint_row, snapshot_of
 from tests.dataplane.rig import on_his_way, reset
 from tests.dataplane.running import FLOWS, Running
 from tests.harness import HANG_S
+from tests.ledger.rig import target_up
 from tests.ports import free_port, free_ports
 
 
@@ -57,7 +58,7 @@ async def test_a_client_that_breaks_while_it_is_sent_to_is_no_bug(running: Runni
         listening.listen()
         await running.start(replace(running.row, targets=(TargetRow("deaf", path=path),)))
         client = await running.connect()
-        await running.until(lambda: running.ledger.target_up(0) is True, "the target is connected")
+        await running.until(lambda: target_up(running.ledger) is True, "the target is connected")
         service, _ = listening.accept()
     with service:
         service.send(b"for nobody")  # ready first, so it is sent on before the reset is noticed
@@ -169,10 +170,10 @@ async def test_another_target_has_not_been_dialled_yet(running: Running) -> None
     """What the last dial said was said of the former one: a metric would put the new one's name on it."""
     snapshot = await running.start()
     await running.echo(await running.connect())
-    assert running.ledger.target_up(0) is True
+    assert target_up(running.ledger) is True
     other = replace(running.row, targets=(TargetRow("other", host="127.0.0.1", port=1),))
     await running.put_in_force(replace(snapshot, generation=2, endpoints=(other,)))
-    assert running.ledger.target_up(0) is None
+    assert target_up(running.ledger) is None
 
 
 async def test_ports_that_change_hands(running: Running) -> None:

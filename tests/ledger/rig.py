@@ -4,10 +4,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from relay.ledger.layout import (
-    State,
-)
+from relay.ledger.layout import Health, State
 from relay.ledger.ledger import Ledger, WorkerLedger
+from relay.targets.health import own_health
 
 
 @contextmanager
@@ -18,6 +17,12 @@ def new_ledger(workers: int = 1, flows: int = 16) -> Iterator[Ledger]:
         yield ledger
     finally:
         os.close(ledger.fd)
+
+
+def target_up(ledger: Ledger, slot: int = 0) -> bool | None:
+    """Whether the last dial was answered, whichever worker made it; None before the first."""
+    found = own_health(ledger.words, ledger.worker(0).all_counts_at(slot), proves=True)
+    return {Health.UNKNOWN: None, Health.UP: True, Health.DOWN: False}[found.health]
 
 
 def add(part: WorkerLedger, slot: int, count: int, value: int = 1) -> None:
