@@ -86,7 +86,7 @@ class Dialling(Stage):
             self._drop()
             return self._exhausted(row)
         if not row.path and code in NOT_BEGUN:
-            return self._no_way(row, code)
+            return self._no_way(row, code, NOT_BEGUN[code])
         self._wait(target.fileno())
         if code == errno.EINPROGRESS:
             flow.context.poller.want(target.fileno(), None, WRITE, self._on_answer)
@@ -124,11 +124,14 @@ class Dialling(Stage):
         """There is no socket for the dial. Whether to go on with the next target."""
         if error.errno in CAPACITY:
             return self._exhausted(row)
-        if self.flow.gate.declared.transparent and error.errno != errno.EAFNOSUPPORT:
-            self.flow.reason = NOT_TRANSPARENT.get(error.errno or 0, os_reason(error))
-            self._give_up(why.of_error(error.errno))
-            return False
-        return self._no_way(row, error.errno or 0, os_reason(error))
+        code, reason = error.errno or 0, os_reason(error)
+        if self.flow.gate.declared.transparent:
+            reason = NOT_TRANSPARENT.get(code, reason)
+            if code != errno.EAFNOSUPPORT:
+                self.flow.reason = reason
+                self._give_up(why.of_error(code))
+                return False
+        return self._no_way(row, code, reason)
 
     def _exhausted(self, row: TargetRow) -> bool:
         """This machine has no more to give: accept nobody else, and try again until the time is up."""
@@ -138,15 +141,14 @@ class Dialling(Stage):
         self._retry = row
         return False
 
-    def _no_way(self, row: TargetRow, code: int, reason: str = "") -> bool:
+    def _no_way(self, row: TargetRow, code: int, reason: str) -> bool:
         """This machine cannot dial this target, which is not to blame. Whether to go on with the next one.
 
         Another one's address may be of this machine's own IP version; of `localhost`, of the client's own.
         """
         self._drop()
         flow = self.flow
-        words = NOT_TRANSPARENT if flow.gate.declared.transparent else {} if reason else NOT_BEGUN
-        flow.reason = self._not_begun = f"{row.text}: {words.get(code, reason)}"
+        flow.reason = self._not_begun = f"{row.text}: {reason}"
         if flow.route.skip():
             return True
         self._give_up(why.of_error(code))

@@ -10,7 +10,7 @@ import pytest
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane import dialling
-from relay.kernel.sockets import NOT_BEGUN
+from relay.kernel.sockets import NOT_BEGUN, target_socket
 from relay.kernel.sockets import connect as real_connect
 from relay.ledger.layout import Count
 from relay.targets import why
@@ -103,6 +103,19 @@ def test_trouble_of_this_machine_is_an_error_and_no_target_is_down(
     lines = {line["event"]: line for line in rig.records()}
     assert (lines["connection"]["cause"], lines["dial"]["level"]) == ("error", "error")
     assert lines["dial"]["reason"] == lines["connection"]["reason"] == f"[2001:db8::1]:80: {NOT_BEGUN[code]}"
+
+
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EADDRNOTAVAIL])
+def test_so_it_is_where_the_clients_own_address_is_dialled_from(
+    code: int, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tcp_target(stack)
+    rig = rig_to(stack, target, transparent=True)
+    monkeypatch.setattr(dialling, "target_socket", lambda row, *_, **__: target_socket(row))
+    monkeypatch.setattr(dialling, "connect", lambda target, row: code)
+    assert rig.ending(rig.connect()) == "reset"
+    record = rig.ended()
+    assert (record["cause"], record["reason"]) == ("error", f"{target.row.text}: {NOT_BEGUN[code]}")
 
 
 def test_no_permission_for_a_unix_socket_is_the_targets(
