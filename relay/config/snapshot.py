@@ -119,6 +119,11 @@ class EndpointRow:
         return Envelope.of(self.table, self.rules, permit_unmatched=self.permit_unmatched)
 
     @property
+    def is_edge(self) -> bool:
+        """Whether it is an edge's, whose targets are other machines' relays."""
+        return self.distribution is not None and self.type != "door"
+
+    @property
     def is_let_be(self) -> bool:
         """Whether its application is never asked, not even while it is down (`probe: false`)."""
         return self.probe is not None and self.probe.kind == "never"

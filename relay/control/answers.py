@@ -238,6 +238,7 @@ class TargetStatus(TypedDict):
     connected: Count
     failures: Count
     ejections: Count
+    retries: Count
     ejected_for_s: float
     mean_connect_s: float | None
 

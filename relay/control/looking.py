@@ -18,7 +18,7 @@ from typing import Final
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
-from relay.control.probe import ask_door, ask_instance, ask_own
+from relay.control.probe import Answer, ask_door, ask_instance, ask_own
 from relay.ledger.layout import Count, Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -77,7 +77,7 @@ class Subject:
         at = part.target_counts_at(self.target.slot)[0]
         return health_at(self.target.slot), at + TargetCount.LOOKED_NS
 
-    async def ask(self, ledger: Ledger) -> int | None:
+    async def ask(self, ledger: Ledger) -> Answer:
         """Ask it once: see probe.py."""
         if self.target is None:
             return await ask_own(self.row, health.failed_port(ledger, self.row))
@@ -190,9 +190,12 @@ class Looker:
         interval_s = min(probe.interval_s, _DOWN_S) if is_down else probe.interval_s
         return max(interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else interval_s
 
-    def _found(self, looked: _Looked, fault: int | None, began_ns: int) -> None:
+    def _found(self, looked: _Looked, answer: Answer, began_ns: int) -> None:
         """A look that began then has found this."""
-        subject = looked.subject
+        subject, fault = looked.subject, answer.fault
+        if subject.target is not None and answer.knows is not None:
+            at = self._ledger.worker(0).target_counts_at(subject.target.slot)[0]
+            self._ledger.words[at + TargetCount.KNOWS] = answer.knows
         if fault is None:
             if not looked.trouble:
                 message = "this machine is in no state to ask: see the lines of `dial` where a connection was lost"
@@ -254,3 +257,5 @@ def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> Non
         if subject.who not in before:
             at, looked_at = subject.places(ledger)
             ledger.words[at], ledger.words[looked_at] = Health.UNKNOWN, time.monotonic_ns()
+            if subject.target is not None:
+                ledger.words[ledger.worker(0).target_counts_at(subject.target.slot)[0] + TargetCount.KNOWS] = 0

@@ -56,6 +56,7 @@ _TARGET_COUNTERS = (
     ("relay_target_connections", "Connections that the target took.", TargetCount.CONNECTED, 1),
     ("relay_target_failures", "Attempts to connect to the target that failed.", TargetCount.FAILURES, 1),
     ("relay_target_ejections", "Times that others were tried first, after a failure.", TargetCount.EJECTIONS, 1),
+    ("relay_target_retries", "Connections that another target got after this one had failed.", TargetCount.RETRIES, 1),
     ("relay_target_connect_seconds", "Time that the target took to answer, in all.", TargetCount.CONNECT_SUM_NS, 1e-9),
 )
 

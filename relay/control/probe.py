@@ -13,7 +13,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Callable
 from socket import SHUT_WR, socket
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.envelope import asking, proxyproto
@@ -36,19 +36,27 @@ class _Answered(Exception):
         self.number = number
 
 
-async def ask_instance(row: EndpointRow, target: TargetRow) -> int | None:
-    """As an edge: ask an instance as the row's probe says. Why it is down (targets/why.py), 0: it is well.
+class Answer(NamedTuple):
+    """Why a target is down (targets/why.py), 0: it is well. None: this machine is in no state to ask.
 
-    None: this machine is in no state to ask. Takes the probe's timeout at the most.
+    `knows`: it is a relay that says when a client's connection was taken; None: that is not known.
     """
+
+    fault: int | None
+    knows: bool | None = None
+
+
+async def ask_instance(row: EndpointRow, target: TargetRow) -> Answer:
+    """As an edge: ask an instance as the row's probe says. Takes the probe's timeout at the most."""
     assert row.probe is not None  # the caller's rows have one
     line = _Question(target, row.dial_from, told=True)
     number = await _number_of(_ask_by_relay(row, line), row.probe.timeout_s)
-    return why.of_relay(number) if number and not line.connected else number
+    fault = why.of_relay(number) if number and not line.connected else number
+    return Answer(fault, line.knows or (None if fault or fault is None else False))
 
 
-async def ask_own(row: EndpointRow, port: int = 0) -> int | None:
-    """Ask the applications behind an endpoint of this machine, one after the other until one is well; the result as above.
+async def ask_own(row: EndpointRow, port: int = 0) -> Answer:
+    """Ask the applications behind an endpoint of this machine, one after the other until one is well.
 
     `port`: of a range of ports the one to ask, by default the first. Takes the timeout of the probe, or of connecting, each.
     """
@@ -59,13 +67,13 @@ async def ask_own(row: EndpointRow, port: int = 0) -> int | None:
         found = await _number_of(_ask_application(row, _Question(target)), within_s)
         if found == why.NOTHING:
             break
-    return found
+    return Answer(found)
 
 
-async def ask_door(row: EndpointRow, target: TargetRow) -> int | None:
+async def ask_door(row: EndpointRow, target: TargetRow) -> Answer:
     """Ask the instance that a door out leads to, as a client would: its relay resets where there is no application."""
     line = _Question(target, row.dial_from)
-    return await _number_of(_ask_tcp(line, row.connect_s), row.connect_s)
+    return Answer(await _number_of(_ask_tcp(line, row.connect_s), row.connect_s))
 
 
 async def _number_of(question: Awaitable[int], within_s: float) -> int | None:
@@ -86,9 +94,10 @@ class _Question:
     """A connection to a target. Leaving it as a context closes it."""
 
     def __init__(self, target: TargetRow, speaks_as: str = "", *, told: bool = False) -> None:
-        """`told`: what comes first may be a relay's refusal."""
+        """`told`: what comes first may be a relay's answer."""
         self.target = target
         self.connected = False
+        self.knows = False  # that relay has answered as one that knows a client's question
         self._speaks_as = speaks_as
         self._told = told
         self._loop = asyncio.get_running_loop()
@@ -132,15 +141,24 @@ class _Question:
 
     async def receive(self) -> bytes:
         """What comes next; nothing at the end. Raises OSError, and _Answered at a relay's refusal."""
+        data = await self.hear()
+        return await self.hear() or b"" if data is None else data
+
+    async def hear(self) -> bytes | None:
+        """The same, but None for a relay's word that its application has taken the connection, if nothing came with it."""
         data = await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
-        while self._told and asking.is_refusal(data):
+        while self._told and (asking.is_refusal(data) or asking.is_well(data)):
             number = asking.number_in(data)
-            more = b"" if number is not None else await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
-            if number is not None or not more:
+            self.knows = data.startswith(asking.WELL)
+            whole = self.knows or number is not None
+            more = b"" if whole else await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+            if asking.is_refusal(data) and (whole or not more):
                 raise _Answered(why.read(number or b""))
+            if self.knows or not more:
+                break
             data += more
-        self._told = False
-        return data
+        first, self._told = self._told, False
+        return data.removeprefix(asking.WELL) or None if first and self.knows else data
 
 
 class _Tls:
@@ -187,7 +205,8 @@ async def _ask_by_relay(row: EndpointRow, line: _Question) -> int:
     assert row.probe is not None
     by_relay = row.probe.kind == "relay"
     async with line:
-        await line.send(asking.header(asking.RELAY if by_relay else asking.THROUGH))
+        # A relay that does not know the first of two questions answers the second.
+        await line.send(asking.header(*((asking.RELAY,) if by_relay else (asking.TAKEN, asking.THROUGH))))
         if row.probe.path:
             return await _ask_http(row, line)
         if not by_relay:
@@ -213,7 +232,7 @@ async def _stands(line: _Question, within_s: float) -> int:
     """Well unless it is reset within a moment: a service may speak, finish, or wait for us."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(min(_STANDS_S, within_s / 2)):
-            await line.receive()
+            await line.hear()
     return why.NOTHING
 
 

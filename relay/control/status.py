@@ -152,6 +152,7 @@ def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answer
         "connected": connected,
         "failures": ledger.target_total(target.slot, TargetCount.FAILURES),
         "ejections": ledger.target_total(target.slot, TargetCount.EJECTIONS),
+        "retries": ledger.target_total(target.slot, TargetCount.RETRIES),
         "ejected_for_s": round(max(0, ejected_ns) / 1e9, 3),
         "mean_connect_s": round(took_ns / 1e9 / connected, 6) if connected else None,
     }

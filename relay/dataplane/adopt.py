@@ -37,7 +37,8 @@ from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
 from relay.steps import step
 
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
-_ASKED: Final = {Flag.ASKS_WHY: asking.THROUGH, Flag.ASKS_RELAY: asking.RELAY}
+_JOINED: Final = (*_MOVING, State.ASK, State.TAKEN)  # or has been asked
+_ASKED: Final = {Flag.ASKS_WHY: asking.THROUGH, Flag.ASKS_RELAY: asking.RELAY, Flag.ASKS_TAKEN: asking.TAKEN}
 _SLICE_FLOWS: Final = 256  # taken over in one go, some 10 ms; then those that are taken over are served
 
 
@@ -94,7 +95,7 @@ class Adoption:
         """Whether the flow can be taken over: it has not ended, its sockets are open, and its endpoint exists."""
         if record.state == State.END or record.slot not in self.gates:
             return False
-        return record.client_fd in self.left and (record.state not in _MOVING or record.target_fd in self.left)
+        return record.client_fd in self.left and (record.state not in _JOINED or record.target_fd in self.left)
 
     def _in_order(self, here: list[FlowRecord], scratch: tuple[int, Pipe] | None) -> list[FlowRecord]:
         """Whose bytes are in the scratch pipe; then who has something to say; then the others.
@@ -132,6 +133,9 @@ class Adoption:
                 self.left.discard(record.target_fd)
                 up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
                 Forwarding(flow, Accepted(record.target_fd)).resume(record, up, down)
+            elif record.state in _JOINED:
+                self.left.discard(record.target_fd)
+                Dialling(flow).resume(record, Accepted(record.target_fd))
             elif record.state == State.DIAL:  # nothing has been sent on: from the first target on
                 Dialling(flow).start()
             else:
@@ -218,7 +222,7 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
         state=record.state,
         via=edge,
         probe=bool(record.flags & Flag.PROBE),
-        asks=_ASKED.get(record.flags & (Flag.ASKS_WHY | Flag.ASKS_RELAY), asking.NOTHING),
+        asks=_ASKED.get(record.flags & Flag.ASKS_TAKEN, asking.NOTHING),
     )
 
 
@@ -233,7 +237,7 @@ def held_by(records: Iterable[FlowRecord]) -> set[int]:
     for record in records:
         if record.state != State.END:
             held.add(record.client_fd)
-        if record.state in _MOVING:
+        if record.state in _JOINED:
             held.add(record.target_fd)
     return held
 

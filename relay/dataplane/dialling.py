@@ -6,6 +6,7 @@ from typing import Final
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
+from relay.dataplane.asking import Asking
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
@@ -25,6 +26,7 @@ from relay.kernel.sockets import (
     target_socket,
 )
 from relay.ledger.layout import State
+from relay.ledger.ledger import FlowRecord
 from relay.steps import step
 from relay.targets import why
 
@@ -40,7 +42,7 @@ class Dialling(Stage):
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self._target: SocketType | None = None
+        self._target: AnySocket | None = None
         self._watched: int | None = None  # what the poller watches it for
         self._retry: TargetRow | None = None  # to be dialled again at the next tick: epoll will not tell when
         self._deadline_s = 0.0
@@ -63,6 +65,11 @@ class Dialling(Stage):
             self._give_up(why.TOLD)
         else:
             flow.cut("connect_failed")
+
+    def resume(self, record: FlowRecord, target: AnySocket) -> None:
+        """Go on where a dead worker had asked this target's relay."""
+        self._target = target
+        Asking(self.flow, self, target, None).resume(record)
 
     def _connect(self, row: TargetRow) -> bool:
         """Begin to connect. Whether to go on with the next target."""
@@ -94,7 +101,7 @@ class Dialling(Stage):
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
         else:
-            return self._failed("connect_failed", _fault(row, code))
+            return self.failed("connect_failed", self._blamed(_fault(row, code)))
         return False
 
     def _dial_further(self, row: TargetRow, target: SocketType) -> tuple[SocketType, int]:
@@ -178,26 +185,30 @@ class Dialling(Stage):
         target = self._target
         assert target is not None  # epoll speaks of it
         failed = target.getsockopt(SOL_SOCKET, SO_ERROR)
-        if self._failed("connect_failed", why.of_error(failed)) if failed else self._connected(target):
+        failed = self._blamed(why.of_error(failed)) if failed else why.NOTHING
+        if self.failed("connect_failed", failed) if failed else self._connected(target):
             self.start()
 
-    def _connected(self, target: SocketType) -> bool:
+    def _connected(self, target: AnySocket) -> bool:
         """The target answered: tell it who the client is, if it wants to know, and let bytes flow.
 
         Whether to go on with the next target, as this one is gone already.
         """
         flow = self.flow
-        gate, route = flow.gate, flow.route
-        flow.connect_s = (flow.context.now_ns() - route.dialled_ns) / 1e9
-        if gate.declared.send_proxy and not introduce(target, flow.client, gate.declared.send_proxy, flow.peer):
-            return self._failed("connect_failed", why.RESET)
-        flow.reason = ""
-        route.reached(flow.connect_s)
-        flow.context.ledger.observe_connect(gate.counts_at, flow.connect_s)
+        if flow.route.asks:
+            return Asking(flow, self, target, self._watched).start()
+        declared = flow.gate.declared
+        if declared.send_proxy and not introduce(target, flow.client, declared.send_proxy, flow.peer):
+            return self.failed("connect_failed", self._blamed(why.RESET))
+        flow.reached()
         Forwarding(flow, target, self._watched).start()
         return False
 
-    def _failed(self, cause: str, reason: int) -> bool:
+    def _blamed(self, reason: int) -> int:
+        """On an edge it is the instance's relay that was dialled, and not the application."""
+        return why.of_relay(reason) if self.flow.gate.declared.is_edge else reason
+
+    def failed(self, cause: str, reason: int) -> bool:
         """Be done with this target, for this reason. Whether to go on with the next: if there is none, the flow is over."""
         self._drop()
         flow = self.flow
@@ -213,7 +224,7 @@ class Dialling(Stage):
         if now_s >= self._deadline_s:
             if self._target is None:
                 self._end("error", why.of_error(errno.EMFILE))  # it was never asked
-            elif self._failed("connect_timeout", self._silence()):
+            elif self.failed("connect_timeout", self._blamed(self._silence())):
                 self.start()
         elif self._retry is not None:
             self._drop()

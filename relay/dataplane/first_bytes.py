@@ -1,17 +1,14 @@
 """Looking at a connection's first bytes: they are judged and left in the socket, so the target gets them as they came."""
 
 import socket
-import struct
 from typing import Final
 
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
-from relay.kernel.sockets import AnySocket, readable_bytes
+from relay.kernel.sockets import AnySocket
 from relay.steps import step
 
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
-
-_RECEIVED_AT: Final = 128  # tcpi_bytes_received in struct tcp_info (linux/tcp.h), since Linux 4.1
 
 Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
 
@@ -45,16 +42,6 @@ def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | pr
 def take(client: AnySocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
     client.recv(header_bytes)
-
-
-def taken_bytes(client: AnySocket) -> int:
-    """How many bytes have been read from a TCP connection so far, by whichever process: tcp(7), TCP_INFO and SIOCINQ.
-
-    Its FIN may count as one.
-    """
-    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
-    (received,) = struct.unpack_from("=Q", info, _RECEIVED_AT)
-    return int(received) - readable_bytes(client.fileno())
 
 
 def _await_more(client: AnySocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:

@@ -4,6 +4,7 @@ What is done with it is told by its stages, one file each, in this order:
 
     Greeting     HEADER, LOOK    who the client is, if an edge brings it; whether it speaks what is declared
     Dialling     DIAL            the target; at its failure the next one
+    Asking       ASK, TAKEN      has the target of another machine's relay taken the connection; if not, the next one
     Forwarding   SPLICE, CLOSE   both directions, each until its end
 
 The poller holds the stage's own methods, so nobody asks where a flow stands. The envelope was asked before there is a Flow
@@ -98,6 +99,13 @@ class Flow:
         self.context.waiting.add(self)
         return self.context.now_s() + timeout_s
 
+    def reached(self) -> None:
+        """The target has taken the connection."""
+        context, route = self.context, self.route
+        self.connect_s, self.reason = (context.now_ns() - route.dialled_ns) / 1e9, ""
+        route.reached(self.connect_s)
+        context.ledger.observe_connect(self.gate.counts_at, self.connect_s)
+
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether bytes move between its client and an instance at one of these addresses."""
         # A dial fails by itself and goes on to the next; in CLOSE one side has been reset, and the other has a time.
@@ -134,8 +142,9 @@ class Flow:
         log, target = self.context.log, self.route.target
         name = json.dumps(target.text) if target else "null"
         reason = f',"reason":{json.dumps(self.reason)}' if self.reason else ""
+        attempts = f',"attempts":{self.route.dials}' if self.route.dials > 1 else ""
         log.add(
             f'{{"time":"{log.now()}","level":"info","event":"connection","endpoint":"{self.gate.declared.name}",'
             f'"peer":"{self.peer}","target":{name},"received":{moved_bytes[0]},"sent":{moved_bytes[1]},'
-            f'"duration_s":{duration_s:.6f},"connect_s":{self.connect_s:.6f},"cause":"{cause}"{reason}}}'
+            f'"duration_s":{duration_s:.6f},"connect_s":{self.connect_s:.6f},"cause":"{cause}"{attempts}{reason}}}'
         )

@@ -10,6 +10,9 @@ from relay.dataplane.flow import Flow
 from relay.dataplane.peers import Peers
 from relay.dataplane.pipes import Pipe
 from relay.dataplane.splice import Lane, Turn, interest, lanes
+from relay.dataplane.telling import tell_taken
+from relay.envelope import asking
+from relay.kernel.byte_counts import sent_bytes
 from relay.kernel.poller import BROKEN, READ, WRITE
 from relay.kernel.sockets import (
     UNREACHED,
@@ -53,13 +56,18 @@ class Forwarding(Stage):
         self._idle_since_s = 0.0
         self._peers: Peers | None = None  # most connections are over before anybody asks whether these are alive
 
-    def start(self) -> None:
-        """The target has answered."""
+    def start(self, copied_bytes: int = 0) -> None:
+        """The target has answered. So many bytes of the client's went to it already."""
         flow = self.flow
         flow.context.waiting.discard(flow)
         flow.stand(self, State.SPLICE, self._target.fileno(), target_slot=flow.route.slot)
+        if flow.asks == asking.TAKEN and not tell_taken(flow):
+            return flow.cut("client_reset")
+        if copied_bytes:
+            self._up.total_bytes = copied_bytes
+            flow.context.ledger.words[self._up.bytes_at] += copied_bytes
         flow.watch_client(READ, self._on_client)
-        self._watch_target(READ)
+        return self._watch_target(READ)
 
     @step
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
@@ -70,6 +78,8 @@ class Forwarding(Stage):
         flow = self.flow
         flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
         flow.route.resume(record.target_slot, flow.client, self._target)
+        if flow.asks == asking.TAKEN and not sent_bytes(flow.client, dialled=False) and not tell_taken(flow):
+            return flow.cut("client_reset")
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
         for lane, pipe in ((self._up, up), (self._down, down)):
             lane.eof = record.state == State.CLOSE  # before that all was read, and handed to the sockets
@@ -84,7 +94,7 @@ class Forwarding(Stage):
                 self._broken(into, dead=bool(record.flags & Flag.PEER_DEAD))
             elif is_gone(into.sink) and not record.flags & fin:
                 self._broken(into, dead=pending_error(into.sink) in UNREACHED)
-        self._settle()
+        return self._settle()
 
     def _on_client(self, events: int) -> None:
         if events != READ:

@@ -13,6 +13,7 @@ from relay.dataplane.flow import Flow
 from relay.dataplane.telling import tell
 from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
+from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import address_text
 from relay.ledger.layout import DaemonWord, Flag, State
@@ -21,10 +22,11 @@ from relay.steps import step
 from relay.targets import why
 
 _Right = TypeVar("_Right")
-_FLAGS: Final = {
-    asking.NOTHING: Flag.PROBE,
-    asking.THROUGH: Flag.PROBE | Flag.ASKS_WHY,
-    asking.RELAY: Flag.PROBE | Flag.ASKS_RELAY,
+_ASKS: Final = {
+    asking.NOTHING: 0,
+    asking.THROUGH: Flag.ASKS_WHY,
+    asking.RELAY: Flag.ASKS_RELAY,
+    asking.TAKEN: Flag.ASKS_TAKEN,
 }
 
 
@@ -66,8 +68,7 @@ class Greeting(Stage):
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
         client = self.flow.client
         first_bytes.forget(client)
-        # Its FIN may count as one; a header has more, and is taken at once.
-        if record.state == State.HEADER and first_bytes.taken_bytes(client) > 1:
+        if record.state == State.HEADER and taken_bytes(client):
             self._identified(Address.parse(record.peer))
         else:
             self.expect(record.state)
@@ -80,9 +81,10 @@ class Greeting(Stage):
             return
         flow.probe = header.src is None
         peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
-        flow.asks = asking.asked_in(header.tlvs)
+        asked = asking.asked_in(header.tlvs)
+        flow.asks = asked if flow.probe or asked == asking.TAKEN else asking.NOTHING
         # First who it is, then the header goes: `resume` asks the kernel whether it did.
-        flow.context.ledger.identify(flow.record, str(peer), _FLAGS[flow.asks] if flow.probe else 0)
+        flow.context.ledger.identify(flow.record, str(peer), _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0))
         first_bytes.take(flow.client, header.length)
         self._identified(peer)
 
@@ -90,7 +92,8 @@ class Greeting(Stage):
         """The edge has said who the client is; itself, for a probe."""
         flow = self.flow
         context, gate = flow.context, flow.gate
-        if flow.probe and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
+        asks_taken = flow.asks == asking.TAKEN  # then the edge has what the client sent, for another instance
+        if (flow.probe or asks_taken) and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
             tell(flow, why.BUSY)
             return flow.cut("drain")  # this is how the edge learns to send nobody
         if flow.asks == asking.RELAY:
@@ -103,6 +106,7 @@ class Greeting(Stage):
                 context.audit(gate, source, peer)
             if reason := gate.identify(edge, source, context.now_s()):
                 context.deny(gate, peer, reason)
+                tell(flow, why.DENIED)
                 return flow.cut("denied")
             flow.source = source
         return _go_on(flow)
@@ -125,7 +129,7 @@ class Greeting(Stage):
             return None
         if isinstance(verdict, Reject):
             flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
-            flow.cut("protocol")
+            self._refuse("protocol")
         elif not isinstance(verdict, Incomplete):
             return verdict
         elif events & (PEER_FIN | BROKEN) or not self._looked_bytes:
@@ -135,4 +139,9 @@ class Greeting(Stage):
     def tick(self, now_s: float) -> None:
         """The client has said too little for too long."""
         if now_s >= self._deadline_s:
-            self.flow.cut("first_byte_timeout")
+            self._refuse("first_byte_timeout")
+
+    def _refuse(self, cause: str) -> None:
+        """It is the client who is to blame, at every instance."""
+        tell(self.flow, why.DENIED)
+        self.flow.cut(cause)

@@ -20,7 +20,10 @@ _PATIENCE_SHARE: Final = 4
 class Route:
     """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
 
-    __slots__ = ("_attempt", "_gate", "_now_ns", "_place", "_pool", "_tried", "_until_s", "dialled_ns", "target")
+    __slots__ = (
+        "_attempt", "_gate", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s", "dialled_ns", "dials",
+        "target",
+    )  # fmt: skip
 
     def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
         self._gate = gate
@@ -29,14 +32,22 @@ class Route:
         self._attempt = 0
         self._tried = 0  # a bit for the place of each of the pool's targets that failed
         self._place: int | None = None  # of the pool's target that was chosen
+        self._replaced: int | None = None  # the place of the one that failed before this one was dialled
+        self._is_joined = False  # the target has one connection more
         self._until_s = 0.0
         self.target: TargetRow | None = None
         self.dialled_ns = 0
+        self.dials = 0  # begun so far; a worker that took the connection over has its own only
 
     @property
     def slot(self) -> int:
         """The pool's target in the ledger; -1: none."""
         return -1 if self._pool is None or self._place is None else self._pool.targets[self._place].slot
+
+    @property
+    def asks(self) -> bool:
+        """Whether the target's relay says when its own target has taken the connection."""
+        return self._pool is not None and self._place is not None and self._pool.knows(self._place)
 
     def begin(self, client: AnySocket, peer: Address) -> TargetRow | None:
         """The target to dial now, for the client at `peer`; None: there is none, or none any more."""
@@ -44,6 +55,7 @@ class Route:
         if not self._until_s:
             self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         self.target = self._own(client) if self._pool is None else self._of_pool(client, peer)
+        self.dials += self.target is not None
         return self.target
 
     def _own(self, client: AnySocket) -> TargetRow | None:
@@ -61,7 +73,11 @@ class Route:
         declared = self._gate.declared
         port = declared.listen_port if declared.port_count == 1 else client.getsockname()[1]
         self._place = self._pool.choose(peer.packed, peer.port, port, self._tried, self.dialled_ns)
-        return None if self._place is None else self._pool.targets[self._place]
+        if self._place is None:
+            return None
+        if self._replaced is not None:
+            self._pool.retried(self._replaced)
+        return self._pool.targets[self._place]
 
     def patience_s(self) -> float:
         """How long to wait for the answer to this dial."""
@@ -85,42 +101,65 @@ class Route:
     def skip(self) -> bool:
         """This target cannot be dialled from here, and is not to blame; whether another one may be tried."""
         self._attempt += 1
+        self.part()
         if self._pool is None:
             return self._attempt < min(_ATTEMPTS_MAX, len(self._gate.declared.targets))
         if self._place is not None:
             self._tried |= 1 << self._place
-            self._place = None
+            self._replaced, self._place = self._place, None
         return self._now_ns() / 1e9 < self._until_s
 
     def reached(self, took_s: float) -> None:
-        """The target answered. It has one connection more until `leave`."""
+        """The target has taken the connection."""
+        self.join()
         if self._pool is None:
             self._gate.target_answered(self.dialled_ns)
         elif self._place is not None:
             self._pool.answered(self._place, took_s, self._now_ns())
-            self._pool.enter(self._place, 1)
             if self._gate.declared.type != "door":  # see `leave`
                 self._pool.proved(self._place, self._now_ns())
+
+    def join(self) -> None:
+        """The target has one connection more, until `part`."""
+        if self._pool is not None and self._place is not None and not self._is_joined:
+            self._is_joined = True
+            self._pool.enter(self._place, 1)
+
+    def part(self) -> None:
+        """It has not."""
+        if self._pool is not None and self._place is not None and self._is_joined:
+            self._is_joined = False
+            self._pool.enter(self._place, -1)
 
     def leads_to(self, hosts: Collection[str]) -> bool:
         """Whether its target is an instance at one of these addresses."""
         return self._pool is not None and self.target is not None and self.target.host in hosts
 
+    def unlearn(self) -> None:
+        """The target's relay does not say when its own target has taken a connection, after all."""
+        if self._pool is not None and self._place is not None:
+            self._pool.unlearn(self._place)
+
     def resume(self, slot: int, client: AnySocket, joined: AnySocket) -> None:
-        """A predecessor's connection is with the target that has this slot in the ledger, by the socket `joined`."""
+        """A predecessor's connection is with the target that has this slot in the ledger, by the socket `joined`.
+
+        As if it had been dialled now.
+        """
+        self.dialled_ns, self.dials = self._now_ns(), 1
+        self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         if self._pool is None:
             self.target = self._own(client)
         elif (place := self._pool.place_of(slot)) is not None:
             self._place, self.target = place, self._pool.targets[place]
-            self._pool.enter(place, 1)
+            self.join()
         elif (addresses := connected_addresses(joined.fileno())) is not None:  # it has left the set meanwhile
             _, peer = addresses
             self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
 
     def leave(self, cause: str, sent_bytes: int) -> None:
         """The connection that had reached its target has ended; so many bytes had come from there."""
+        self.part()
         if self._pool is not None and self._place is not None:
-            self._pool.enter(self._place, -1)
             # A door's target is another machine's relay, which takes every connection, and resets it where the service
             # behind it is gone. An edge is told so by its probes; and its clients could bring such a reset about.
             if self._gate.declared.type == "door":

@@ -14,6 +14,18 @@ _LEFT_MAX_BYTES: Final = 64 * 1024  # what an edge asks of the application in a 
 
 
 @step
+def tell_taken(flow: Flow) -> bool:
+    """Tell the edge that the target has taken the connection, before all others. Once the ledger says so.
+
+    False: the edge is not there any more, has perhaps sent the client's bytes to another instance, and the target gets none.
+    """
+    try:
+        return bool(flow.client.send(asking.WELL if flow.probe else asking.TOOK))
+    except OSError:
+        return False
+
+
+@step
 def tell(flow: Flow, fault: int, reason: str = "") -> None:
     """Answer the edge: `fault` (targets/why.py; 0: the application may be up), in words as well. Only where it asks.
 

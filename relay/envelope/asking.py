@@ -1,8 +1,10 @@
-"""What an edge asks of an instance's relay when it probes, and what comes back. Pure.
+"""What an edge, or a door out, asks of an instance's relay, and what comes back. Pure.
 
-A probe begins with a PROXY v2 header that says that the connection is the edge's own (LOCAL). A TLV in it, of a type that
-the specification leaves to applications (0xE0 to 0xEF: section 2.2.7), says what is asked. A relay that does not know it
-skips it, and connects to the application, as for every LOCAL header.
+It asks in a PROXY v2 header, by a TLV of a type that the specification leaves to applications (0xE0 to 0xEF: section
+2.2.7). A relay that does not know it skips it, and connects to the application, as for every header.
+
+In a header that says that the connection is the edge's own (LOCAL): how the application is. In a client's: whether the
+target has taken the connection, which the first byte of the answer says.
 """
 
 import struct
@@ -15,35 +17,46 @@ THROUGH: Final = 1
 """Let me through to the application; where it does not take the connection, say why."""
 RELAY: Final = 2
 """Say how the application is, as far as you know, and do not ask it."""
+TAKEN: Final = 3
+"""The same as THROUGH; and where the application takes the connection, say so before all that it says."""
 
+_KNOWN: Final = (THROUGH, RELAY, TAKEN)
 _TYPE: Final = 0xE0
 _TLV: Final = struct.Struct("!BHB")  # section 2.2: type, length, and the value that is one byte here
 _HEAD: Final = struct.Struct("!BH")
 
-WELL: Final = b"\x01"
-"""The answer to RELAY of who would send connections on."""
+TOOK: Final = b"\x01"
+"""The answer to a client's TAKEN, once the target has taken the connection."""
+WELL: Final = b"\x01relay: taken\n"
+"""The answer to RELAY of who would send connections on, and to an edge's own TAKEN. Who says so knows a client's TAKEN."""
 _REFUSED: Final = b"\x00relay: "
-_ANSWER_MAX_BYTES: Final = 1024
+ANSWER_MAX_BYTES: Final = 1024
+"""No answer is longer."""
 
 
-def header(asked: int) -> bytes:
-    """The header of a probe that asks this."""
-    return proxyproto.local_v2(_TLV.pack(_TYPE, 1, asked))
+def tlv(asked: int) -> bytes:
+    """What asks this, in a header."""
+    return _TLV.pack(_TYPE, 1, asked)
+
+
+def header(*asked: int) -> bytes:
+    """The header of a probe that asks this; of several questions a relay answers the first one that it knows."""
+    return proxyproto.local_v2(b"".join(map(tlv, asked)))
 
 
 def asked_in(tlvs: bytes) -> int:
-    """What is asked in a LOCAL header with these TLVs: NOTHING where it is nothing that is known."""
+    """What is asked in a header with these TLVs: NOTHING where it is nothing that is known."""
     while len(tlvs) >= _HEAD.size:
         kind, length = _HEAD.unpack_from(tlvs)
         value, tlvs = tlvs[_HEAD.size : _HEAD.size + length], tlvs[_HEAD.size + length :]
-        if kind == _TYPE and length == len(value) == 1 and value[0] in (THROUGH, RELAY):
+        if kind == _TYPE and length == len(value) == 1 and value[0] in _KNOWN:
             return value[0]
     return NOTHING
 
 
 def refusal(number: int, text: str) -> bytes:
     """The answer of who does not send connections on: why, as a number (targets/why.py) and in words for people."""
-    return _REFUSED + f"{number} {text}\n".encode()[:_ANSWER_MAX_BYTES]
+    return _REFUSED + f"{number} {text}\n".encode()[: ANSWER_MAX_BYTES - len(_REFUSED)]
 
 
 def is_refusal(data: bytes) -> bool:
@@ -51,8 +64,13 @@ def is_refusal(data: bytes) -> bool:
     return bool(data) and _REFUSED.startswith(data[: len(_REFUSED)])
 
 
+def is_well(data: bytes) -> bool:
+    """The same of WELL."""
+    return bool(data) and WELL.startswith(data[: len(WELL)])
+
+
 def number_in(data: bytes) -> bytes | None:
     """The number in a refusal, as it is written; None: it is not whole yet."""
-    if b"\n" not in data and len(data) < _ANSWER_MAX_BYTES:
+    if b"\n" not in data and len(data) < ANSWER_MAX_BYTES:
         return None
     return data.removeprefix(_REFUSED).split(b" ", 1)[0]

@@ -52,7 +52,7 @@ class Header:
     dst_port: int
     length: int
     version: int
-    tlvs: bytes = b""  # of a LOCAL header without addresses
+    tlvs: bytes = b""  # behind a TCP client's addresses, and of a LOCAL header without any
 
 
 def local_v2(tlvs: bytes = b"") -> bytes:
@@ -78,24 +78,25 @@ def build_v1(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int)
     return f"PROXY {family} {_text(src)} {_text(dst)} {src_port} {dst_port}\r\n".encode("ascii")
 
 
-def build_v2(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int) -> bytes:
-    """The version 2 header for the same arguments as `build_v1`: 28 bytes for IPv4, 52 for IPv6, 16 for UNSPEC.
+def build_v2(src: bytes | None, src_port: int, dst: bytes | None, dst_port: int, tlvs: bytes = b"") -> bytes:
+    """The version 2 header for the same arguments as `build_v1`: 28 bytes for IPv4, 52 for IPv6, 16 for UNSPEC; and `tlvs`.
 
     UNSPEC keeps the command PROXY: LOCAL is for connections that the sender made for itself. Source: section 2.2.
     """
     if src is None or dst is None:
-        return _V2_FIXED.pack(_V2_SIGNATURE, _V2_PROXY, 0x00, 0)
+        return _V2_FIXED.pack(_V2_SIGNATURE, _V2_PROXY, 0x00, len(tlvs)) + tlvs
     src, dst = _one_family(src, dst)
     _check_ports(src_port, dst_port)
     family, block = (_V2_TCP4, _V2_TCP4_BLOCK) if len(src) == 4 else (_V2_TCP6, _V2_TCP6_BLOCK)
-    return _V2_FIXED.pack(_V2_SIGNATURE, _V2_PROXY, family, block.size) + block.pack(src, dst, src_port, dst_port)
+    fixed = _V2_FIXED.pack(_V2_SIGNATURE, _V2_PROXY, family, block.size + len(tlvs))
+    return fixed + block.pack(src, dst, src_port, dst_port) + tlvs
 
 
 def parse(data: bytes) -> Incomplete | Header | Reject:
     """Read the PROXY header at the start of `data`, of either version.
 
-    TLVs of a client's header are skipped unread, the checksum among them (section 2.2.3 leaves it to receivers that
-    support it).
+    TLVs are left to the caller; the checksum among them is not looked at (section 2.2.3 leaves it to receivers that support
+    it).
     """
     if data.startswith(b"P"):
         return _parse_v1(data[:V1_LIMIT_BYTES])
@@ -153,7 +154,8 @@ def _parse_v2(data: bytes) -> Incomplete | Header | Reject:
     if command == _V2_PROXY and family in (_V2_TCP4, _V2_TCP6):
         block = _V2_TCP4_BLOCK if family == _V2_TCP4 else _V2_TCP6_BLOCK
         src, dst, src_port, dst_port = block.unpack_from(data, _V2_FIXED.size)
-        return Header(unmap(src), src_port, unmap(dst), dst_port, length, 2)
+        tlvs = data[_V2_FIXED.size + block.size : length]
+        return Header(unmap(src), src_port, unmap(dst), dst_port, length, 2, tlvs)
     tlvs = data[_V2_FIXED.size : length] if command == _V2_LOCAL and not family else b""
     return Header(None, 0, None, 0, length, 2, tlvs)
 

@@ -163,7 +163,10 @@ class TargetCount:
         8  # the last dial: when (CLOCK_MONOTONIC, ns) << 1 | whether the target took the connection; 0: none yet
     )
     DIAL_WHY: Final = 9  # of the last dial that failed: targets/why.py. Stored before DIALLED says that it failed
-    LOOKED_NS: Final = 10  # in worker 0's row, where control writes it: when the health that stands there was found
+    RETRIES: Final = 12  # connections for which another target was dialled after this one had failed
+    # In worker 0's row, where control writes them:
+    LOOKED_NS: Final = 10  # when the health that stands there was found
+    KNOWS: Final = 11  # 1: its relay says when a client's connection was taken, see envelope/asking.py
 
 
 class Health:
@@ -184,6 +187,10 @@ class State:
     HEADER: Final = 6  # waiting for the edge to say who the client is
     CLOSE: Final = 4  # one side was reset; the other has not yet taken what was sent before
     END: Final = 5  # over; its descriptors are being closed
+    ASK: Final = (
+        7  # the instance's relay has a copy of what came, and has yet to say that its target took the connection
+    )
+    TAKEN: Final = 8  # it has said so: that answer and what was copied are taken out of the sockets
 
 
 STATE_NAMES: Final = {
@@ -191,6 +198,8 @@ STATE_NAMES: Final = {
     State.DIAL: "dial",
     State.SPLICE: "splice",
     State.HEADER: "header",
+    State.ASK: "ask",
+    State.TAKEN: "taken",
     State.CLOSE: "close",
     State.END: "end",
 }
@@ -208,6 +217,7 @@ class Flag:
     PEER_DEAD: Final = 32  # of the side that broke first: its peer did not answer any more
     ASKS_WHY: Final = 64  # and where it does not, why: envelope/asking.py, THROUGH
     ASKS_RELAY: Final = 128  # or it asks us alone: RELAY
+    ASKS_TAKEN: Final = 192  # both bits: whether the target took the connection, TAKEN
     CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause
 
 

@@ -91,16 +91,12 @@ def _last_dial(words: memoryview, rows: tuple[int, ...], when: int, why: int) ->
 def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHealth:
     """How one of several targets is, which is another machine's.
 
-    On an edge its relay takes every connection, so an answered dial proves nothing; of a failed one, that relay is to blame.
+    On an edge its relay takes every connection, so an answered dial proves nothing.
     """
     words, rows = ledger.words, ledger.worker(0).target_counts_at(target.slot)
     dial, dial_why = _last_dial(words, rows, TargetCount.DIALLED, TargetCount.DIAL_WHY)
-    edge = row.type != "door"
-    if edge:
-        dial_why = reasons.of_relay(dial_why)
-    return latest(
-        words[health_at(target.slot)], words[rows[0] + TargetCount.LOOKED_NS], dial, dial_why, proves=not edge
-    )
+    found, looked_ns = words[health_at(target.slot)], words[rows[0] + TargetCount.LOOKED_NS]
+    return latest(found, looked_ns, dial, dial_why, proves=not row.is_edge)
 
 
 def failed_port(ledger: Ledger, row: EndpointRow) -> int:

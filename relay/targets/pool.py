@@ -15,6 +15,7 @@ from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
 from relay.targets.health import state_in
+from relay.targets.why import BUSY
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
 
@@ -31,6 +32,7 @@ class Pool:
         self._all_counts_at = [ledger.target_counts_at(each.slot) for each in row.targets]
         self._health = [health_at(each.slot) for each in row.targets]
         self._forbids = row.type != "door"  # a target that is down gets nobody
+        self._knows = [ledger.target_counts_at(each.slot)[0] + TargetCount.KNOWS for each in row.targets]
         self._ranking = Ranking([each.text for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
         # The n-th port leads to the instance with that number, which may not be there.
@@ -46,6 +48,14 @@ class Pool:
 
     def _is_down(self, place: int) -> bool:
         return state_in(self._words[self._health[place]]) == Health.DOWN
+
+    def knows(self, place: int) -> bool:
+        """Whether its relay says when its own target has taken a connection, as control found out."""
+        return bool(self._words[self._knows[place]])
+
+    def unlearn(self, place: int) -> None:
+        """It does not, as a connection found out. Control asks again."""
+        self._words[self._knows[place]] = 0
 
     @step
     def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
@@ -106,15 +116,22 @@ class Pool:
         short outage would eject it for as long as a long one.
         """
         words, at = self._words, self._counts_at[place]
-        words[at + TargetCount.FAILURES] += 1
         words[at + TargetCount.DIAL_WHY] = why
         words[at + TargetCount.DIALLED] = now_ns << 1
+        if why == BUSY:  # it is about to be taken out by somebody, and well
+            words[at + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(EJECT_S[0] * 1e9)
+            return
+        words[at + TargetCount.FAILURES] += 1
         if words[at + TargetCount.EJECTED_UNTIL_NS] > now_ns:
             return
         rest_s = EJECT_S[min(words[at + TargetCount.FAILED_IN_A_ROW], len(EJECT_S) - 1)]
         words[at + TargetCount.EJECTIONS] += 1
         words[at + TargetCount.FAILED_IN_A_ROW] += 1
         words[at + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(rest_s * 1e9)
+
+    def retried(self, place: int) -> None:
+        """For a connection that failed there another target is dialled."""
+        self._words[self._counts_at[place] + TargetCount.RETRIES] += 1
 
     @step
     def enter(self, place: int, change: int) -> None:

@@ -26,10 +26,11 @@ _OTHERS: Final = (
     "its backlog is full",
     "asks for no new connections (`relay drain`)",
     "its relay says that it is down",
+    "its relay refuses this client: see its log",
 )
 """Texts of the kind that has no value of its own, in the order of their numbers, which count from 1."""
 
-NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD = (
+NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD, DENIED = (
     _OTHER << _VALUE_BITS | n for n in range(1, len(_OTHERS) + 1)
 )
 _OF_RELAY: Final = 1 << 21  # on an edge: it is the relay of the instance that does not answer
@@ -60,7 +61,7 @@ def read(text: bytes) -> int:
     """The number that another relay wrote as text; `TOLD` where it is none that is known here."""
     number = int(text) if text.isdigit() and len(text) <= 8 else 0
     known = number >> _VALUE_BITS in (_ERRNO, _NO_ANSWER, _STATUS) or number in (
-        NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY,
+        NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, DENIED,
     )  # fmt: skip
     return number if known else TOLD
 

@@ -27,7 +27,7 @@ HTTP: Final = ProbeRow("/healthz", 30.0, 30.0)  # bounds for hanging: no answer 
 TCP: Final = ProbeRow("", 30.0, 30.0)
 SHORT: Final = ProbeRow("/healthz", 30.0, 0.5)  # for what never comes, after the header has
 RELAY: Final = ProbeRow("", 30.0, 30.0, "relay")
-THROUGH: Final = asking.header(asking.THROUGH)
+THROUGH: Final = asking.header(asking.TAKEN, asking.THROUGH)
 REFUSED: Final = why.of_error(errno.ECONNREFUSED)
 
 
@@ -123,7 +123,7 @@ def probing(probe: ProbeRow, **keys: Any) -> EndpointRow:
 )
 async def test_an_http_probe_takes_a_200_and_nothing_else(answer: bytes, expected: int) -> None:
     async with serving(saying(answer)) as target:
-        assert await ask_instance(probing(HTTP), target) == expected
+        assert (await ask_instance(probing(HTTP), target)).fault == expected
 
 
 async def test_what_an_http_probe_asks() -> None:
@@ -134,7 +134,7 @@ async def test_what_an_http_probe_asks() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
 
     async with serving(handler) as target:
-        assert await ask_instance(probing(ProbeRow("/a?b=1", 30.0, 30.0)), target) == why.NOTHING
+        assert (await ask_instance(probing(ProbeRow("/a?b=1", 30.0, 30.0)), target)).fault == why.NOTHING
     [head] = heads
     request, *headers, _, _ = head.decode().split("\r\n")
     assert request == "GET /a?b=1 HTTP/1.1"
@@ -150,7 +150,7 @@ async def test_a_line_that_comes_in_pieces_is_one_line() -> None:
             await asyncio.sleep(0)
 
     async with serving(handler) as target:
-        assert await ask_instance(probing(HTTP), target) == why.NOTHING
+        assert (await ask_instance(probing(HTTP), target)).fault == why.NOTHING
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK"], ids=["silent", "no-line-end"])
@@ -160,20 +160,20 @@ async def test_an_http_probe_waits_for_a_whole_line_until_its_time_is_over(said:
         await silent(reader, writer)
 
     async with serving(handler) as target:
-        assert await ask_instance(probing(SHORT), target) == why.no_answer(0.5)
+        assert (await ask_instance(probing(SHORT), target)).fault == why.no_answer(0.5)
 
 
 @pytest.mark.parametrize("probe", [HTTP, TCP], ids=["http", "tcp"])
 async def test_refused_and_reset_are_bad(probe: ProbeRow) -> None:
     port = free_port()
-    assert await ask_instance(probing(probe), TargetRow("gone", host="127.0.0.1", port=port)) == why.of_relay(REFUSED)
+    assert (await ask_instance(probing(probe), TargetRow("gone", host="127.0.0.1", port=port))).fault == why.of_relay(REFUSED)
     async with serving(resetting) as target:
-        assert await ask_instance(probing(probe), target) == why.RESET
+        assert (await ask_instance(probing(probe), target)).fault == why.RESET
 
 
 async def test_of_one_that_this_machine_cannot_ask_nothing_is_known() -> None:
     row = probing(TCP, dial_from="192.0.2.1")  # an address that this machine does not have
-    assert await ask_instance(row, TargetRow("x", host="127.0.0.1", port=1)) is None
+    assert (await ask_instance(row, TargetRow("x", host="127.0.0.1", port=1))).fault is None
 
 
 async def test_a_tcp_probe_is_answered_by_whoever_takes_the_connection() -> None:
@@ -189,13 +189,13 @@ async def test_a_tcp_probe_is_answered_by_whoever_takes_the_connection() -> None
 
     for handler in (speaking, closing_it, waiting_for_the_end, silent):
         async with serving(handler) as target:
-            assert await ask_instance(probing(TCP), target) == why.NOTHING, handler
+            assert (await ask_instance(probing(TCP), target)).fault == why.NOTHING, handler
 
 
 async def test_a_tcp_probe_with_little_time_takes_a_silent_service_too() -> None:
     """With less than it would wait for a reset, which is a second."""
     async with serving(silent) as target:
-        assert await ask_instance(probing(ProbeRow("", 30.0, 1.0)), target) == why.NOTHING
+        assert (await ask_instance(probing(ProbeRow("", 30.0, 1.0)), target)).fault == why.NOTHING
 
 
 async def test_a_probe_comes_from_the_edges_own_address() -> None:
@@ -205,7 +205,7 @@ async def test_a_probe_comes_from_the_edges_own_address() -> None:
         peers.append(writer.get_extra_info("peername")[0])
 
     async with serving(handler) as target:
-        assert await ask_instance(probing(TCP, dial_from="127.0.0.9"), target) == why.NOTHING
+        assert (await ask_instance(probing(TCP, dial_from="127.0.0.9"), target)).fault == why.NOTHING
     assert peers == ["127.0.0.9"]
 
 
@@ -230,7 +230,7 @@ async def test_behind_https_it_is_asked_by_tls_whoever_it_is(
     status: bytes, expected: int, certified: ssl.SSLContext
 ) -> None:
     async with serving(saying(b"HTTP/1.1 " + status + b"\r\n\r\n"), tls=certified) as target:
-        assert await ask_instance(probing(HTTP, protocol="https"), target) == expected
+        assert (await ask_instance(probing(HTTP, protocol="https"), target)).fault == expected
 
 
 async def test_what_should_speak_tls_and_does_not_is_bad() -> None:
@@ -239,7 +239,7 @@ async def test_what_should_speak_tls_and_does_not_is_bad() -> None:
         writer.write(b"HTTP/1.1 400 The plain request was sent to an https port\r\n\r\n")
 
     async with serving(plain) as target:
-        assert await ask_instance(probing(HTTP, protocol="https"), target) == why.NO_TLS
+        assert (await ask_instance(probing(HTTP, protocol="https"), target)).fault == why.NO_TLS
 
 
 # --- what a relay answers ---------------------------------------------------------------------------------------
@@ -267,22 +267,22 @@ def answering(*parts: bytes) -> Handler:
 )
 @pytest.mark.parametrize("probe", [HTTP, TCP, RELAY], ids=["http", "tcp", "relay"])
 async def test_why_not_is_told_by_the_instances_relay(probe: ProbeRow, parts: tuple[bytes, ...], expected: int) -> None:
-    header = asking.header(asking.RELAY if probe is RELAY else asking.THROUGH)
+    header = asking.header(asking.RELAY) if probe is RELAY else THROUGH
     for protocol in ("tcp", "https"):
         async with serving(answering(*parts), header=header) as target:
-            assert await ask_instance(probing(probe, protocol=protocol), target) == expected
+            assert (await ask_instance(probing(probe, protocol=protocol), target)).fault == expected
 
 
 async def test_what_an_application_says_is_no_refusal() -> None:
     for said in (b"\x00", b"\x00\x00\x00\x05", b"\x00relais", b"x"):
         async with serving(answering(said, b"more")) as target:
-            assert await ask_instance(probing(TCP), target) == why.NOTHING
+            assert (await ask_instance(probing(TCP), target)).fault == why.NOTHING
 
 
 @pytest.mark.parametrize("answer", [asking.WELL, b"220 an application of an older relay\r\n", b""])
 async def test_a_relay_that_is_asked_alone_says_that_it_is_well_or_lets_through(answer: bytes) -> None:
     async with serving(answering(answer), header=asking.header(asking.RELAY)) as target:
-        assert await ask_instance(probing(RELAY), target) == why.NOTHING
+        assert (await ask_instance(probing(RELAY), target)).fault == why.NOTHING
 
 
 # --- applications of this machine's own -------------------------------------------------------------------------
@@ -295,45 +295,45 @@ def own(*targets: TargetRow, **keys: Any) -> EndpointRow:
 async def test_one_of_several_is_enough_and_none_is_not() -> None:
     gone = TargetRow("gone", host="127.0.0.1", port=free_port())
     async with serving(silent, header=b"") as target:
-        assert await ask_own(own(gone, target)) == why.NOTHING
-        assert await ask_own(own(target, gone)) == why.NOTHING
-    assert await ask_own(own(gone, gone)) == REFUSED
+        assert (await ask_own(own(gone, target))).fault == why.NOTHING
+        assert (await ask_own(own(target, gone))).fault == why.NOTHING
+    assert (await ask_own(own(gone, gone))).fault == REFUSED
 
 
 @pytest.mark.parametrize(("version", "header"), [("v1", proxyproto.LOCAL_V1), ("v2", proxyproto.LOCAL_V2)])
 async def test_who_wants_a_header_gets_one(version: str, header: bytes) -> None:
     async with serving(saying(b"HTTP/1.1 200 OK\r\n\r\n"), header=header) as target:
-        assert await ask_own(own(target, probe=HTTP, send_proxy=version)) == why.NOTHING
+        assert (await ask_own(own(target, probe=HTTP, send_proxy=version))).fault == why.NOTHING
 
 
 async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "app"
     row = own(TargetRow(f"unix:{path}", path=str(path)))
-    assert await ask_own(row) == why.of_error(errno.ENOENT)
+    assert (await ask_own(row)).fault == why.of_error(errno.ENOENT)
     path.touch()
-    assert await ask_own(row) == why.NOT_A_SOCKET
+    assert (await ask_own(row)).fault == why.NOT_A_SOCKET
     path.unlink()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
-        assert await ask_own(row) == REFUSED
+        assert (await ask_own(row)).fault == REFUSED
         listener.listen(1)
-        assert await ask_own(row) == why.NOTHING
+        assert (await ask_own(row)).fault == why.NOTHING
         with full_backlog(listener):
-            assert await ask_own(row) == why.BACKLOG_FULL
+            assert (await ask_own(row)).fault == why.BACKLOG_FULL
 
 
 async def test_of_a_range_of_ports_the_one_that_failed_is_asked() -> None:
     async with serving(silent, header=b"") as target:
         row = own(TargetRow("range", host="127.0.0.1", port=target.port - 3, port_count=8), port_count=8)
-        assert await ask_own(row, target.port) == why.NOTHING
+        assert (await ask_own(row, target.port)).fault == why.NOTHING
         row = own(TargetRow("range", host="127.0.0.1", port=target.port, port_count=2), port_count=2)
-        assert await ask_own(row) == why.NOTHING
+        assert (await ask_own(row)).fault == why.NOTHING
 
 
 async def test_a_door_is_asked_as_by_a_client() -> None:
     row = endpoint_row(type="door", distribution="least-connections", dial_from="127.0.0.1")
     async with serving(silent, header=b"") as target:
-        assert await ask_door(row, target) == why.NOTHING
+        assert (await ask_door(row, target)).fault == why.NOTHING
     async with serving(resetting, header=b"") as target:
-        assert await ask_door(row, target) == why.RESET
-    assert await ask_door(row, TargetRow("gone", host="127.0.0.1", port=free_port())) == REFUSED
+        assert (await ask_door(row, target)).fault == why.RESET
+    assert (await ask_door(row, TargetRow("gone", host="127.0.0.1", port=free_port()))).fault == REFUSED
