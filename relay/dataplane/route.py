@@ -21,8 +21,8 @@ class Route:
     """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
 
     __slots__ = (
-        "_attempt", "_gate", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s", "dialled_ns", "dials",
-        "target",
+        "_attempt", "_gate", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s", "dialled_ns",
+        "dials", "target",
     )  # fmt: skip
 
     def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
@@ -159,11 +159,10 @@ class Route:
     def leave(self, cause: str, sent_bytes: int) -> None:
         """The connection that had reached its target has ended; so many bytes had come from there."""
         self.part()
-        if self._pool is not None and self._place is not None:
-            # A door's target is another machine's relay, which takes every connection, and resets it where the service
-            # behind it is gone. An edge is told so by its probes; and its clients could bring such a reset about.
-            if self._gate.declared.type == "door":
-                if cause == "target_reset" and not sent_bytes:
-                    self._pool.failed(self._place, self._now_ns(), reasons.RESET)
-                elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing
-                    self._pool.proved(self._place, self._now_ns())
+        # A door's target is another machine's relay, which takes every connection, and resets it where the service behind it
+        # is gone. An edge is told so by its probes; and its clients could bring such a reset about.
+        if self._pool is not None and self._place is not None and self._gate.declared.type == "door":
+            if cause == "target_reset" and not sent_bytes:
+                self._pool.failed(self._place, self._now_ns(), reasons.RESET)
+            elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing
+                self._pool.proved(self._place, self._now_ns())
