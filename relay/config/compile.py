@@ -153,6 +153,8 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         leads_to=f"{role}/{leads_to}",
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
+        hold_s=endpoint.timeouts.hold_s,
+        held_max=endpoint.limits.connections,
         table=compile_rules(rules).to_bytes(),
     )
 
@@ -200,6 +202,8 @@ def _endpoint(
         probe=_probe(endpoint),
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
+        hold_s=endpoint.timeouts.hold_s,
+        held_max=endpoint.limits.connections,
         table=compile_rules(rules).to_bytes(),
     )
 

@@ -49,6 +49,8 @@ def test_an_input_endpoint() -> None:
         send_proxy="v2",
         keepalive_s=4.0,
         dead_s=5.0,
+        hold_s=6.0,
+        held_max=10,
     )
     assert (row.role, row.endpoint, row.listen) == ("web", "http-in", "10.0.0.4:8080")
 
