@@ -5,7 +5,7 @@ limit is held against the sum over all workers: first count oneself in, then loo
 that let the last one in at the same moment may both refuse it, and can never both admit it.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from relay.address import packed_host
 from relay.config.snapshot import EndpointRow
@@ -18,15 +18,19 @@ from relay.targets import why
 from relay.targets.health import own_health
 from relay.targets.pool import Pool
 
-if TYPE_CHECKING:  # it is made of gates
-    from relay.dataplane.held import Held
-
 # Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
 _REMEMBERED_MAX: Final = 16384
 _REASON: Final = {name: Count.DENIED + n for n, name in enumerate(REASONS)}
 _CAUSE: Final = {name: Count.CLOSED + n for n, name in enumerate(CAUSES)}
 _TOLD_HOLD_S: Final = 60.0  # a connection waits so long for instances that say that they hold new ones
 _SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so that `30/m` means 30 and not none
+
+
+class Queue(Protocol):
+    """Who waits for a target: held.py."""
+
+    def reached(self) -> None:
+        """A connection has reached it."""
 
 
 class Gate:
@@ -36,7 +40,7 @@ class Gate:
         self.counts_at = ledger.claim(declared.slot, declared.name)
         self._all_counts_at = ledger.all_counts_at(declared.slot)
         self.hold_until_at = self._all_counts_at[0] + Count.HOLD_UNTIL_NS
-        self.held: dict[int, Held] = {}  # who waits for a target, by the port that it came to (0: any)
+        self.held: dict[int, Queue] = {}  # who waits for a target, by the port that it came to (0: any)
         self._words = ledger.words
         self._sources = sources if len(self._all_counts_at) > 1 else None
         self._per_source: dict[str, int] = {}  # of this worker

@@ -59,9 +59,10 @@ class Held:
     def of(context: Context, gate: Gate, client: AnySocket) -> "Held":
         """The gate's queue for connections such as this client's."""
         port = gate.held_at(client)
-        if port not in gate.held:
-            gate.held[port] = Held(context, gate, port)
-        return gate.held[port]
+        found = gate.held.get(port)
+        if not isinstance(found, Held):
+            found = gate.held[port] = Held(context, gate, port)
+        return found
 
     def add(self, waits: Waits, *, again: bool) -> None:
         """It waits from now on. `again`: it was let go, and has failed."""

@@ -85,16 +85,17 @@ class Pool:
         all that is asked of it.
         """
         words, forbids = self._words, self._forbids
-        down_too = down_too and self._dial_proves
         left = [
             n
             for n in self._order(source, source_port, port)
-            if not tried >> n & 1 and not (forbids and self._is_down(n) and not (down_too and self.knows(n)))
+            if not tried >> n & 1 and not (forbids and self._is_down(n))
         ]
+        if not left and down_too and self._dial_proves:
+            left = [n for n in self._order(source, source_port, port) if not tried >> n & 1 and self.knows(n)]
         if not left:
             return None
         ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
-        if not forbids or down_too:
+        if not forbids:
             ready = [n for n in ready if not self._is_down(n)] or ready
         if self._distribution == "least-connections":
             return min(ready, key=self.active)  # of equals the first in the order, which spreads them
