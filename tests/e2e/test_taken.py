@@ -1,4 +1,4 @@
-"""A connection that comes by an edge finds an application that is there, whatever the edge thinks, and beside older relays."""
+"""A connection by an edge finds an application that is there, whatever the edge thinks; beside older relays too."""
 
 import contextlib
 import socket
