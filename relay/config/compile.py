@@ -91,6 +91,7 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 connections=None,
                 per_source=None,
                 rate_per_s=None,
+                held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
                 # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
                 probe=_probe(endpoint) if endpoint.probe else replace(_DEFAULT_PROBE, kind="relay"),
                 path_behind=endpoint.target.path if endpoint.target.kind == "unix" else "",
@@ -203,7 +204,6 @@ def _endpoint(
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
         hold_s=endpoint.timeouts.hold_s,
-        held_max=endpoint.limits.connections,
         table=compile_rules(rules).to_bytes(),
     )
 

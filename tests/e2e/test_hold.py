@@ -13,6 +13,7 @@ import pytest
 from relay.dataplane import faults
 from tests.conftest import Daemons
 from tests.e2e.chaos import kill_workers
+from tests.e2e.installed import Installed
 from tests.e2e.restarts import Application, Load, ask
 from tests.harness import Daemon, Scrape, eventually, one_endpoint, web_and_store
 from tests.ports import free_port
@@ -175,6 +176,23 @@ def test_a_planned_restart_behind_relay_hold_fails_nobody(
         os.kill(made[where].status()["control"]["pid"], signal.SIGKILL)
         eventually(lambda: made[where].relay("release", name).returncode == 0, "it is released")
     assert load.failed == []
+
+
+def test_it_is_held_over_an_upgrade(daemons: Daemons, installed: Installed) -> None:
+    port, answers = free_port(), []
+    with Application(free_port()) as application:
+        daemon = daemons(one_endpoint(port, application.target), wrapper=installed.wrapper)
+        assert daemon.relay("hold", "web/in", "--for", "1h").returncode == 0
+        asking = threading.Thread(target=lambda: answers.append(ask(("127.0.0.1", port), "a")))
+        asking.start()
+        eventually(lambda: daemon.endpoint("web/in")["held"] == 1, "it waits")
+        installed.release()
+        assert daemon.relay("upgrade").returncode == 0
+        now = daemon.endpoint("web/in")
+        assert (now["held"], now["hold_for_s"] > 0, application.answered) == (1, True, {})
+        assert daemon.relay("release", "web/in").returncode == 0
+        asking.join()
+    assert answers[0].endswith("a")
 
 
 def all_wait(made: list[Daemon]) -> bool:
