@@ -62,6 +62,7 @@ PURE: Final = (
     "relay.control.discovery",
     "relay.control.environment",
     "relay.control.answers",
+    "relay.control.done",
     "relay.control.described",
     "relay.control.openapi",
 )
@@ -76,6 +77,7 @@ TESTED_ELSEWHERE: Final = {
     "relay.steps": "the end-to-end tests have workers die at each of them",
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
+    "relay.control.done": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.described": "the tests of the document go through it",
     "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",
     "relay.kernel.messages": "texts; the tests of worker and keeper say and hear them",

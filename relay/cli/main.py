@@ -79,6 +79,11 @@ def parser() -> argparse.ArgumentParser:
         "--for", dest="for_text", metavar="TIME", default="10m", help="until then, if nobody says off (10m)"
     )
     drain.add_argument("--wait", action="store_true", help="return when the last connection has ended")
+    hold = commands.add_parser("hold", help="have new connections of an endpoint wait, for a planned restart behind it")
+    hold.add_argument("--for", dest="for_text", metavar="TIME", default="1m", help="until then, if not released (1m)")
+    release = commands.add_parser("release", help="let those go on that `relay hold` has had wait")
+    for command in (hold, release):
+        command.add_argument("endpoint", metavar="ENDPOINT", help="ROLE/ENDPOINT; or a door out: ROLE/NAME")
     instances = commands.add_parser("instances", help="who is in the service, and where")
     instances.add_argument("--role", metavar="ROLE", help="of this role alone, or of `edge`")
     instances.add_argument("--healthy", action="store_true", help="only those that may get new connections")
@@ -101,7 +106,9 @@ def parser() -> argparse.ArgumentParser:
     names.add_argument("--file", metavar="FILE", help="the hosts file; default: `names.hosts` of the settings")
     execute = commands.add_parser("exec", help="run a command that has these variables", usage=_EXEC_USAGE)
     execute.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="after `--`: the command")
-    for command in (status, reload, explain, drain, upgrade, instances, resolve, identity, env, names, execute):
+    for command in (
+        status, reload, explain, drain, hold, release, upgrade, instances, resolve, identity, env, names, execute
+    ):  # fmt: skip
         command.add_argument("--socket", metavar="PATH", help="the admin socket, if the settings do not tell")
         command.add_argument("--settings", metavar="FILE", help="instance.yaml, to find the admin socket in")
     # What a daemon runs before an upgrade; not for people, so without a line in the help.
@@ -185,6 +192,10 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.client import AdminClient
 
             return _drain(AdminClient.find(args.socket, args.settings), args)
+        case "hold" | "release":
+            from relay.cli.client import AdminClient
+
+            return _hold(AdminClient.find(args.socket, args.settings), args)
         case "upgrade":
             from relay.cli.client import AdminClient
 
@@ -264,14 +275,28 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
-    from relay.cli.tables import drain_text
+def _seconds(text: str) -> int:
+    """What `--for` says, in whole seconds."""
     from relay.config.values import duration
 
     try:
-        for_s = 0 if args.what == "off" else max(1, round(duration(args.for_text)))
+        return max(1, round(duration(text)))
     except WrongValue as error:
         raise OperatorError(f"--for: {error}") from None
+
+
+def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
+    from relay.cli.tables import hold_text
+
+    asked = {"endpoint": args.endpoint} | ({"for": _seconds(args.for_text)} if args.command == "hold" else {})
+    print(hold_text(client.post(f"/v1/{args.command}?{urllib.parse.urlencode(asked)}")))
+    return 0
+
+
+def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
+    from relay.cli.tables import drain_text
+
+    for_s = 0 if args.what == "off" else _seconds(args.for_text)
     answer = client.post(f"/v1/drain?for={for_s}")
     print(drain_text(answer), flush=True)
     while args.wait and for_s:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for a reader: a command must not wait for what the types ar
         WorkerStatus,
         WouldReload,
     )
+    from relay.control.done import Hold
 
 _RULES_SHOWN: Final = 12  # up to the one that decides: its neighbourhood, and a screen stays a screen
 _CUTS_SHOWN: Final = 20
@@ -40,6 +41,11 @@ def status_text(status: "Status") -> str:
     head += _registry(status["registry"])
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
         head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
+    head += [
+        f"HOLD: {each['name']} holds new connections for {_age(each['hold_for_s'])} more (`relay release {each['name']}`)"
+        for each in status["endpoints"]
+        if each["hold_for_s"]
+    ]
     rows = [
         (
             endpoint["name"],
@@ -48,7 +54,7 @@ def status_text(status: "Status") -> str:
             endpoint["listen"],
             _leads_to(endpoint),
             _targets_are(endpoint),
-            str(endpoint["active"]),
+            str(endpoint["active"]) + (f" ({endpoint['held']} held)" if endpoint["held"] else ""),
             str(endpoint["accepted"]),
             _denied(endpoint),
             _size(endpoint["received_bytes"]),
@@ -167,6 +173,15 @@ def drain_text(answer: "Busy") -> str:
     how = " and ".join(who) or "NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told"
     connections = "1 connection goes on" if answer["active"] == 1 else f"{answer['active']} connections go on"
     return f"for {_age(answer['busy_for_s'])} {how}; {connections}"
+
+
+def hold_text(answer: "Hold") -> str:
+    """`POST /v1/hold`, or `release`, as text."""
+    name, held = answer["endpoint"], answer["held"]
+    who = "1 connection" if held == 1 else f"{held} connections"
+    if not answer["hold_for_s"]:
+        return f"{name} holds nobody any more; {who} waited"
+    return f"{name} holds new connections for {_age(answer['hold_for_s'])} (`relay release {name}` ends it); {who} wait"
 
 
 def connections_text(connections: Sequence["Connection"]) -> str:

@@ -91,6 +91,7 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 connections=None,
                 per_source=None,
                 rate_per_s=None,
+                held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
                 # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
                 probe=_probe(endpoint) if endpoint.probe else replace(_DEFAULT_PROBE, kind="relay"),
                 path_behind=endpoint.target.path if endpoint.target.kind == "unix" else "",
@@ -153,6 +154,8 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         leads_to=f"{role}/{leads_to}",
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
+        hold_s=endpoint.timeouts.hold_s,
+        held_max=endpoint.limits.connections,
         table=compile_rules(rules).to_bytes(),
     )
 
@@ -200,6 +203,7 @@ def _endpoint(
         probe=_probe(endpoint),
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
+        hold_s=endpoint.timeouts.hold_s,
         table=compile_rules(rules).to_bytes(),
     )
 

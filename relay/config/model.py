@@ -75,6 +75,11 @@ class Timeouts(Keys):
     """For any sign of life, the answer to such a question too; then that side is dead, and the other one is told by a reset.
     Longer than `keepalive`. `off`: nobody is dead before the kernel says so."""
 
+    hold_s: Annotated[float | None, *text(values.duration, values.DURATION_PATTERN, "20s")] = Field(
+        default=None, alias="hold"
+    )
+    """For a target to be had: while there is none, a new connection waits for one so long. Without it, it fails at once."""
+
     @field_validator("dead_s", mode="after")
     @classmethod
     def _dead_after_keepalive(cls, dead_s: float | None, info: ValidationInfo) -> float | None:

@@ -14,7 +14,7 @@ from relay.address import join_host_port
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
-FORMAT = 6  # of the JSON below
+FORMAT = 7  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
 
 
@@ -95,6 +95,8 @@ class EndpointRow:
     leads_to: str = ""  # of a door out: role/endpoint
     keepalive_s: float | None = None  # a peer that is silent for so long is asked whether it is there
     dead_s: float | None = None  # one that is silent for so long is dead
+    hold_s: float | None = None  # while no target can be had a connection waits for one so long; None: it does not
+    held_max: int | None = None  # connections that wait at the most, where `connections` is not this machine's to ask
     table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
 
     @property

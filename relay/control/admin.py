@@ -5,6 +5,8 @@ GET  /v1/connections   every open connection
 GET  /v1/explain       ?to=role/endpoint and from=address or as=instance: the verdict, and every rule looked at
 GET  /v1/route         ?to=role/endpoint&client=address:port, on an edge: where it would go, and why
 POST /v1/drain         ?for=seconds: refuse the edges' probes for so long; 0: answer them again
+POST /v1/hold          ?endpoint=role/endpoint&for=seconds: new connections wait for so long
+POST /v1/release       ?endpoint=role/endpoint: they go on, and no more wait
 POST /v1/reload        reload; 200 with what changed, 409 with what is wrong; ?dry_run=1: what would change, and nothing does
 POST /v1/upgrade       go over to the installed code; 202 once it has tried itself out, 409 with what is wrong
 GET  ...               and the discovery API's (routes.py), which a loopback port has alone
@@ -24,6 +26,7 @@ from aiohttp import web
 
 from relay.config.values import HostPort
 from relay.control import answers
+from relay.control.done import Hold
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
 from relay.errors import ConfigError, ListenError, OperatorError, os_reason
@@ -92,6 +95,7 @@ async def serve_admin(
     explain: Callable[[str, str | None, str | None], answers.Explanation],
     route: Callable[[str, str], answers.RouteAnswer],
     drain: Callable[[float], answers.Busy],
+    hold: Callable[[str, float], Hold],
     reload: Callable[[], Awaitable[answers.Reloaded]],
     dry_run: Callable[[], Awaitable[answers.WouldReload]],
     upgrade: Callable[[], Awaitable[answers.Upgrading]],
@@ -115,9 +119,15 @@ async def serve_admin(
         return handle
 
     def ask_drain(asked: Mapping[str, str]) -> answers.Busy:
+        return drain(seconds(asked))
+
+    def ask_hold(asked: Mapping[str, str]) -> Hold:
+        return hold(asked.get("endpoint", ""), seconds(asked))
+
+    def seconds(asked: Mapping[str, str]) -> float:
         if not asked.get("for", "").isdecimal():
             raise OperatorError("`for` is a whole number of seconds, 0 for none")
-        return drain(float(asked["for"]))
+        return float(asked["for"])
 
     async def post_reload(request: web.Request) -> web.Response:
         return await (answer(dry_run, 200) if request.query.get("dry_run") == "1" else answer(reload, 200))
@@ -140,6 +150,8 @@ async def serve_admin(
     )
     app.router.add_get("/v1/route", asking(lambda asked: route(asked.get("to", ""), asked.get("client", ""))))
     app.router.add_post("/v1/drain", asking(ask_drain))
+    app.router.add_post("/v1/hold", asking(ask_hold))
+    app.router.add_post("/v1/release", asking(lambda asked: hold(asked.get("endpoint", ""), 0.0)))
     app.router.add_post("/v1/reload", post_reload)
     app.router.add_post("/v1/upgrade", post_upgrade)
     discovery.add_to(app, admin=True)

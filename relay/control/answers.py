@@ -223,8 +223,7 @@ class ReloadStatus(TypedDict):
 class TargetStatus(TypedDict):
     """One of several targets: how it is, and what connections met.
 
-    `reason`: why it is down. `since_s`: for so long it has been so. `looked_s`: so long ago that was found last, by what
-    `looked` says.
+    `reason`: why it is down. `since_s`: so long it is so. `looked_s`: so long ago that was found last, by what `looked` says.
     """
 
     target: AddressText
@@ -246,8 +245,8 @@ class TargetStatus(TypedDict):
 class EndpointStatus(TypedDict):
     """One endpoint, or a door out, as it is at work.
 
-    `target_up`: of several targets, whether one of them is. `target_reason` and those that follow: as in a target's own
-    status; of several targets each has its own, in `target_set`.
+    `target_up`: of several, whether one is. `target_reason` and those that follow: as in a target's own status; of several
+    each has its own, in `target_set`. `held`: of the active, who wait for a target; `hold_for_s`: new ones do, by hand.
     """
 
     name: str
@@ -264,6 +263,8 @@ class EndpointStatus(TypedDict):
     target_looked_s: float | None
     target_looked: Looked
     active: Count
+    held: Count
+    hold_for_s: float
     accepted: Count
     denied: dict[str, Count]
     enforce: Literal["strict", "audit"]

@@ -20,6 +20,7 @@ from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
+from relay.control.holds import hold
 from relay.control.in_force import InForce
 from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
@@ -94,6 +95,7 @@ class Control:
                 explain=self._explain,
                 route=self._route,
                 drain=self._drain,
+                hold=partial(hold, self._ledger, self._in_force, self._log),
                 reload=self._reload,
                 dry_run=self._dry_run,
                 upgrade=self._upgrade,

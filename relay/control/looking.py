@@ -28,6 +28,7 @@ from relay.targets.health import TargetHealth
 _JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges come to beat together
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
 _DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
+_HELD_S: Final = 0.2  # while connections wait for it
 _NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
 # So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.2 ms. With many instances each is
 # asked more seldom.
@@ -61,6 +62,10 @@ class Subject:
     def is_probed(self) -> bool:
         """Whether it is asked all the time."""
         return self.row.probe is not None and not self.row.is_let_be
+
+    def is_awaited(self, ledger: Ledger) -> bool:
+        """Whether connections wait for it, or for another of the same endpoint."""
+        return bool(ledger.total(self.row.slot, Count.HELD))
 
     def health(self, ledger: Ledger) -> TargetHealth:
         """How it is, by all that was found."""
@@ -139,7 +144,7 @@ class Looker:
             is_down = found.health == Health.DOWN
             if found.dialled and not subject.is_judged:  # what a look has found was written then
                 self._write(subject, found)
-            elif found.dialled and is_down:
+            elif is_down and (found.dialled or subject.is_awaited(self._ledger)):
                 looked.hurry.set()
             if looked.task is None and (subject.is_probed or (is_down and not subject.row.is_let_be)):
                 looked.task = asyncio.create_task(self._guarded(looked), name=f"look at {subject.row.name}")
@@ -184,10 +189,10 @@ class Looker:
 
     def interval_s(self, subject: Subject, *, is_down: bool = False) -> float:
         """From one look at it to the next."""
-        probe = subject.row.probe
+        probe, most_s = subject.row.probe, _HELD_S if is_down and subject.is_awaited(self._ledger) else _DOWN_S
         if probe is None:
-            return _DOWN_S
-        interval_s = min(probe.interval_s, _DOWN_S) if is_down else probe.interval_s
+            return most_s
+        interval_s = min(probe.interval_s, most_s) if is_down else probe.interval_s
         return max(interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else interval_s
 
     def _found(self, looked: _Looked, answer: Answer, began_ns: int) -> None:

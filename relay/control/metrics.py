@@ -125,6 +125,7 @@ class LedgerCollector(Collector):
 
     def _gauges(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
         active = GaugeMetricFamily("relay_connections_active", "Connections open now.", labels=_LABELS)
+        held = GaugeMetricFamily("relay_connections_held", "Connections that wait for a target now.", labels=_LABELS)
         up = GaugeMetricFamily(
             "relay_target_up",
             "Whether the target is up, by the last probe or attempt to connect; absent before the first.",
@@ -133,6 +134,7 @@ class LedgerCollector(Collector):
         ledger = self._ledger
         for row in rows:
             active.add_metric(_labels(row), ledger.active(row.slot))
+            held.add_metric(_labels(row), ledger.total(row.slot, Count.HELD))
             if row.distribution:
                 found = [(each.text, health.of_target(ledger, row, each).health) for each in row.targets]
             else:
@@ -141,6 +143,7 @@ class LedgerCollector(Collector):
                 if state != Health.UNKNOWN:
                     up.add_metric((*_labels(row), text), int(state == Health.UP))
         yield active
+        yield held
         yield up
 
     def _targets(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:

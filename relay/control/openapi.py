@@ -6,6 +6,7 @@ from pydantic import TypeAdapter
 
 from relay import __version__
 from relay.control import answers
+from relay.control.done import Hold
 
 _Schema = dict[str, Any]
 
@@ -27,6 +28,7 @@ _ADMIN: Final[tuple[Any, ...]] = (
     answers.Explanation,
     answers.RouteAnswer,
     answers.Busy,
+    Hold,
     answers.Reloaded,
     answers.WouldReload,
     answers.Upgrading,
@@ -112,6 +114,7 @@ def _admin_paths() -> dict[str, Any]:
     to = _query("to", _TEXT, "ROLE/ENDPOINT")
     address, instance = _query("from", _TEXT, "The client's address"), _query("as", _TEXT, "It is this instance")
     client = _query("client", _TEXT, "ADDRESS:PORT")
+    endpoint = {**_query("endpoint", _TEXT, "ROLE/ENDPOINT, or a door out: ROLE/NAME"), "required": True}
     seconds = {**_query("for", {"type": "integer", "minimum": 0}, "Seconds; 0 ends it"), "required": True}
     dry = _query("dry_run", _word("1"), "1: say what would change, and do nothing")
     either = {"oneOf": [_ref(answers.Reloaded), _ref(answers.WouldReload)]}
@@ -121,6 +124,8 @@ def _admin_paths() -> dict[str, Any]:
         "/v1/explain": _get("The verdict on a source, and why", _ref(answers.Explanation), to, address, instance),
         "/v1/route": _get("Where an edge would send a client", _ref(answers.RouteAnswer), to, client),
         "/v1/drain": _post(_json("How long, and who is connected", _ref(answers.Busy)), "200", seconds, refused="400"),
+        "/v1/hold": _post(_json("Who waits", _ref(Hold)), "200", endpoint, seconds, refused="400"),
+        "/v1/release": _post(_json("Who waited", _ref(Hold)), "200", endpoint, refused="400"),
         "/v1/reload": _post(_json("What has changed", either), "200", dry),
         "/v1/upgrade": _post(_json("It tried itself out, and begins", _ref(answers.Upgrading)), "202"),
     }

@@ -10,6 +10,7 @@ from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control import answers
 from relay.control.faults import reason_of
+from relay.control.holds import hold_for_s
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -81,6 +82,8 @@ def endpoint(ledger: Ledger, row: EndpointRow) -> answers.EndpointStatus:
         "target_set": [target_status(ledger, row, target) for target in row.targets] if row.distribution else [],
         **_target_of(ledger, row),
         "active": ledger.active(slot),
+        "held": ledger.total(slot, Count.HELD),
+        "hold_for_s": hold_for_s(ledger, row),
         "accepted": ledger.total(slot, Count.ACCEPTED),
         "denied": _nonzero(ledger, slot, Count.DENIED, REASONS),
         "enforce": row.enforce,

@@ -138,6 +138,8 @@ class Adoption:
                 Dialling(flow).resume(record, Accepted(record.target_fd))
             elif record.state == State.DIAL:  # nothing has been sent on: from the first target on
                 Dialling(flow).start()
+            elif record.state == State.HOLD:
+                Dialling(flow).resume_hold()
             else:
                 Greeting(flow).resume(record)
         except Exception as error:

@@ -10,6 +10,7 @@ from relay.dataplane.asking import Asking
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
+from relay.dataplane.holding import Holding, patience_s
 from relay.dataplane.telling import tell
 from relay.envelope import proxyproto
 from relay.errors import os_reason
@@ -36,7 +37,7 @@ _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port l
 class Dialling(Stage):
     """Connects to one target after the other. Nothing has been taken from the client yet, so a dial can begin anew."""
 
-    __slots__ = ("_deadline_s", "_not_begun", "_retry", "_target", "_watched")
+    __slots__ = ("_deadline_s", "_holding", "_not_begun", "_retry", "_target", "_watched")
 
     flow: Flow
 
@@ -46,11 +47,14 @@ class Dialling(Stage):
         self._watched: int | None = None  # what the poller watches it for
         self._retry: TargetRow | None = None  # to be dialled again at the next tick: epoll will not tell when
         self._deadline_s = 0.0
+        self._holding: Holding | None = None  # it has waited for a target
         self._not_begun = ""  # why this machine could not even begin the last dial
 
     def start(self) -> None:
         """Connect to the target whose turn it is; where that fails at once, to the next."""
         flow = self.flow
+        if flow.context.ledger.words[flow.gate.hold_until_at] and self._is_held():
+            return
         try:
             while row := flow.route.begin(flow.client, flow.peer):
                 self._retry = None
@@ -64,7 +68,13 @@ class Dialling(Stage):
         elif self._not_begun:
             self._give_up(why.TOLD)
         else:
-            flow.cut("connect_failed")
+            self._end("connect_failed", why.TOLD)
+
+    @step
+    def resume_hold(self) -> None:
+        """Go on waiting where a dead worker's flow did. Its time begins anew: nobody has less of it for a worker's death."""
+        if not self._hold("connect_failed"):
+            self.start()
 
     def resume(self, record: FlowRecord, target: AnySocket) -> None:
         """Go on where a dead worker had asked this target's relay."""
@@ -168,9 +178,21 @@ class Dialling(Stage):
         self._end("error", fault)
 
     def _end(self, cause: str, fault: int) -> None:
-        """There is no target for the flow. An edge that asks is told why (targets/why.py)."""
+        """There is no target for the flow: it waits, if it may. An edge that asks is told why (targets/why.py)."""
+        if cause != "error" and self._hold(cause):
+            return
         tell(self.flow, fault, self.flow.reason)
         self.flow.cut(cause)
+
+    def _is_held(self) -> bool:
+        """Whether it waits without a dial, as somebody has asked by hand."""
+        return self.flow.gate.is_held(self.flow.context.now_ns()) and self._hold("")
+
+    def _hold(self, cause: str) -> bool:
+        """Have the flow wait for a target, if it may: whether it does. See `Holding.wait`."""
+        if self._holding is None and (for_s := patience_s(self.flow)):
+            self._holding = Holding(self.flow, self, for_s)
+        return self._holding is not None and self._holding.wait(cause)
 
     def _wait(self, target_fd: int) -> None:
         """Wait for the answer. When the same target is dialled again its time runs on."""

@@ -6,8 +6,9 @@ ledger, a descriptor or a socket, or the moment at which a call failed; between 
 could see half done. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a kind of its own, and is held against
 stages.py. So a test that runs traffic meanwhile visits every window instead of hoping for it. `walk-http` is for
 an endpoint whose connections are looked at, and whose target is told who the client is; `walk-edge` is for an edge, and
-`walk-header` for an instance behind one. They have the steps of everybody and their own, which never come elsewhere. For
-tests alone: without the variable nothing here is imported.
+`walk-header` for an instance behind one. They have the steps of everybody and their own, which never come elsewhere.
+`walk-hold` has those of a connection that waits for a target, and no others. For tests alone: without the variable nothing
+here is imported.
 """
 
 import os
@@ -119,16 +120,18 @@ _HEADER: Final[_Steps] = (
     "first_bytes.first_bytes",
     "WorkerLedger.advance",
 )
+_HOLD: Final[_Steps] = ("Flow.stand HOLD", "Holding.wait", "Holding.go", "Dialling.resume_hold")
 WALKS: Final = {
     "walk": _EVERYBODY + _TCP,
     "walk-http": _EVERYBODY + _HTTP,
     "walk-edge": _EVERYBODY + _EDGE,
     "walk-header": _EVERYBODY + _HEADER,
+    "walk-hold": _HOLD,
 }
 """The steps of each value of RELAY_FAULT."""
 
 # A socket's error is told once, and here the one that was told it dies. It comes where somebody resets.
-_FAILS: Final = {"walk": ("splice.splice",), "walk-http": ("splice.splice",), "walk-edge": (), "walk-header": ()}
+_FAILS: Final = {"walk": ("splice.splice",), "walk-http": ("splice.splice",)}
 # How likely it dies at a step that it wants: so it is the first one of its kind at times, and at times a later one.
 _LIKELY: Final = 0.5
 # A worker that has not met what it wants by then dies where it is: that is rare, or comes after a death alone.
@@ -138,7 +141,7 @@ _PATIENCE_STEPS: Final = 5_000
 def names(walk: str = "walk") -> list[str]:
     """Every kind of step of this walk."""
     kinds = [f"{when} {name}" for name in WALKS[walk] for when in ("before", "after")]
-    return kinds + [f"failed {name}" for name in _FAILS[walk]]
+    return kinds + [f"failed {name}" for name in _FAILS.get(walk, ())]
 
 
 def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:

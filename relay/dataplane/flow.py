@@ -5,6 +5,7 @@ What is done with it is told by its stages, one file each, in this order:
     Greeting     HEADER, LOOK    who the client is, if an edge brings it; whether it speaks what is declared
     Dialling     DIAL            the target; at its failure the next one
     Asking       ASK, TAKEN      has the target of another machine's relay taken the connection; if not, the next one
+    Holding      HOLD            no target is to be had now: until one is
     Forwarding   SPLICE, CLOSE   both directions, each until its end
 
 The poller holds the stage's own methods, so nobody asks where a flow stands. The envelope was asked before there is a Flow
@@ -105,6 +106,8 @@ class Flow:
         self.connect_s, self.reason = (context.now_ns() - route.dialled_ns) / 1e9, ""
         route.reached(self.connect_s)
         context.ledger.observe_connect(self.gate.counts_at, self.connect_s)
+        if self.gate.held:
+            self.gate.reached(self.client)
 
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether bytes move between its client and an instance at one of these addresses."""

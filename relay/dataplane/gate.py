@@ -5,10 +5,11 @@ limit is held against the sum over all workers: first count oneself in, then loo
 that let the last one in at the same moment may both refuse it, and can never both admit it.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 from relay.address import packed_host
 from relay.config.snapshot import EndpointRow
+from relay.kernel.sockets import AnySocket
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
 from relay.ledger.ledger import WorkerLedger
@@ -21,7 +22,15 @@ from relay.targets.pool import Pool
 _REMEMBERED_MAX: Final = 16384
 _REASON: Final = {name: Count.DENIED + n for n, name in enumerate(REASONS)}
 _CAUSE: Final = {name: Count.CLOSED + n for n, name in enumerate(CAUSES)}
+_TOLD_HOLD_S: Final = 60.0  # a connection waits so long for instances that say that they hold new ones
 _SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so that `30/m` means 30 and not none
+
+
+class Queue(Protocol):
+    """Who waits for a target: held.py."""
+
+    def reached(self) -> None:
+        """A connection has reached it."""
 
 
 class Gate:
@@ -30,6 +39,8 @@ class Gate:
     def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: SourceCounts) -> None:
         self.counts_at = ledger.claim(declared.slot, declared.name)
         self._all_counts_at = ledger.all_counts_at(declared.slot)
+        self.hold_until_at = self._all_counts_at[0] + Count.HOLD_UNTIL_NS
+        self.held: dict[int, Queue] = {}  # who waits for a target, by the port that it came to (0: any)
         self._words = ledger.words
         self._sources = sources if len(self._all_counts_at) > 1 else None
         self._per_source: dict[str, int] = {}  # of this worker
@@ -108,7 +119,7 @@ class Gate:
         permit = self._verdicts.get(source)
         if not (self.permits(source) if permit is None else permit) and not self.audits:
             return declared.denied_reason
-        if self.pool is not None and not self.pool.any_up():
+        if self.pool is not None and not self.pool.any_up() and not self.hold_s(int(now_s * 1e9)):
             return "no_target"
         self._enter(source, 1)
         if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:
@@ -150,6 +161,28 @@ class Gate:
     def target_answered(self, dialled_ns: int) -> None:
         """The dial that began then was answered."""
         self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1 | 1
+
+    def is_held(self, now_ns: int) -> bool:
+        """Whether new connections are to wait, as somebody asked by hand (`relay hold`)."""
+        return self._words[self.hold_until_at] > now_ns
+
+    def hold_s(self, now_ns: int) -> float | None:
+        """How long a connection waits for a target while there is none; None: it does not, or enough others do."""
+        declared, until_ns = self.declared, self._words[self.hold_until_at]
+        told = self.pool is not None and self.pool.is_held()
+        found_s = [declared.hold_s or 0.0, (until_ns - now_ns) / 1e9, _TOLD_HOLD_S if told else 0.0]
+        if max(found_s) <= 0 or (declared.held_max is not None and self._total(Count.HELD) >= declared.held_max):
+            return None
+        return max(found_s)
+
+    def reached(self, client: AnySocket) -> None:
+        """A connection has reached a target: those who wait for the same follow."""
+        if (held := self.held.get(self.held_at(client))) is not None:
+            held.reached()
+
+    def held_at(self, client: AnySocket) -> int:
+        """By which port this client's connection waits in `held`: each of a range may lead to a target of its own."""
+        return int(client.getsockname()[1]) if self.declared.port_count > 1 else 0
 
     def from_other_source(self) -> bool:
         """Count a dial from an address that is not the usual one; whether it is the first of all workers."""

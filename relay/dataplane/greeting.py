@@ -96,8 +96,13 @@ class Greeting(Stage):
         if (flow.probe or asks_taken) and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
             tell(flow, why.BUSY)
             return flow.cut("drain")  # this is how the edge learns to send nobody
+        is_held = flow.asks != asking.NOTHING and gate.is_held(context.now_ns())
+        if flow.asks == asking.TAKEN and is_held:
+            tell(flow, why.HELD)
+            return flow.cut("told")
         if flow.asks == asking.RELAY:
-            tell(flow, gate.fault())
+            fault = gate.fault()
+            tell(flow, why.HELD if fault and is_held else fault)
             return flow.cut("told")
         if not flow.probe:
             edge, source = flow.source, peer.host

@@ -21,8 +21,8 @@ class Route:
     """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
 
     __slots__ = (
-        "_attempt", "_gate", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s", "dialled_ns",
-        "dials", "target",
+        "_attempt", "_gate", "_is_held", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s",
+        "dialled_ns", "dials", "target",
     )  # fmt: skip
 
     def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
@@ -34,6 +34,7 @@ class Route:
         self._place: int | None = None  # of the pool's target that was chosen
         self._replaced: int | None = None  # the place of the one that failed before this one was dialled
         self._is_joined = False  # the target has one connection more
+        self._is_held = False  # it has waited for a target
         self._until_s = 0.0
         self.target: TargetRow | None = None
         self.dialled_ns = 0
@@ -72,12 +73,20 @@ class Route:
         assert self._pool is not None  # it was asked before
         declared = self._gate.declared
         port = declared.listen_port if declared.port_count == 1 else client.getsockname()[1]
-        self._place = self._pool.choose(peer.packed, peer.port, port, self._tried, self.dialled_ns)
+        self._place = self._pool.choose(
+            peer.packed, peer.port, port, self._tried, self.dialled_ns, down_too=self._is_held
+        )
         if self._place is None:
             return None
         if self._replaced is not None:
             self._pool.retried(self._replaced)
         return self._pool.targets[self._place]
+
+    def again(self) -> None:
+        """Begin anew with every target, after a wait: those too that are down, where the dial itself proves it."""
+        self.part()
+        self._pool, self._is_held = self._gate.pool, True
+        self._attempt, self._tried, self._place, self._replaced, self._until_s = 0, 0, None, None, 0.0
 
     def patience_s(self) -> float:
         """How long to wait for the answer to this dial."""

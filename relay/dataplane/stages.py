@@ -9,11 +9,12 @@ from typing import Final
 from relay.ledger.layout import State
 
 MOVES: Final[Mapping[int, tuple[int, ...]]] = {
-    State.FREE: (State.HEADER, State.LOOK, State.DIAL, State.ASK, State.SPLICE),
-    State.HEADER: (State.LOOK, State.DIAL, State.SPLICE),
-    State.LOOK: (State.DIAL, State.ASK, State.SPLICE),
-    State.DIAL: (State.DIAL, State.ASK, State.SPLICE),
-    State.ASK: (State.ASK, State.DIAL, State.TAKEN, State.SPLICE),
+    State.FREE: (State.HEADER, State.LOOK, State.DIAL, State.ASK, State.HOLD, State.SPLICE),
+    State.HEADER: (State.LOOK, State.DIAL, State.HOLD, State.SPLICE),
+    State.LOOK: (State.DIAL, State.ASK, State.HOLD, State.SPLICE),
+    State.DIAL: (State.DIAL, State.ASK, State.HOLD, State.SPLICE),
+    State.ASK: (State.ASK, State.DIAL, State.TAKEN, State.HOLD, State.SPLICE),
+    State.HOLD: (State.DIAL, State.ASK, State.SPLICE),
     State.TAKEN: (State.SPLICE,),
     State.SPLICE: (State.CLOSE,),
     State.CLOSE: (),
@@ -25,6 +26,7 @@ ENDS: Final[Mapping[int, tuple[str, ...]]] = {
     State.LOOK: ("client_gone", "client_reset", "first_byte_timeout", "protocol"),
     State.DIAL: ("connect_failed", "connect_timeout"),
     State.ASK: ("connect_failed", "connect_timeout", "denied", "client_reset"),
+    State.HOLD: ("connect_failed", "connect_timeout", "client_reset"),
     State.TAKEN: ("client_reset", "target_reset"),
     State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle", "peer_dead"),
     State.CLOSE: ("client_reset", "target_reset", "peer_dead"),

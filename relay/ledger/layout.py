@@ -130,6 +130,7 @@ class Count:
     ACTIVE: Final = 7  # open now, of this worker
     RATE_WINDOW: Final = 8  # number of the second (or minute) << 32 | connections let in in it
     HOLDER: Final = 9  # whose row it is, see `claim`
+    HELD: Final = 10  # of this worker, in HOLD now
     # Each of these is the first of as many as there is room for.
     DENIED: Final = 16
     CLOSED: Final = 32
@@ -141,7 +142,8 @@ class Count:
     # In worker 0's row, where control writes them: see targets/health.py.
     HEALTH: Final = 114  # the target as control found it
     LOOKED_NS: Final = 115  # CLOCK_MONOTONIC of the look that HEALTH is from
-    END: Final = 116
+    HOLD_UNTIL_NS: Final = 116  # CLOCK_MONOTONIC; until then new connections go to HOLD (`relay hold`); 0: they do not
+    END: Final = 117
 
 
 if len(REASONS) > REASONS_MAX or len(CAUSES) > CAUSES_MAX or max(len(CONNECT_BOUNDS_S), len(DURATION_BOUNDS_S)) > 15:
@@ -191,6 +193,7 @@ class State:
         7  # the instance's relay has a copy of what came, and has yet to say that its target took the connection
     )
     TAKEN: Final = 8  # it has said so: that answer and what was copied are taken out of the sockets
+    HOLD: Final = 9  # no target is to be had now: it waits until one is
 
 
 STATE_NAMES: Final = {
@@ -200,6 +203,7 @@ STATE_NAMES: Final = {
     State.HEADER: "header",
     State.ASK: "ask",
     State.TAKEN: "taken",
+    State.HOLD: "hold",
     State.CLOSE: "close",
     State.END: "end",
 }

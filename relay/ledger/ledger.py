@@ -244,7 +244,7 @@ class WorkerLedger:
         """
         at = self.counts_at(slot)
         closed = at + Count.CLOSED
-        self.words[at + Count.ACTIVE] = 0  # the flows that go on are counted in again
+        self.words[at + Count.ACTIVE] = self.words[at + Count.HELD] = 0  # the flows that go on are counted in again
         for cause in (*ended, None):
             missing = self.words[at + Count.ACCEPTED] - sum(self.words[closed : closed + len(CAUSES)]) - live
             if missing <= 0 or cause is None:

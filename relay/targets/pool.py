@@ -14,8 +14,8 @@ from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import state_in
-from relay.targets.why import BUSY
+from relay.targets.health import latest, state_in
+from relay.targets.why import BUSY, HELD
 
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
 
@@ -33,6 +33,8 @@ class Pool:
         self._health = [health_at(each.slot) for each in row.targets]
         self._forbids = row.type != "door"  # a target that is down gets nobody
         self._knows = [ledger.target_counts_at(each.slot)[0] + TargetCount.KNOWS for each in row.targets]
+        self._looked = [ledger.target_counts_at(each.slot)[0] + TargetCount.LOOKED_NS for each in row.targets]
+        self._dial_proves = row.dial_proves
         self._ranking = Ranking([each.text for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
         # The n-th port leads to the instance with that number, which may not be there.
@@ -49,6 +51,21 @@ class Pool:
     def _is_down(self, place: int) -> bool:
         return state_in(self._words[self._health[place]]) == Health.DOWN
 
+    def is_held(self) -> bool:
+        """Whether the last that is known of a target is that it holds new connections (`relay hold`)."""
+        words, proves = self._words, not self._forbids
+        return any(
+            latest(
+                words[found],
+                words[looked],
+                words[at + TargetCount.DIALLED],
+                words[at + TargetCount.DIAL_WHY],
+                proves=proves,
+            ).why
+            == HELD
+            for found, looked, at in zip(self._health, self._looked, self._counts_at, strict=True)
+        )
+
     def knows(self, place: int) -> bool:
         """Whether its relay says when its own target has taken a connection, as control found out."""
         return bool(self._words[self._knows[place]])
@@ -58,11 +75,14 @@ class Pool:
         self._words[self._knows[place]] = 0
 
     @step
-    def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
+    def choose(
+        self, source: bytes, source_port: int, port: int, tried: int, now_ns: int, *, down_too: bool = False
+    ) -> int | None:
         """The place of the target for a connection to `port` from `source` (packed); None: there is none left.
 
         `tried` has a bit for each place that failed already. An ejected target is better than none; one that is down is too,
-        but not on an edge.
+        but not on an edge; there with `down_too`, if its relay says whether the application took the connection, and that is
+        all that is asked of it.
         """
         words, forbids = self._words, self._forbids
         left = [
@@ -70,6 +90,8 @@ class Pool:
             for n in self._order(source, source_port, port)
             if not tried >> n & 1 and not (forbids and self._is_down(n))
         ]
+        if not left and down_too and self._dial_proves:
+            left = [n for n in self._order(source, source_port, port) if not tried >> n & 1 and self.knows(n)]
         if not left:
             return None
         ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
@@ -118,7 +140,7 @@ class Pool:
         words, at = self._words, self._counts_at[place]
         words[at + TargetCount.DIAL_WHY] = why
         words[at + TargetCount.DIALLED] = now_ns << 1
-        if why == BUSY:  # it is about to be taken out by somebody, and well
+        if why in (BUSY, HELD):  # it is about to be taken out by somebody, and well
             words[at + TargetCount.EJECTED_UNTIL_NS] = now_ns + int(EJECT_S[0] * 1e9)
             return
         words[at + TargetCount.FAILURES] += 1

@@ -27,10 +27,11 @@ _OTHERS: Final = (
     "asks for no new connections (`relay drain`)",
     "its relay says that it is down",
     "its relay refuses this client: see its log",
+    "holds new connections (`relay hold`)",
 )
 """Texts of the kind that has no value of its own, in the order of their numbers, which count from 1."""
 
-NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD, DENIED = (
+NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD, DENIED, HELD = (
     _OTHER << _VALUE_BITS | n for n in range(1, len(_OTHERS) + 1)
 )
 _OF_RELAY: Final = 1 << 21  # on an edge: it is the relay of the instance that does not answer
@@ -61,7 +62,7 @@ def read(text: bytes) -> int:
     """The number that another relay wrote as text; `TOLD` where it is none that is known here."""
     number = int(text) if text.isdigit() and len(text) <= 8 else 0
     known = number >> _VALUE_BITS in (_ERRNO, _NO_ANSWER, _STATUS) or number in (
-        NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, DENIED,
+        NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, DENIED, HELD,
     )  # fmt: skip
     return number if known else TOLD
 
@@ -83,5 +84,5 @@ def text_of(number: int, path: str = "") -> str:
         case 1:
             found = os.strerror(value).lower()
         case _:
-            found = _OTHERS[-1]
+            found = _OTHERS[(TOLD & _VALUE_MAX) - 1]
     return f"{found}: {path}" if path else found

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.cli.tables import connections_text, drain_text, instances_text, route_text, status_text, table
+from relay.cli.tables import connections_text, drain_text, hold_text, instances_text, route_text, status_text, table
 
 
 def status(**keys: Any) -> Any:
@@ -14,7 +14,7 @@ def status(**keys: Any) -> Any:
         "target_since_s": 9000.0, "target_looked_s": 190.0, "target_looked": "dialled", "active": 3, "accepted": 70,
         "denied": {"access": 4, "rate": 1}, "closed": {"client_fin": 67}, "received_bytes": 1536, "sent_bytes": 0,
         "connect_failures": 0, "enforce": "strict", "would_deny": {}, "target_set": [],
-        "distribution": None, "leads_to": "",
+        "distribution": None, "leads_to": "", "held": 0, "hold_for_s": 0.0,
     }  # fmt: skip
     return {
         "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
@@ -74,6 +74,24 @@ def test_an_instance_that_edges_send_nobody_to_catches_the_eye() -> None:
         "web_IN_0 of shop: running for 2.0h, busy for 1.0m more (`relay drain off` ends it), relay "
     )
     assert status_text(status(busy_for_s=60.0, draining=True)).startswith("web_IN_0 of shop: draining for")
+
+
+def test_connections_that_wait_catch_the_eye() -> None:
+    [endpoint] = status()["endpoints"]
+    lines = status_text(status(endpoints=[endpoint | {"held": 2, "hold_for_s": 90.0}])).splitlines()
+    assert lines[3] == "HOLD: web/http-in holds new connections for 1.5m more (`relay release web/http-in`)"
+    assert "  3 (2 held)  " in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("for_s", "held", "text"),
+    [
+        (60.0, 0, "web/in holds new connections for 1.0m (`relay release web/in` ends it); 0 connections wait"),
+        (0.0, 1, "web/in holds nobody any more; 1 connection waited"),
+    ],
+)
+def test_who_holds(for_s: float, held: int, text: str) -> None:
+    assert hold_text({"endpoint": "web/in", "hold_for_s": for_s, "held": held}) == text
 
 
 def member(instance: int, **keys: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ roles:
           - deny: 203.0.113.9/24
           - permit: 203.0.0.0/8
         limits: {connections: 10, per_source: 2, rate: 30/m}
-        timeouts: {connect: 1s, first_byte: 2s, idle: 3s, keepalive: 4s, dead: 5s}
+        timeouts: {connect: 1s, first_byte: 2s, idle: 3s, keepalive: 4s, dead: 5s, hold: 6s}
         send_proxy: v2
       open: {type: input, public_port: 81, target: "[::1]:1"}
       closed-to-one: {type: input, public_port: 82, target: "127.0.0.1:1", access: [{deny: 192.0.2.7}]}

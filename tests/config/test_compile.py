@@ -49,6 +49,7 @@ def test_an_input_endpoint() -> None:
         send_proxy="v2",
         keepalive_s=4.0,
         dead_s=5.0,
+        hold_s=6.0,
     )
     assert (row.role, row.endpoint, row.listen) == ("web", "http-in", "10.0.0.4:8080")
 
@@ -232,7 +233,8 @@ roles:
   store:
     instances: 2000
     endpoints:
-      pg: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {keepalive: 4s, dead: 5s}}
+      pg: {type: internal, port: 5432, target: "unix:/run/pg", from: [web], timeouts: {keepalive: 4s, dead: 5s, hold: 6s},
+           limits: {connections: 7}}
 """
 
 
@@ -267,6 +269,7 @@ def test_a_door_out() -> None:
         "door", "127.0.0.1:5432", "store/pg", 2.0, None,
     )  # fmt: skip
     assert (row.keepalive_s, row.dead_s) == (4.0, 5.0), "those of the endpoint that it leads to"
+    assert (row.hold_s, row.held_max, row.connections) == (6.0, 7, None), "its limit, for those who wait"
     assert (row.distribution, row.dial_from, row.probe, row.send_proxy) == ("least-connections", "10.0.0.5", None, None)
     assert [(each.text, each.instance) for each in row.targets] == [
         (f"10.0.1.{n}:5432", f"store_IN_{n}") for n in range(3)

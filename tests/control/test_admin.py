@@ -156,6 +156,11 @@ class Api:
     def drain(self, for_s: float) -> Any:
         return {"busy_for_s": for_s}
 
+    def hold(self, endpoint: str, for_s: float) -> Any:
+        if self.failure:
+            raise self.failure
+        return {"endpoint": endpoint, "hold_for_s": for_s}
+
     async def upgrade(self) -> Any:
         self.upgrades += 1
         if self.failure:
@@ -182,6 +187,7 @@ async def api(path: str) -> AsyncIterator[Api]:
             explain=made.explain,
             route=made.route,
             drain=made.drain,
+            hold=made.hold,
             reload=made.reload,
             dry_run=made.dry_run,
             upgrade=made.upgrade,
@@ -224,6 +230,15 @@ async def test_where_a_client_goes_and_for_how_long_nobody_is_sent(api: Api) -> 
     assert await api.ask("POST", "/v1/drain?for=600") == (200, {"busy_for_s": 600.0})
     for wrong in ("", "?for=", "?for=10m", "?for=-1"):
         assert (await api.ask("POST", f"/v1/drain{wrong}"))[0] == 400
+
+
+async def test_whom_to_hold_and_for_how_long(api: Api) -> None:
+    held = {"endpoint": "web/in", "hold_for_s": 60.0}
+    assert await api.ask("POST", "/v1/hold?endpoint=web/in&for=60") == (200, held)
+    assert await api.ask("POST", "/v1/release?endpoint=web/in") == (200, held | {"hold_for_s": 0.0})
+    assert (await api.ask("POST", "/v1/hold?endpoint=web/in"))[0] == 400
+    api.failure = OperatorError("no endpoint")
+    assert await api.ask("POST", "/v1/hold?endpoint=x&for=1") == (400, {"error": "no endpoint"})
 
 
 async def test_an_upgrade_is_begun_or_refused(api: Api) -> None:

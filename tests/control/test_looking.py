@@ -256,6 +256,33 @@ def test_a_newcomer_has_nothing_of_who_was_there_before(distribution: Any) -> No
         logged.close()
 
 
+async def test_one_that_is_down_is_asked_often_while_somebody_waits_for_it(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "_DOWN_S", 1.0)
+    probed, bare = endpoint_row(probe=ProbeRow("/", 2.0, 5.0)), endpoint_row()
+    at = made.ledger.worker(1).counts_at(bare.slot) + Count.HELD
+    for held, down_s in ((0, 1.0), (1, 0.2)):
+        made.ledger.words[at] = held
+        for row, up_s in ((probed, 2.0), (bare, 1.0)):
+            subject = looking.Subject(row, None)
+            assert made.looker.interval_s(subject, is_down=True) == down_s
+            assert made.looker.interval_s(subject) == up_s
+
+
+async def test_a_look_that_is_far_off_comes_sooner_when_somebody_waits(made: Made) -> None:
+    row = other(free_port(), probe=ProbeRow("", 3600.0, 5.0))
+    made.looker.follow(snapshot_of(row))
+    [looked] = made.looker._looked.values()
+    place, _ = looked.subject.places(made.ledger)
+    made.ledger.words[place] = health.packed(DOWN, REFUSED, 1)
+    made.looker.notice()
+    assert not looked.hurry.is_set()
+    made.ledger.words[made.ledger.worker(0).counts_at(row.slot) + Count.HELD] = 1
+    made.looker.notice()
+    assert looked.hurry.is_set()
+
+
 @pytest.mark.parametrize(
     ("count", "up_s", "down_s"), [(1, 2.0, 1.0), (150, 2.0, 1.5), (200, 2.0, 2.0), (1000, 10.0, 10.0)]
 )

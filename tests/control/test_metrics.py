@@ -37,6 +37,7 @@ NAMES = {
     "relay_connections_denied_total",
     "relay_connections_would_deny_total",
     "relay_connections_active",
+    "relay_connections_held",
     "relay_connections_closed_total",
     "relay_received_bytes_total",
     "relay_sent_bytes_total",
@@ -197,6 +198,7 @@ def test_each_endpoint_has_its_own_numbers_over_all_workers(ledger: Ledger) -> N
             part = ledger.worker(n)
             add(part, slot, Count.ACCEPTED, 10 * factor)
             add(part, slot, Count.ACTIVE, 9 * factor)
+            add(part, slot, Count.HELD, 5 * factor)
             add(part, slot, Count.RECEIVED, 3 * factor)
             add(part, slot, Count.SENT, 4 * factor)
             add(part, slot, Count.CONNECT_FAILURES, factor)
@@ -207,6 +209,7 @@ def test_each_endpoint_has_its_own_numbers_over_all_workers(ledger: Ledger) -> N
     for name, value in {
         "relay_connections_accepted_total": 20.0,
         "relay_connections_active": 18.0,
+        "relay_connections_held": 10.0,
         "relay_received_bytes_total": 6.0,
         "relay_sent_bytes_total": 8.0,
         "relay_target_connect_failures_total": 2.0,

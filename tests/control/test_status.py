@@ -68,7 +68,7 @@ def test_an_idle_daemon(ledger: Ledger) -> None:
     assert found["endpoints"][0] == {
         "name": "web/in", "type": "input", "protocol": "tcp", "listen": "127.0.0.1:80", "targets": ["a", "b"],
         "target_up": None, "target_reason": "", "target_since_s": None, "target_looked_s": None, "target_looked": None,
-        "active": 0, "accepted": 0, "denied": {}, "closed": {}, "received_bytes": 0,
+        "active": 0, "held": 0, "hold_for_s": 0.0, "accepted": 0, "denied": {}, "closed": {}, "received_bytes": 0,
         "enforce": "strict", "deny": "reset", "would_deny": {}, "sent_bytes": 0, "connect_failures": 0,
         "target_set": [], "distribution": None, "leads_to": "",
     }  # fmt: skip
@@ -81,6 +81,7 @@ def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger)
     for n, part in enumerate((ledger.worker(0), ledger.worker(1)), 1):
         add(part, 4, Count.ACCEPTED, 10 * n)
         add(part, 4, Count.ACTIVE, 9 * n)
+        add(part, 4, Count.HELD, 2 * n)
         add(part, 4, Count.RECEIVED, 100 * n)
         add(part, 4, Count.SENT, 1000 * n)
         add(part, 4, Count.DENIED + REASONS.index("rate"), n)
@@ -89,6 +90,7 @@ def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger)
         add(part, 4, Count.CONNECT_FAILURES, n)
     first, second = status(ledger, SNAPSHOT, 1, 0)["endpoints"]
     assert (first["accepted"], first["active"], first["received_bytes"], first["sent_bytes"]) == (30, 27, 300, 3000)
+    assert (first["held"], second["held"]) == (6, 0)
     assert (first["denied"], first["closed"], first["connect_failures"]) == ({"rate": 3}, {"idle": 3}, 3)
     assert (first["would_deny"], second["would_deny"]) == ({"roster": 3}, {})
     assert (second["accepted"], second["denied"], second["closed"]) == (0, {}, {})

@@ -188,7 +188,7 @@ def test_the_next_of_a_set_has_its_own_part_of_the_time(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also after one that had to be dialled again."""
-    monkeypatch.setattr(Pool, "choose", lambda _pool, _source, _port, _to, tried, _now_ns: 1 if tried else 0)
+    monkeypatch.setattr(Pool, "choose", lambda _pool, _source, _port, _to, tried, _now_ns, **_: 1 if tried else 0)
     rows = refusing(), replace(silent_target(stack).row, slot=1)
     with without_a_descriptor(stack, *rows) as rig:
         pass

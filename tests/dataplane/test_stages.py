@@ -20,6 +20,16 @@ from relay.ledger.layout import CAUSES, STATE_NAMES, State
 from relay.steps import NAMES
 from relay.targets import why
 from tests.dataplane.asking_scenes import at_ask, at_taken, edge_rig, succeeded
+from tests.dataplane.holding_scenes import (
+    HOLD_S,
+    TRY_S,
+    at_hold,
+    at_hold_after_silence,
+    at_hold_behind_an_edge,
+    begun_by_hand,
+    hold_by_hand,
+    is_back,
+)
 from tests.dataplane.rig import LATER_S, Move, refusing, reset, silent_target, tcp_target
 from tests.dataplane.scenes import (
     CLIENT,
@@ -103,6 +113,17 @@ def looked_at_and_asked(stack: Stack) -> None:
     rig.until(lambda: flow.state == State.ASK, "it is asked")
 
 
+def tried(scene: Scene, state: int) -> None:
+    scene.rig.tick(TRY_S)
+    assert scene.flow.state == state
+
+
+def back_after_a_hold(stack: Stack) -> None:
+    scene = at_hold(stack)
+    is_back(stack, scene)
+    tried(scene, State.SPLICE)
+
+
 # How each move comes about, and each end.
 WAYS: Final[dict[tuple[int, int], Callable[[Stack], object]]] = {
     (State.FREE, State.HEADER): at_header,
@@ -124,6 +145,14 @@ WAYS: Final[dict[tuple[int, int], Callable[[Stack], object]]] = {
     (State.ASK, State.SPLICE): lambda stack: asked_next(stack, state=State.SPLICE, knows=0),
     (State.ASK, State.TAKEN): taken_by_the_first,
     (State.TAKEN, State.SPLICE): taken_by_the_first,
+    (State.FREE, State.HOLD): begun_by_hand,
+    (State.HEADER, State.HOLD): lambda stack: said(hold_by_hand(at_header(stack)), HEADER),
+    (State.LOOK, State.HOLD): lambda stack: said(hold_by_hand(at_look(stack)), HELLO),
+    (State.DIAL, State.HOLD): at_hold,
+    (State.ASK, State.HOLD): at_hold_behind_an_edge,
+    (State.HOLD, State.DIAL): lambda stack: tried(at_hold_after_silence(stack), State.DIAL),
+    (State.HOLD, State.ASK): lambda stack: tried(at_hold_behind_an_edge(stack), State.ASK),
+    (State.HOLD, State.SPLICE): back_after_a_hold,
     (State.SPLICE, State.CLOSE): at_close,
 }
 AT: Final[dict[int, Callable[[Stack], Scene]]] = {
@@ -131,6 +160,7 @@ AT: Final[dict[int, Callable[[Stack], Scene]]] = {
     State.LOOK: at_look,
     State.DIAL: at_dial,
     State.ASK: at_ask,
+    State.HOLD: at_hold,
     State.TAKEN: at_taken,
     State.SPLICE: lambda stack: at_splice(stack, idle_s=5.0),
     State.CLOSE: at_close,
@@ -159,6 +189,13 @@ ASK_ACTS: Final[dict[str, Callable[[Scene], object]]] = {
 }
 
 
+HOLD_ACTS: Final[dict[str, Callable[[Scene], object]]] = {
+    "connect_failed": lambda scene: scene.rig.tick(HOLD_S),
+    "connect_timeout": lambda scene: scene.rig.tick(HOLD_S),
+    "client_reset": lambda scene: reset(scene.client),
+}
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [pytest.param(a, b, id=f"{NAME[a]} to {NAME[b]}") for a, tos in MOVES.items() for b in tos],
@@ -177,6 +214,9 @@ def test_every_end_is_come_to(where: int, cause: str, stack: Stack, moves: list[
     elif where == State.ASK:
         scene = at_ask(stack, said=b"")
         ASK_ACTS[cause](scene)
+    elif where == State.HOLD:
+        scene = at_hold_after_silence(stack) if cause == "connect_timeout" else at_hold(stack)
+        HOLD_ACTS[cause](scene)
     elif where == State.TAKEN:
         scene = at_taken(stack)
         ACTS[cause](scene)
