@@ -64,6 +64,7 @@ PURE: Final = (
     "relay.control.answers",
     "relay.control.described",
     "relay.control.openapi",
+    "relay.control.senders",
 )
 IMPURE: Final = frozenset({"asyncio", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"})
 

@@ -1,4 +1,7 @@
-"""The command line. Exit status: 0 done, 1 something must change (said on standard error), 2 misuse, 70 a bug."""
+"""The command line.
+
+Exit status: 0 done, 1 something must change (said on standard error), 2 misuse, 3 not in time, 70 a bug.
+"""
 
 import argparse
 import contextlib
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from relay import __version__
-from relay.errors import AdminError, ConfigError, OperatorError, RefusedError, WrongValue
+from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
 
 if TYPE_CHECKING:
     from relay.cli.client import AdminClient
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 _UPGRADE_S: Final = 60.0  # it takes a second, and half of one more for each worker
 _ASK_AGAIN_S: Final = 0.05
 _EXEC_USAGE: Final = "relay exec [-h] [--socket PATH] [--settings FILE] -- CMD [ARGS ...]"
-_WAIT_S: Final = 0.5  # between two looks at connections that take minutes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     drain.add_argument(
         "--for", dest="for_text", metavar="TIME", default="10m", help="until then, if nobody says off (10m)"
     )
-    drain.add_argument("--wait", action="store_true", help="return when the last connection has ended")
+    drain.add_argument(
+        "--wait", action="store_true", help="return when all who could send have stopped, and nobody is connected"
+    )
+    drain.add_argument("--timeout", metavar="TIME", help="wait no longer, and exit with 3 then (as long as --for)")
     instances = commands.add_parser("instances", help="who is in the service, and where")
     instances.add_argument("--role", metavar="ROLE", help="of this role alone, or of `edge`")
     instances.add_argument("--healthy", action="store_true", help="only those that may get new connections")
@@ -183,8 +188,9 @@ def _run(args: argparse.Namespace) -> int:
             return _explain(args)
         case "drain":
             from relay.cli.client import AdminClient
+            from relay.cli.drain import drain
 
-            return _drain(AdminClient.find(args.socket, args.settings), args)
+            return drain(AdminClient.find(args.socket, args.settings), args)
         case "upgrade":
             from relay.cli.client import AdminClient
 
@@ -261,29 +267,6 @@ def _explain(args: argparse.Namespace) -> int:
         query = urllib.parse.urlencode({key: value for key, value in asked.items() if value is not None})
         answer = AdminClient.find(args.socket, args.settings).get(f"/v1/explain?{query}")
     print(json.dumps(answer, indent=2) if args.json else explain_text(answer))
-    return 0
-
-
-def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
-    from relay.cli.tables import drain_text
-    from relay.config.values import duration
-
-    try:
-        for_s = 0 if args.what == "off" else max(1, round(duration(args.for_text)))
-    except WrongValue as error:
-        raise OperatorError(f"--for: {error}") from None
-    answer = client.post(f"/v1/drain?for={for_s}")
-    print(drain_text(answer), flush=True)
-    while args.wait and for_s:
-        status = client.get("/v1/status")
-        if not any(endpoint["active"] for endpoint in status["endpoints"]):
-            print("no connection is open")
-            return 0
-        if not status["busy_for_s"]:
-            raise OperatorError(
-                f"{args.for_text} are over, and connections are still open; `relay status --connections`"
-            )
-        time.sleep(_WAIT_S)
     return 0
 
 

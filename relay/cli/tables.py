@@ -165,8 +165,13 @@ def drain_text(answer: "Busy") -> str:
         *(["the registry is told, so other machines' doors out and names leave it out"] if answer["told"] else []),
     ]
     how = " and ".join(who) or "NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told"
-    connections = "1 connection goes on" if answer["active"] == 1 else f"{answer['active']} connections go on"
-    return f"for {_age(answer['busy_for_s'])} {how}; {connections}"
+    goes = "goes on" if answer["active"] == 1 else "go on"
+    return f"for {_age(answer['busy_for_s'])} {how}; {counted_text(answer['active'])} {goes}"
+
+
+def counted_text(connections: int) -> str:
+    """So many connections, in words."""
+    return "1 connection" if connections == 1 else f"{connections} connections"
 
 
 def connections_text(connections: Sequence["Connection"]) -> str:

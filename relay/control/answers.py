@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from typing_extensions import TypedDict  # typing's own says too little about its keys before Python 3.12
 
 from relay.control.described import Says, Within
+from relay.control.senders import ToldStatus
 
 Count = Annotated[int, Within(0)]
 Port = Annotated[int, Within(1, 65535)]
@@ -275,7 +276,7 @@ class EndpointStatus(TypedDict):
     connect_failures: Count
 
 
-class Status(TypedDict):
+class Status(ToldStatus):
     """What is open, and what it did so far."""
 
     version: str
@@ -361,7 +362,7 @@ class Reach(TypedDict):
 # --- what is done -------------------------------------------------------------------------------------------------------
 
 
-class Busy(TypedDict):
+class Busy(ToldStatus):
     """For how long this instance asks for no new connections, who is told, and how many go on."""
 
     busy_for_s: float

@@ -21,18 +21,20 @@ from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.in_force import InForce
-from relay.control.looking import Looker, forget_newcomers
+from relay.control.lines import Lines
+from relay.control.looking import Looker, forget_newcomers, untold_s
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
+from relay.control.senders import ToldStatus, senders, told_by_line
 from relay.control.status import busy, connections, is_draining, status
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
-from relay.ledger.layout import DaemonWord, Word
+from relay.ledger.layout import DaemonWord, State, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.processes.renewal import behind
@@ -75,6 +77,7 @@ class Control:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looker = Looker(inherited.ledger, self._log)
+        self._lines = Lines(inherited.ledger, self._log, self._looker)
         self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
@@ -109,6 +112,7 @@ class Control:
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
+        self._lines.follow(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
         await self._looker.end()
@@ -126,6 +130,7 @@ class Control:
             going = [
                 group.create_task(self._refresh(), name="refresh"),
                 group.create_task(self._looker.run(), name="look at targets"),
+                group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
             ]
             await self._stopped.wait()
@@ -182,7 +187,7 @@ class Control:
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
         flows = ((name, Address.parse(peer).host) for name, peer in open_now)
         old = self._in_force.snapshot
-        return {**_reloaded(old.generation, prepared), "cut": who_is_cut(flows, prepared.snapshot, old)}
+        return {**prepared.told(old.generation), "cut": who_is_cut(flows, prepared.snapshot, old)}
 
     def _failed(self, error: OperatorError) -> OperatorError:
         """Say everywhere that the former configuration stands."""
@@ -206,9 +211,10 @@ class Control:
         late = await self._delivery.deliver(parcel)
         self._log.level = snapshot.log_level
         self._looker.follow(snapshot)
+        self._lines.follow(snapshot)
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
-        return _reloaded(snapshot.generation, prepared, *(f"worker {n} has not answered yet" for n in late))
+        return prepared.told(snapshot.generation, *(f"worker {n} has not answered yet" for n in late))
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
@@ -337,7 +343,16 @@ class Control:
             roster, service = self._in_force.roster, self._in_force.service
             there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
             registry = self._follower.status(there)
-        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry)
+        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, self._told(), registry)
+
+    def _told(self) -> ToldStatus:
+        service, snapshot = self._in_force.service, self._in_force.snapshot
+        lines = told_by_line(self._ledger.flows(State.LINE))
+        registry = self._follower.told_busy if self._follower is not None else None
+        return {
+            "senders": senders(service, snapshot.roster, snapshot.instance, lines, registry),
+            "untold_s": round(untold_s(service, snapshot.roster, snapshot), 3),
+        }
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
         snapshot = self._in_force.snapshot
@@ -351,20 +366,13 @@ class Control:
         until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
         self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
+        for sock in self._inherited.workers:  # one that has no room for it looks by itself, within a second
+            channel.send(sock, messages.plain(messages.BUSY))
         told = self._follower is not None and self._follower.tells
-        return busy(self._ledger, self._in_force.snapshot, told=told)
+        return busy(self._ledger, self._in_force.snapshot, self._told(), told=told)
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)
-
-
-def _reloaded(generation: int, prepared: Prepared, *notes: str) -> answers.Reloaded:
-    return {
-        "generation": generation,
-        "changes": [str(change) for change in prepared.plan.changes],
-        "warnings": [str(warning) for warning in prepared.warnings],
-        "notes": [*prepared.notes, *notes],
-    }
 
 
 def _lines(error: OperatorError) -> list[str]:
