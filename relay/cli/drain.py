@@ -24,7 +24,7 @@ _SAY_S: Final = 1.0  # connections come and go
 _AWAY_S: Final = 5.0
 
 
-class Daemon(Protocol):
+class Asked(Protocol):
     """Whom to ask: client.py."""
 
     def get(self, resource: str) -> Any:
@@ -76,7 +76,7 @@ def _names(who: Sequence[str]) -> str:
 
 
 def drain(
-    daemon: Daemon,
+    daemon: Asked,
     args: argparse.Namespace,
     now_s: Callable[[], float] = time.monotonic,
     rest: Callable[[float], None] = time.sleep,
@@ -94,7 +94,7 @@ def drain(
 
 
 def _wait(
-    daemon: Daemon,
+    daemon: Asked,
     until_s: float | None,
     args: argparse.Namespace,
     now_s: Callable[[], float],

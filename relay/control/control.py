@@ -343,7 +343,7 @@ class Control:
             roster, service = self._in_force.roster, self._in_force.service
             there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
             registry = self._follower.status(there)
-        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, self._told(), registry)
+        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry, self._told())
 
     def _told(self) -> ToldStatus:
         service, snapshot = self._in_force.service, self._in_force.snapshot

@@ -5,14 +5,16 @@ acted on what it was told. Doors out go by the registry too, which tells who is 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from typing_extensions import TypedDict
 
 from relay.address import Address
-from relay.config.model import Service
 from relay.config.roster import EDGE, Roster, split_instance
 from relay.ledger.ledger import FlowRecord
+
+if TYPE_CHECKING:  # whoever reads an answer must not wait for pydantic
+    from relay.config.model import Service
 
 
 class SenderStatus(TypedDict):
@@ -30,6 +32,10 @@ class ToldStatus(TypedDict):
     untold_s: float
 
 
+NOBODY: Final[ToldStatus] = {"senders": [], "untold_s": 0.0}
+"""Nobody sends connections here."""
+
+
 def told_by_line(lines: Iterable[FlowRecord]) -> dict[str, bool]:
     """Of each address that holds a line here (by its records): whether it has acted on the last word, that of being busy."""
     found: dict[str, bool] = {}
@@ -42,7 +48,7 @@ def told_by_line(lines: Iterable[FlowRecord]) -> dict[str, bool]:
 
 
 def senders(
-    service: Service, roster: Roster, instance: str, lines: Mapping[str, bool], registry: bool | None
+    service: "Service", roster: Roster, instance: str, lines: Mapping[str, bool], registry: bool | None
 ) -> list[SenderStatus]:
     """Who could send connections to this instance; by what `lines` (`told_by_line`) and the registry told.
 
@@ -59,11 +65,11 @@ def senders(
     return found
 
 
-def _has_input(service: Service, role: str) -> bool:
+def _has_input(service: "Service", role: str) -> bool:
     return any(endpoint.type == "input" for endpoint in service.roles[role].endpoints.values())
 
 
-def _has_door(service: Service, role: str, to: str) -> bool:
+def _has_door(service: "Service", role: str, to: str) -> bool:
     return any(door.endpoint[0] == to for door in service.roles[role].uses.values())
 
 

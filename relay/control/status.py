@@ -10,7 +10,7 @@ from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control import answers
 from relay.control.faults import reason_of
-from relay.control.senders import ToldStatus
+from relay.control.senders import NOBODY, ToldStatus
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -40,8 +40,8 @@ def status(
     snapshot: Snapshot,
     keeper_pid: int,
     program: int,
-    told: ToldStatus,
     registry: answers.RegistryStatus | None = None,
+    told: ToldStatus = NOBODY,
 ) -> answers.Status:
     """The answer to `GET /v1/status`. `told`: whom `relay drain` tells.
 
@@ -181,10 +181,10 @@ def busy_for_s(ledger: Ledger) -> float:
     return round(max(0, left_ns) / 1e9, 3)
 
 
-def busy(ledger: Ledger, snapshot: Snapshot, told_status: ToldStatus, *, told: bool) -> answers.Busy:
-    """The answer to `POST /v1/drain`; `told`: the registry is."""
+def busy(ledger: Ledger, snapshot: Snapshot, whom: ToldStatus = NOBODY, *, told: bool) -> answers.Busy:
+    """The answer to `POST /v1/drain`. `whom` it tells; `told`: the registry is."""
     return {
-        **told_status,
+        **whom,
         "busy_for_s": busy_for_s(ledger),
         "behind_edge": [row.name for row in snapshot.endpoints if row.edges],
         "active": sum(ledger.active(row.slot) for row in snapshot.endpoints),
