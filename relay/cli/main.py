@@ -1,4 +1,7 @@
-"""The command line. Exit status: 0 done, 1 something must change (said on standard error), 2 misuse, 70 a bug."""
+"""The command line.
+
+Exit status: 0 done, 1 something must change (said on standard error), 2 misuse, 3 not in time, 70 a bug.
+"""
 
 import argparse
 import contextlib
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 _UPGRADE_S: Final = 60.0  # it takes a second, and half of one more for each worker
 _ASK_AGAIN_S: Final = 0.05
 _EXEC_USAGE: Final = "relay exec [-h] [--socket PATH] [--settings FILE] -- CMD [ARGS ...]"
-_WAIT_S: Final = 0.5  # between two looks at connections that take minutes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     drain.add_argument(
         "--for", dest="for_text", metavar="TIME", default="10m", help="until then, if nobody says off (10m)"
     )
-    drain.add_argument("--wait", action="store_true", help="return when the last connection has ended")
+    drain.add_argument(
+        "--wait", action="store_true", help="return when all who could send have stopped, and nobody is connected"
+    )
+    drain.add_argument("--timeout", metavar="TIME", help="wait no longer, and exit with 3 then (as long as --for)")
     hold = commands.add_parser("hold", help="have new connections of an endpoint wait, for a planned restart behind it")
     hold.add_argument("--for", dest="for_text", metavar="TIME", default="1m", help="until then, if not released (1m)")
     release = commands.add_parser("release", help="let those go on that `relay hold` has had wait")
@@ -190,8 +195,9 @@ def _run(args: argparse.Namespace) -> int:
             return _explain(args)
         case "drain":
             from relay.cli.client import AdminClient
+            from relay.cli.drain import drain
 
-            return _drain(AdminClient.find(args.socket, args.settings), args)
+            return drain(AdminClient.find(args.socket, args.settings), args)
         case "hold" | "release":
             from relay.cli.client import AdminClient
 
@@ -290,25 +296,6 @@ def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
 
     asked = {"endpoint": args.endpoint} | ({"for": _seconds(args.for_text)} if args.command == "hold" else {})
     print(hold_text(client.post(f"/v1/{args.command}?{urllib.parse.urlencode(asked)}")))
-    return 0
-
-
-def _drain(client: "AdminClient", args: argparse.Namespace) -> int:
-    from relay.cli.tables import drain_text
-
-    for_s = 0 if args.what == "off" else _seconds(args.for_text)
-    answer = client.post(f"/v1/drain?for={for_s}")
-    print(drain_text(answer), flush=True)
-    while args.wait and for_s:
-        status = client.get("/v1/status")
-        if not any(endpoint["active"] for endpoint in status["endpoints"]):
-            print("no connection is open")
-            return 0
-        if not status["busy_for_s"]:
-            raise OperatorError(
-                f"{args.for_text} are over, and connections are still open; `relay status --connections`"
-            )
-        time.sleep(_WAIT_S)
     return 0
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # for a reader: a command must not wait for what the types are made with
     from relay.control.answers import (
-        Busy,
         Connection,
         EndpointStatus,
         Explanation,
@@ -13,13 +12,11 @@ if TYPE_CHECKING:  # for a reader: a command must not wait for what the types ar
         InstanceAnswer,
         Reach,
         RegistryStatus,
-        Reloaded,
         RouteAnswer,
         Status,
         WorkerStatus,
-        WouldReload,
     )
-    from relay.control.done import Hold
+    from relay.control.done import Busy, Hold, Reloaded, WouldReload
 
 _RULES_SHOWN: Final = 12  # up to the one that decides: its neighbourhood, and a screen stays a screen
 _CUTS_SHOWN: Final = 20
@@ -171,8 +168,13 @@ def drain_text(answer: "Busy") -> str:
         *(["the registry is told, so other machines' doors out and names leave it out"] if answer["told"] else []),
     ]
     how = " and ".join(who) or "NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told"
-    connections = "1 connection goes on" if answer["active"] == 1 else f"{answer['active']} connections go on"
-    return f"for {_age(answer['busy_for_s'])} {how}; {connections}"
+    goes = "goes on" if answer["active"] == 1 else "go on"
+    return f"for {_age(answer['busy_for_s'])} {how}; {counted_text(answer['active'])} {goes}"
+
+
+def counted_text(connections: int) -> str:
+    """So many connections, in words."""
+    return "1 connection" if connections == 1 else f"{connections} connections"
 
 
 def hold_text(answer: "Hold") -> str:

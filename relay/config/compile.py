@@ -25,7 +25,8 @@ _DOOR_TARGETS_MAX = 32
 # which the worker forwards nothing.
 _FILTERS_MAX_BYTES = 65_536 * 8
 
-_DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
+DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
+"""Of an endpoint that declares none."""
 
 _Name = TypeVar("_Name", str, tuple[str, str])  # an endpoint's, or an endpoint's with a target's
 
@@ -93,7 +94,7 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 rate_per_s=None,
                 held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
                 # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
-                probe=_probe(endpoint) if endpoint.probe else replace(_DEFAULT_PROBE, kind="relay"),
+                probe=_probe(endpoint) if endpoint.probe else replace(DEFAULT_PROBE, kind="relay"),
                 path_behind=endpoint.target.path if endpoint.target.kind == "unix" else "",
             )
             if endpoint.public_port is not None:
@@ -213,7 +214,7 @@ def _probe(endpoint: Endpoint) -> ProbeRow | None:
     if probe is None:
         return None
     if probe is False:
-        return replace(_DEFAULT_PROBE, kind="never")
+        return replace(DEFAULT_PROBE, kind="never")
     return ProbeRow(probe.path or "", probe.interval_s, probe.timeout_s)
 
 

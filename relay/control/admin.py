@@ -25,8 +25,7 @@ from typing import Any
 from aiohttp import web
 
 from relay.config.values import HostPort
-from relay.control import answers
-from relay.control.done import Hold
+from relay.control import answers, done
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
 from relay.errors import ConfigError, ListenError, OperatorError, os_reason
@@ -94,11 +93,11 @@ async def serve_admin(
     connections: Callable[[], list[answers.Connection]],
     explain: Callable[[str, str | None, str | None], answers.Explanation],
     route: Callable[[str, str], answers.RouteAnswer],
-    drain: Callable[[float], answers.Busy],
-    hold: Callable[[str, float], Hold],
-    reload: Callable[[], Awaitable[answers.Reloaded]],
-    dry_run: Callable[[], Awaitable[answers.WouldReload]],
-    upgrade: Callable[[], Awaitable[answers.Upgrading]],
+    drain: Callable[[float], done.Busy],
+    hold: Callable[[str, float], done.Hold],
+    reload: Callable[[], Awaitable[done.Reloaded]],
+    dry_run: Callable[[], Awaitable[done.WouldReload]],
+    upgrade: Callable[[], Awaitable[done.Upgrading]],
     discovery: Discovery,
 ) -> web.AppRunner:
     """Answer on the admin socket until the runner is cleaned up."""
@@ -118,10 +117,10 @@ async def serve_admin(
 
         return handle
 
-    def ask_drain(asked: Mapping[str, str]) -> answers.Busy:
+    def ask_drain(asked: Mapping[str, str]) -> done.Busy:
         return drain(seconds(asked))
 
-    def ask_hold(asked: Mapping[str, str]) -> Hold:
+    def ask_hold(asked: Mapping[str, str]) -> done.Hold:
         return hold(asked.get("endpoint", ""), seconds(asked))
 
     def seconds(asked: Mapping[str, str]) -> float:

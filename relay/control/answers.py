@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from typing_extensions import TypedDict  # typing's own says too little about its keys before Python 3.12
 
 from relay.control.described import Says, Within
+from relay.control.senders import ToldStatus
 
 Count = Annotated[int, Within(0)]
 Port = Annotated[int, Within(1, 65535)]
@@ -276,7 +277,7 @@ class EndpointStatus(TypedDict):
     connect_failures: Count
 
 
-class Status(TypedDict):
+class Status(ToldStatus):
     """What is open, and what it did so far."""
 
     version: str
@@ -357,43 +358,3 @@ class Reach(TypedDict):
     type: EndpointType
     outside: str
     roles: dict[str, str]
-
-
-# --- what is done -------------------------------------------------------------------------------------------------------
-
-
-class Busy(TypedDict):
-    """For how long this instance asks for no new connections, who is told, and how many go on."""
-
-    busy_for_s: float
-    behind_edge: list[str]
-    active: Count
-    told: bool
-
-
-class Reloaded(TypedDict):
-    """What has changed."""
-
-    generation: Count
-    changes: list[str]
-    warnings: list[str]
-    notes: list[str]
-
-
-class Cut(TypedDict):
-    """Open connections from one network that would be cut."""
-
-    endpoint: str
-    network: str
-    why: str
-    connections: Count
-
-
-class WouldReload(Reloaded):
-    """What would change, and who would be cut."""
-
-    cut: list[Cut]
-
-
-Upgrading = TypedDict("Upgrading", {"from": str, "to": str, "program": Count})
-"""The new program has tried itself out, and begins. `program`: its number."""

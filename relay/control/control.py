@@ -17,18 +17,21 @@ from relay.address import Address
 from relay.config.roster import Member, difference
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
-from relay.control import admin, answers, upgrade
+from relay.control import admin, answers, done, upgrade
 from relay.control.delivery import Delivery
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.holds import hold
 from relay.control.in_force import InForce
+from relay.control.lines import Lines
 from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
+from relay.control.senders import ToldStatus
 from relay.control.status import busy, connections, is_draining, status
+from relay.control.told import who_is_told
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
@@ -76,6 +79,7 @@ class Control:
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looker = Looker(inherited.ledger, self._log)
+        self._lines = Lines(inherited.ledger, self._log, self._looker)
         self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
@@ -111,6 +115,7 @@ class Control:
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
+        self._lines.follow(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
         await self._looker.end()
@@ -128,6 +133,7 @@ class Control:
             going = [
                 group.create_task(self._refresh(), name="refresh"),
                 group.create_task(self._looker.run(), name="look at targets"),
+                group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
             ]
             await self._stopped.wait()
@@ -142,7 +148,7 @@ class Control:
 
     # --- reload -------------------------------------------------------------------------------------------------
 
-    async def _reload(self) -> answers.Reloaded:
+    async def _reload(self) -> done.Reloaded:
         """Put the files in force. Raises OperatorError, and then nothing has changed."""
         async with self._reloading:
             self._refuse_while_busy("reloaded")
@@ -175,16 +181,16 @@ class Control:
         elif self._upgrading():
             raise OperatorError(f"an upgrade is under way; nothing is {done}: try again in a moment")
 
-    async def _dry_run(self) -> answers.WouldReload:
+    async def _dry_run(self) -> done.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""
         return await self._loop.run_in_executor(None, self._would)
 
-    def _would(self) -> answers.WouldReload:
+    def _would(self) -> done.WouldReload:
         prepared = self._prepare(dry_run=True)
         open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
         flows = ((name, Address.parse(peer).host) for name, peer in open_now)
         old = self._in_force.snapshot
-        return {**_reloaded(old.generation, prepared), "cut": who_is_cut(flows, prepared.snapshot, old)}
+        return {**prepared.told(old.generation), "cut": who_is_cut(flows, prepared.snapshot, old)}
 
     def _failed(self, error: OperatorError) -> OperatorError:
         """Say everywhere that the former configuration stands."""
@@ -198,7 +204,7 @@ class Control:
         inherited = self._inherited
         return reload(inherited.files, inherited.settings, self._in_force, self._registered(), dry_run=dry_run)
 
-    async def _put_in_force(self, prepared: Prepared) -> answers.Reloaded:
+    async def _put_in_force(self, prepared: Prepared) -> done.Reloaded:
         """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
         snapshot = prepared.snapshot
         parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
@@ -208,9 +214,10 @@ class Control:
         late = await self._delivery.deliver(parcel)
         self._log.level = snapshot.log_level
         self._looker.follow(snapshot)
+        self._lines.follow(snapshot)
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
-        return _reloaded(snapshot.generation, prepared, *(f"worker {n} has not answered yet" for n in late))
+        return prepared.told(snapshot.generation, *(f"worker {n} has not answered yet" for n in late))
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class Control:
 
     # --- live upgrade -------------------------------------------------------------------------------------------
 
-    async def _upgrade(self) -> answers.Upgrading:
+    async def _upgrade(self) -> done.Upgrading:
         """Try the installed code out and let the keeper replace its program. Raises OperatorError: nothing has changed."""
         async with self._reloading:
             self._refuse_while_busy("upgraded")
@@ -339,7 +346,11 @@ class Control:
             roster, service = self._in_force.roster, self._in_force.service
             there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
             registry = self._follower.status(there)
-        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry)
+        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry, self._told())
+
+    def _told(self) -> ToldStatus:
+        registry = self._follower.told_busy if self._follower is not None else None
+        return who_is_told(self._ledger, self._in_force, registry)
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
         snapshot = self._in_force.snapshot
@@ -348,25 +359,18 @@ class Control:
     def _route(self, endpoint: str, client: str) -> answers.RouteAnswer:
         return route(find_endpoint(self._in_force.snapshot, endpoint), self._ledger, client)
 
-    def _drain(self, for_s: float) -> answers.Busy:
+    def _drain(self, for_s: float) -> done.Busy:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
         until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
         self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
+        for sock in self._inherited.workers:  # one that has no room for it looks by itself, within a second
+            channel.send(sock, messages.plain(messages.BUSY))
         told = self._follower is not None and self._follower.tells
-        return busy(self._ledger, self._in_force.snapshot, told=told)
+        return busy(self._ledger, self._in_force.snapshot, self._told(), told=told)
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)
-
-
-def _reloaded(generation: int, prepared: Prepared, *notes: str) -> answers.Reloaded:
-    return {
-        "generation": generation,
-        "changes": [str(change) for change in prepared.plan.changes],
-        "warnings": [str(warning) for warning in prepared.warnings],
-        "notes": [*prepared.notes, *notes],
-    }
 
 
 def _lines(error: OperatorError) -> list[str]:

@@ -1,10 +1,9 @@
-"""What the admin API answers when it has done something for an endpoint, as types: see answers.py."""
-
-from typing import Annotated
+"""What the admin API answers when it has done something, as types: see answers.py."""
 
 from typing_extensions import TypedDict
 
-from relay.control.described import Within
+from relay.control.answers import Count
+from relay.control.senders import ToldStatus
 
 
 class Hold(TypedDict):
@@ -12,4 +11,41 @@ class Hold(TypedDict):
 
     endpoint: str
     hold_for_s: float
-    held: Annotated[int, Within(0)]
+    held: Count
+
+
+class Busy(ToldStatus):
+    """For how long this instance asks for no new connections, who is told, and how many go on."""
+
+    busy_for_s: float
+    behind_edge: list[str]
+    active: Count
+    told: bool
+
+
+class Reloaded(TypedDict):
+    """What has changed."""
+
+    generation: Count
+    changes: list[str]
+    warnings: list[str]
+    notes: list[str]
+
+
+class Cut(TypedDict):
+    """Open connections from one network that would be cut."""
+
+    endpoint: str
+    network: str
+    why: str
+    connections: Count
+
+
+class WouldReload(Reloaded):
+    """What would change, and who would be cut."""
+
+    cut: list[Cut]
+
+
+Upgrading = TypedDict("Upgrading", {"from": str, "to": str, "program": Count})
+"""The new program has tried itself out, and begins. `program`: its number."""

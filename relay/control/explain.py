@@ -15,7 +15,7 @@ from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot
-from relay.control import answers
+from relay.control import answers, done
 from relay.control.status import target_status
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
@@ -158,7 +158,7 @@ def _client(text: str) -> tuple[bytes, int | None]:
             raise OperatorError(f"`{text}` is no client; write an address, or `ADDRESS:PORT`") from None
 
 
-def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | None = None) -> list[answers.Cut]:
+def who_is_cut(flows: Iterable[tuple[str, str]], new: Snapshot, old: Snapshot | None = None) -> list[done.Cut]:
     """Of open connections (endpoint's name, source address), those that `new` no longer allows, most first.
 
     `old` is the snapshot under which they came: directly, where its endpoint was behind no edge.

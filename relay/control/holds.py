@@ -6,7 +6,7 @@ It stands in the ledger, where every worker sees it, now and after its death.
 import time
 
 from relay.config.snapshot import EndpointRow, Snapshot
-from relay.control.done import Hold
+from relay.control import done
 from relay.control.in_force import InForce
 from relay.errors import OperatorError
 from relay.ledger.layout import Count
@@ -16,7 +16,7 @@ from relay.log import Logger
 _PER_INSTANCE = "@instance"  # on an edge, the same endpoint by its ports for one instance each
 
 
-def hold(ledger: Ledger, in_force: InForce, log: Logger, name: str, for_s: float) -> Hold:
+def hold(ledger: Ledger, in_force: InForce, log: Logger, name: str, for_s: float) -> done.Hold:
     """Have new connections of the endpoint, or the door out, wait for so long; 0: no more. Raises OperatorError."""
     rows = _rows(in_force.snapshot, name)
     until_ns = time.monotonic_ns() + int(for_s * 1e9) if for_s else 0

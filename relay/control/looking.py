@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from relay.config.compile import DEFAULT_PROBE
+from relay.config.model import Service
+from relay.config.roster import Roster
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
@@ -25,14 +28,14 @@ from relay.log import Logger
 from relay.targets import health, why
 from relay.targets.health import TargetHealth
 
-_JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges come to beat together
+JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges come to beat together
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
 _DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
 _HELD_S: Final = 0.2  # while connections wait for it
 _NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
 # So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.2 ms. With many instances each is
 # asked more seldom.
-_RELAYS_PER_S: Final = 100
+RELAYS_PER_S: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,21 @@ class Looker:
             if looked.task is None and (subject.is_probed or (is_down and not subject.row.is_let_be)):
                 looked.task = asyncio.create_task(self._guarded(looked), name=f"look at {subject.row.name}")
 
+    def busy(self, instance: str) -> None:
+        """This instance says that it asks for no new connections: as if a look at each of its targets had found that out."""
+        for looked in self._of(instance):
+            self._found(looked, Answer(why.BUSY), time.monotonic_ns())
+
+    def hurry(self, instance: str) -> None:
+        """Something has changed at this instance: look at it now."""
+        for looked in self._of(instance):
+            looked.hurry.set()
+
+    def _of(self, instance: str) -> Iterator[_Looked]:
+        for looked in self._looked.values():
+            if looked.subject.target is not None and looked.subject.target.instance == instance:
+                yield looked
+
     async def end(self) -> None:
         """Look no more."""
         tasks = [looked.task for looked in self._looked.values() if looked.task is not None]
@@ -173,14 +191,14 @@ class Looker:
         if subject.is_probed:
             await asyncio.sleep(random.uniform(0, min(_FIRST_WITHIN_S, self.interval_s(subject))))
         while True:
+            looked.hurry.clear()  # before it is asked: what changes meanwhile, the answer may not know
             began_ns = time.monotonic_ns()
             self._found(looked, await subject.ask(self._ledger), began_ns)
             is_down = subject.health(self._ledger).health == Health.DOWN
             if not is_down and not subject.is_probed:
                 return
             interval_s = self.interval_s(subject, is_down=is_down)
-            interval_s *= random.uniform(1 - _JITTER, 1 + _JITTER)
-            looked.hurry.clear()
+            interval_s *= random.uniform(1 - JITTER, 1 + JITTER)
             try:
                 async with asyncio.timeout(max(0.0, interval_s - (time.monotonic_ns() - began_ns) / 1e9)):
                     await looked.hurry.wait()
@@ -193,7 +211,7 @@ class Looker:
         if probe is None:
             return most_s
         interval_s = min(probe.interval_s, most_s) if is_down else probe.interval_s
-        return max(interval_s, self._relays / _RELAYS_PER_S) if probe.kind == "relay" else interval_s
+        return max(interval_s, self._relays / RELAYS_PER_S) if probe.kind == "relay" else interval_s
 
     def _found(self, looked: _Looked, answer: Answer, began_ns: int) -> None:
         """A look that began then has found this."""
@@ -234,6 +252,19 @@ class Looker:
             self._log.event("warning", "target down", **_facts(subject), reason=reason)
         elif found.health == Health.UP and (was == Health.DOWN or subject.is_probed):
             self._log.event("info", "target up", **_facts(subject))
+
+
+def untold_s(service: Service, roster: Roster, snapshot: Snapshot) -> float:
+    """How long (s) it takes an edge's looks at the most to find out by themselves how this machine is."""
+    public = [
+        (endpoint, len(roster.of(role)) * sum((endpoint.public_port is not None, endpoint.instance_ports is not None)))
+        for role, declared in service.roles.items()
+        for endpoint in declared.endpoints.values()
+        if endpoint.type == "input"
+    ]
+    relays = sum(count for endpoint, count in public if not endpoint.probe)
+    own = [row.probe or DEFAULT_PROBE for row in snapshot.endpoints if row.edges] or [DEFAULT_PROBE]
+    return max(max(probe.interval_s, relays / RELAYS_PER_S) * (1 + JITTER) + probe.timeout_s for probe in own)
 
 
 def subjects(snapshot: Snapshot) -> Iterator[Subject]:

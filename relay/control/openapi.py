@@ -5,8 +5,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from relay import __version__
-from relay.control import answers
-from relay.control.done import Hold
+from relay.control import answers, done
 
 _Schema = dict[str, Any]
 
@@ -27,11 +26,11 @@ _ADMIN: Final[tuple[Any, ...]] = (
     answers.Connection,
     answers.Explanation,
     answers.RouteAnswer,
-    answers.Busy,
-    Hold,
-    answers.Reloaded,
-    answers.WouldReload,
-    answers.Upgrading,
+    done.Busy,
+    done.Hold,
+    done.Reloaded,
+    done.WouldReload,
+    done.Upgrading,
 )
 
 
@@ -117,17 +116,17 @@ def _admin_paths() -> dict[str, Any]:
     endpoint = {**_query("endpoint", _TEXT, "ROLE/ENDPOINT, or a door out: ROLE/NAME"), "required": True}
     seconds = {**_query("for", {"type": "integer", "minimum": 0}, "Seconds; 0 ends it"), "required": True}
     dry = _query("dry_run", _word("1"), "1: say what would change, and do nothing")
-    either = {"oneOf": [_ref(answers.Reloaded), _ref(answers.WouldReload)]}
+    either = {"oneOf": [_ref(done.Reloaded), _ref(done.WouldReload)]}
     return {
         "/v1/status": _get("What is open, and what it did so far", _ref(answers.Status)),
         "/v1/connections": _get("Every open connection", _list(_ref(answers.Connection))),
         "/v1/explain": _get("The verdict on a source, and why", _ref(answers.Explanation), to, address, instance),
         "/v1/route": _get("Where an edge would send a client", _ref(answers.RouteAnswer), to, client),
-        "/v1/drain": _post(_json("How long, and who is connected", _ref(answers.Busy)), "200", seconds, refused="400"),
-        "/v1/hold": _post(_json("Who waits", _ref(Hold)), "200", endpoint, seconds, refused="400"),
-        "/v1/release": _post(_json("Who waited", _ref(Hold)), "200", endpoint, refused="400"),
+        "/v1/drain": _post(_json("How long, and who is connected", _ref(done.Busy)), "200", seconds, refused="400"),
+        "/v1/hold": _post(_json("Who waits", _ref(done.Hold)), "200", endpoint, seconds, refused="400"),
+        "/v1/release": _post(_json("Who waited", _ref(done.Hold)), "200", endpoint, refused="400"),
         "/v1/reload": _post(_json("What has changed", either), "200", dry),
-        "/v1/upgrade": _post(_json("It tried itself out, and begins", _ref(answers.Upgrading)), "202"),
+        "/v1/upgrade": _post(_json("It tried itself out, and begins", _ref(done.Upgrading)), "202"),
     }
 
 

@@ -28,6 +28,9 @@ _TICK_S: Final = 1.0  # what is told is at most so old, and what did not come in
 # again for each of them.
 _SETTLE_S: Final = 0.2
 _AGAIN_S: Final = 5.0  # after a mistake of our own
+# From etcd's word that it has what is told until all who follow go by it: they are told within milliseconds, and then work
+# on one change every `_SETTLE_S`.
+_HEARD_S: Final = 1.0
 _LEAVE_S: Final = 3.0  # to tell the registry at the end, of a busy machine too; the lease ends by itself
 
 Put = Callable[[tuple[Member, ...], tuple[str, ...]], Awaitable[str]]
@@ -154,6 +157,12 @@ class Follower:
     def tells(self) -> bool:
         """Whether others are told how this machine does."""
         return not isinstance(self._registry, Directory) and not self._trouble()
+
+    @property
+    def told_busy(self) -> bool | None:
+        """Whether others know by now that this machine asks for no new connections; None: they are not told by a registry."""
+        since_s = self._registry.busy_since_s
+        return since_s is not None and time.monotonic() - since_s >= _HEARD_S if self.tells else None
 
     def left_out(self) -> list[str]:
         """The ids of those who are registered and have no place in the roster: see `Roster.of_service`."""

@@ -16,6 +16,7 @@ from relay.config.plan import Plan, plan
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
+from relay.control import done
 from relay.control.in_force import InForce
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
@@ -48,6 +49,15 @@ class Prepared:
     warnings: tuple[Problem, ...]
     notes: tuple[str, ...] = field(default=())
     roster_at_ns: int = 0  # at a start: when a registry last told who is there (time.time_ns); 0: it never did
+
+    def told(self, generation: int, *notes: str) -> done.Reloaded:
+        """What is told of it, when it is in force as that generation; `notes` beside its own."""
+        return {
+            "generation": generation,
+            "changes": [str(change) for change in self.plan.changes],
+            "warnings": [str(warning) for warning in self.warnings],
+            "notes": [*self.notes, *notes],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing_extensions import TypedDict
 
 from relay import __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.control import answers
+from relay.control import answers, done
 from relay.control.faults import reason_of
 from relay.control.holds import hold_for_s
+from relay.control.senders import NOBODY, ToldStatus
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -36,9 +37,14 @@ _HEALTH: Final[dict[int, Literal["unknown", "up", "down"]]] = {
 
 
 def status(
-    ledger: Ledger, snapshot: Snapshot, keeper_pid: int, program: int, registry: answers.RegistryStatus | None = None
+    ledger: Ledger,
+    snapshot: Snapshot,
+    keeper_pid: int,
+    program: int,
+    registry: answers.RegistryStatus | None = None,
+    told: ToldStatus = NOBODY,
 ) -> answers.Status:
-    """The answer to `GET /v1/status`.
+    """The answer to `GET /v1/status`. `told`: whom `relay drain` tells.
 
     `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
     the version that it tells is its own.
@@ -58,6 +64,7 @@ def status(
         "workers": [_worker(ledger, snapshot, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
         "busy_for_s": busy_for_s(ledger),
+        **told,
         "reload": {
             "last_successful": bool(words[DaemonWord.RELOAD_OK]),
             "last_success_timestamp": words[DaemonWord.RELOAD_OK_AT_NS] / 1e9,
@@ -177,9 +184,10 @@ def busy_for_s(ledger: Ledger) -> float:
     return round(max(0, left_ns) / 1e9, 3)
 
 
-def busy(ledger: Ledger, snapshot: Snapshot, *, told: bool) -> answers.Busy:
-    """The answer to `POST /v1/drain`; `told`: the registry is."""
+def busy(ledger: Ledger, snapshot: Snapshot, whom: ToldStatus = NOBODY, *, told: bool) -> done.Busy:
+    """The answer to `POST /v1/drain`. `whom` it tells; `told`: the registry is."""
     return {
+        **whom,
         "busy_for_s": busy_for_s(ledger),
         "behind_edge": [row.name for row in snapshot.endpoints if row.edges],
         "active": sum(ledger.active(row.slot) for row in snapshot.endpoints),
@@ -202,7 +210,7 @@ def connections(ledger: Ledger, snapshot: Snapshot) -> list[answers.Connection]:
             "worker": flow.worker,
         }
         for flow in ledger.flows()
-        if flow.state != State.END  # counted as closed already
+        if flow.state not in (State.END, State.LINE)  # counted as closed already
     ]
 
 

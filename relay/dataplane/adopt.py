@@ -21,6 +21,7 @@ from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.gate import Gate
 from relay.dataplane.greeting import Greeting
+from relay.dataplane.line import Line
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
 from relay.envelope import asking
@@ -62,16 +63,17 @@ class Adoption:
         """
         ledger, records = self.context.ledger, self.records
         here = [record for record in records if self._goes_on(record)]
-        over = sorted((record for record in records if not self._goes_on(record)), key=self._counted)
+        over = [record for record in records if not self._goes_on(record)]
+        ended = sorted([*over, *(record for record in here if record.state == State.LINE)], key=self._counted)
         scratch = self._scratch()
         for gate in self.gates.values():
             if gate.pool is not None:
                 gate.pool.recount()
         for slot in {record.target_slot for record in records} - {-1}:
             ledger.recount_target(slot)  # one that has left the set is in no pool, and may come back
-        live = Counter(record.slot for record in here)
+        live = Counter(record.slot for record in here if record.state != State.LINE)
         for slot in self.gates:
-            ledger.reconcile(slot, live[slot], [_cause(record) for record in over if record.slot == slot])
+            ledger.reconcile(slot, live[slot], [_cause(record) for record in ended if record.slot == slot])
         # After they were counted: a record that is gone cannot be counted any more.
         for record in over:
             self._finish(record)
@@ -117,8 +119,8 @@ class Adoption:
         return sorted(here, key=rank)
 
     def _counted(self, record: FlowRecord) -> int:
-        """How likely the end of a flow that is over is counted: never, perhaps, surely."""
-        if record.state != State.END:
+        """How likely the end of a flow that is over is counted: never, perhaps, surely. As a connection a line is over."""
+        if record.state not in (State.END, State.LINE):
             return 0
         return 1 if record.index + 1 == self.context.ledger[Word.ENDING] else 2
 
@@ -127,7 +129,8 @@ class Adoption:
         """Make the flow, and the stage in which it stood."""
         self.left.discard(record.client_fd)
         flow = flow_of(record, self.context, self.gates[record.slot])
-        flow.gate.readmit(flow.source)
+        if record.state != State.LINE:
+            flow.gate.readmit(flow.source)
         try:
             if record.state in _MOVING:
                 self.left.discard(record.target_fd)
@@ -136,6 +139,8 @@ class Adoption:
             elif record.state in _JOINED:
                 self.left.discard(record.target_fd)
                 Dialling(flow).resume(record, Accepted(record.target_fd))
+            elif record.state == State.LINE:
+                Line(flow).resume()
             elif record.state == State.DIAL:  # nothing has been sent on: from the first target on
                 Dialling(flow).start()
             elif record.state == State.HOLD:
@@ -212,6 +217,7 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
     via = connected_addresses(record.client_fd) if gate.declared.edges else None
     edge = via[1].host if via is not None else ""
     peer = Address.parse(record.peer)
+    asks_line = record.state != State.END and record.flags & Flag.ASKS_LINE
     return Flow(
         context,
         gate,
@@ -224,12 +230,14 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
         state=record.state,
         via=edge,
         probe=bool(record.flags & Flag.PROBE),
-        asks=_ASKED.get(record.flags & Flag.ASKS_TAKEN, asking.NOTHING),
+        asks=asking.LINE if asks_line else _ASKED.get(record.flags & Flag.ASKS_TAKEN, asking.NOTHING),
     )
 
 
 def _cause(record: FlowRecord) -> str:
-    """Why a flow that does not go on is over."""
+    """Why a flow that does not go on is over; a line, as a connection."""
+    if record.state == State.LINE:
+        return "told"
     return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state == State.END else "error"
 
 

@@ -69,6 +69,7 @@ class Context:
     unused_records: range = range(0)  # never used so far: `has_room` takes some of them into `free_records`
     flows: set[OpenFlow] = field(default_factory=set)
     waiting: set[OpenFlow] = field(default_factory=set)  # their stages have a deadline
+    lines: set[OpenFlow] = field(default_factory=set)  # of the flows, those that are no connection: line.py
     sources: SourceAddresses = field(default_factory=SourceAddresses)
     starved: set[OpenFlow] = field(default_factory=set)  # no pipe was to be had
     ended: list[int] = field(default_factory=list)  # records of flows whose sockets are still to be closed

@@ -110,6 +110,9 @@ _EDGE: Final[_Steps] = (
 _HEADER: Final[_Steps] = (
     "Flow.stand HEADER",
     "Flow.stand LOOK",
+    "Flow.stand LINE",  # an edge's control holds one, and each worker's successor stands there again
+    "Line._say",
+    "Line.resume",
     "Greeting.resume",
     "first_bytes.header",
     "WorkerLedger.identify",

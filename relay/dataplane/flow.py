@@ -7,6 +7,7 @@ What is done with it is told by its stages, one file each, in this order:
     Asking       ASK, TAKEN      has the target of another machine's relay taken the connection; if not, the next one
     Holding      HOLD            no target is to be had now: until one is
     Forwarding   SPLICE, CLOSE   both directions, each until its end
+    Line         LINE            no connection: an edge is told whether it may send any
 
 The poller holds the stage's own methods, so nobody asks where a flow stands. The envelope was asked before there is a Flow
 (listener.py). stages.py has the table of all ways; docs/why/a-connection.md explains each.
@@ -118,7 +119,7 @@ class Flow:
         """The only way out, taken once. But for an end by both FINs both sides get a reset: a FIN says that all was sent."""
         if self.state == State.END:
             return
-        context, gate, stage = self.context, self.gate, self.stage
+        context, stage, is_line = self.context, self.stage, self.state == State.LINE
         if self.state == State.FREE:
             self.stand(stage, State.DIAL)  # it failed at once; whoever was let in is in the ledger before the end
         self.stand(_NOWHERE, State.END, cause=cause)  # first: from here on nobody takes the flow over
@@ -130,6 +131,13 @@ class Flow:
         context.flows.discard(self)
         context.waiting.discard(self)
         context.starved.discard(self)
+        context.lines.discard(self)
+        if not is_line:
+            self.account(cause, moved_bytes)
+
+    def account(self, cause: str, moved_bytes: tuple[int, int]) -> None:
+        """Count and say that the connection has ended. Once: that of a line when it becomes one."""
+        context, gate = self.context, self.gate
         duration_s = (context.now_ns() - self.started_ns) / 1e9
         context.ledger.observe_duration(gate.counts_at, duration_s)
         gate.release(self.source, cause)

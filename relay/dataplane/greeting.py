@@ -10,6 +10,7 @@ from relay.dataplane import first_bytes
 from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
+from relay.dataplane.line import Line
 from relay.dataplane.telling import tell
 from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
@@ -27,6 +28,7 @@ _ASKS: Final = {
     asking.THROUGH: Flag.ASKS_WHY,
     asking.RELAY: Flag.ASKS_RELAY,
     asking.TAKEN: Flag.ASKS_TAKEN,
+    asking.LINE: Flag.ASKS_LINE,
 }
 
 
@@ -92,6 +94,8 @@ class Greeting(Stage):
         """The edge has said who the client is; itself, for a probe."""
         flow = self.flow
         context, gate = flow.context, flow.gate
+        if flow.asks == asking.LINE:
+            return Line(flow).begin()
         asks_taken = flow.asks == asking.TAKEN  # then the edge has what the client sent, for another instance
         if (flow.probe or asks_taken) and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
             tell(flow, why.BUSY)

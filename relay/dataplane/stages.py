@@ -10,7 +10,7 @@ from relay.ledger.layout import State
 
 MOVES: Final[Mapping[int, tuple[int, ...]]] = {
     State.FREE: (State.HEADER, State.LOOK, State.DIAL, State.ASK, State.HOLD, State.SPLICE),
-    State.HEADER: (State.LOOK, State.DIAL, State.HOLD, State.SPLICE),
+    State.HEADER: (State.LOOK, State.DIAL, State.HOLD, State.SPLICE, State.LINE),
     State.LOOK: (State.DIAL, State.ASK, State.HOLD, State.SPLICE),
     State.DIAL: (State.DIAL, State.ASK, State.HOLD, State.SPLICE),
     State.ASK: (State.ASK, State.DIAL, State.TAKEN, State.HOLD, State.SPLICE),
@@ -18,6 +18,7 @@ MOVES: Final[Mapping[int, tuple[int, ...]]] = {
     State.TAKEN: (State.SPLICE,),
     State.SPLICE: (State.CLOSE,),
     State.CLOSE: (),
+    State.LINE: (),
 }
 """From where to where. To itself as well, but from FREE: a new worker puts a flow where it found it."""
 
@@ -30,6 +31,7 @@ ENDS: Final[Mapping[int, tuple[str, ...]]] = {
     State.TAKEN: ("client_reset", "target_reset"),
     State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle", "peer_dead"),
     State.CLOSE: ("client_reset", "target_reset", "peer_dead"),
+    State.LINE: ("told",),
 }
 """Where a flow can end by itself, and with which causes."""
 

@@ -21,6 +21,7 @@ from relay.dataplane.adopt import Adoption, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
+from relay.dataplane.line import tell_all
 from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.redecision import Redecision
@@ -153,7 +154,9 @@ class Worker:
             # Who is still about to be let in may have to ask its database.
             if self._ports.listeners and not self._ports.closing and not self._inbound():
                 self._ports.close(self._ports.listeners)
-            if not context.flows and not self._ports.closing:
+            if len(context.flows) == len(context.lines) and not self._ports.closing:
+                for line in list(context.lines):
+                    self._cut(line, "drain")
                 self._stopped.set()
 
     def _fast_tick(self) -> None:
@@ -275,6 +278,8 @@ class Worker:
                 self._ports.add(message["addresses"], fds)
             elif kind == messages.SNAPSHOT:
                 self._take_snapshot(fds)
+            elif kind == messages.BUSY:
+                tell_all(self._context)
         self._after()
 
     def _take_snapshot(self, fds: list[int]) -> None:
@@ -317,6 +322,7 @@ class Worker:
         without a keeper all close at once, for the one that takes its place needs their ports.
         """
         self._drain_deadline_s = until_s
+        tell_all(self._context)
         self._share()
         stay = bool(self._drain_until())
         open_now = self._ports.listeners.items()

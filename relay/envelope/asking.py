@@ -19,8 +19,10 @@ RELAY: Final = 2
 """Say how the application is, as far as you know, and do not ask it."""
 TAKEN: Final = 3
 """The same as THROUGH; and where the application takes the connection, say so before all that it says."""
+LINE: Final = 4
+"""Hold a line with me: say whether you take new connections, OPEN or BUSY, now and at every change. I say each after you."""
 
-_KNOWN: Final = (THROUGH, RELAY, TAKEN)
+_KNOWN: Final = (THROUGH, RELAY, TAKEN, LINE)
 _TYPE: Final = 0xE0
 _TLV: Final = struct.Struct("!BHB")  # section 2.2: type, length, and the value that is one byte here
 _HEAD: Final = struct.Struct("!BH")
@@ -29,6 +31,10 @@ TOOK: Final = b"\x01"
 """The answer to a client's TAKEN, once the target has taken the connection."""
 WELL: Final = b"\x01relay: taken\n"
 """The answer to RELAY of who would send connections on, and to an edge's own TAKEN. Who says so knows a client's TAKEN."""
+BUSY: Final = b"\x00"
+"""On a line: send me no new connections."""
+OPEN: Final = b"\x01"
+"""On a line: send them. The two take turns, and this one is the first."""
 _REFUSED: Final = b"\x00relay: "
 ANSWER_MAX_BYTES: Final = 1024
 """No answer is longer."""

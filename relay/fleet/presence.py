@@ -42,6 +42,7 @@ class Presence:
     def __init__(self, client: EtcdClient, me: Claimant, role: str, ordinal: int) -> None:
         self.conflict = ""
         self.trouble = ""
+        self.busy_since_s: float | None = None  # since when etcd has it that this machine is busy (CLOCK_MONOTONIC)
         self._client, self._me, self._keys = client, me, EntryKeys(me.service)
         self._member = Member(role, ordinal, me.address)
         self._claim_key, self._key = self._keys.claim(role, ordinal), self._keys.member(role, ordinal)
@@ -163,6 +164,7 @@ class Presence:
         if not (await self._client.txn(compare, then)).succeeded:
             return False
         self._written = member
+        self.busy_since_s = (self.busy_since_s or time.monotonic()) if member.busy else None
         return True
 
     def _conflict(self, claimed: KeyValue | None, there: KeyValue | None) -> str:

@@ -95,6 +95,11 @@ class RegistryClient(ABC):
         return ""
 
     @property
+    def busy_since_s(self) -> float | None:
+        """Since when (CLOCK_MONOTONIC) it tells others that this machine asks for no new connections; None: it does not."""
+        return None
+
+    @property
     def rejected(self) -> int:
         """How many entries made no sense, and were left out."""
         return 0
@@ -193,6 +198,11 @@ class Etcd(RegistryClient):
     def conflict(self) -> str:
         """Who else is there by this machine's number, by what the registry says; empty when nobody is."""
         return self._presence.conflict if self._presence is not None else ""
+
+    @property
+    def busy_since_s(self) -> float | None:
+        """Since when (CLOCK_MONOTONIC) it tells others that this machine asks for no new connections; None: it does not."""
+        return self._presence.busy_since_s if self._presence is not None else None
 
     def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         """Say this of this machine from now on: where its metrics are, and what others should not send it."""

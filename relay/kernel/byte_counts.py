@@ -18,8 +18,11 @@ def taken_bytes(sock: AnySocket) -> int:
 
     One too many where its peer sent a FIN and a reset after that: nobody can tell then.
     """
-    state, _, received = _counts(sock)
-    return received - readable_bytes(sock.fileno()) - (state in _AFTER_FIN)
+    while True:
+        waits = readable_bytes(sock.fileno())
+        state, _, received = _counts(sock)
+        if readable_bytes(sock.fileno()) == waits:  # else some came between the two questions
+            return received - waits - (state in _AFTER_FIN)
 
 
 def sent_bytes(sock: AnySocket, *, dialled: bool) -> int:
@@ -27,8 +30,11 @@ def sent_bytes(sock: AnySocket, *, dialled: bool) -> int:
 
     `dialled`: it was connected from here. Its SYN counts as one byte that was acknowledged; that of an accepted one does not.
     """
-    _, acked, _ = _counts(sock)
-    return acked + unsent_bytes(sock) - dialled
+    while True:
+        waits = unsent_bytes(sock)
+        _, acked, _ = _counts(sock)
+        if unsent_bytes(sock) == waits:  # else some were acknowledged between the two questions
+            return acked + waits - dialled
 
 
 def _counts(sock: AnySocket) -> tuple[int, int, int]:

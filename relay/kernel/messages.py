@@ -7,6 +7,7 @@
     control  worker   snapshot: number         a memory file   it works by it, and says `applied`
     control  keeper   reloading                                systemd is told
     control  keeper   ready: text                              systemd is told, with that text
+    control  worker   busy                                     it tells the machines that hold a line (dataplane/line.py)
     control  keeper   upgrade                  the trial's     it becomes the new program (processes/handover.py)
     keeper   control  reload, upgrade                          control does it: a signal asked for it
     keeper   control  holds                                    the next reload finds no port in use
@@ -29,6 +30,7 @@ UPGRADE: Final = "upgrade"
 RELOAD: Final = "reload"
 HOLDS: Final = "holds"
 APPLIED: Final = "applied"
+BUSY: Final = "busy"  # whether this instance is, says the ledger. A worker that does not know it goes by no line either
 
 Message = dict[str, Any]
 

@@ -111,7 +111,9 @@ class Word:
     UNSHARED: Final = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
     HOLDER_PID: Final = 16
     PROGRAM: Final = 17  # which one it runs, as in the header
-    ENDING: Final = 18  # 1 + the record that ended last: of those at END the only one that may not be counted yet
+    ENDING: Final = (
+        18  # 1 + the record that ended last: of those at END or LINE the only one that may not be counted yet
+    )
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
     END: Final = 21
@@ -194,6 +196,7 @@ class State:
     )
     TAKEN: Final = 8  # it has said so: that answer and what was copied are taken out of the sockets
     HOLD: Final = 9  # no target is to be had now: it waits until one is
+    LINE: Final = 10  # a machine that sends connections here is told whether they are wanted; it is none itself
 
 
 STATE_NAMES: Final = {
@@ -205,6 +208,7 @@ STATE_NAMES: Final = {
     State.TAKEN: "taken",
     State.HOLD: "hold",
     State.CLOSE: "close",
+    State.LINE: "line",
     State.END: "end",
 }
 """What people are told of a flow that there is."""
@@ -222,6 +226,7 @@ class Flag:
     ASKS_WHY: Final = 64  # and where it does not, why: envelope/asking.py, THROUGH
     ASKS_RELAY: Final = 128  # or it asks us alone: RELAY
     ASKS_TAKEN: Final = 192  # both bits: whether the target took the connection, TAKEN
+    ASKS_LINE: Final = 1 << 16  # or wants a line: LINE. Not in END, where the cause is
     CAUSE_SHIFT: Final = 8  # from this bit on, in END: the index of its cause
 
 

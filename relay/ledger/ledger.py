@@ -160,10 +160,10 @@ class Ledger:
         """Flows of the endpoint that are open now: every one that was accepted and has not been closed."""
         return self.total(slot, Count.ACTIVE)
 
-    def flows(self) -> Iterator[FlowRecord]:
-        """Every open flow of every worker."""
+    def flows(self, state: int | None = None) -> Iterator[FlowRecord]:
+        """Every open flow of every worker; of those that stand at this state alone."""
         for n in range(self.workers):
-            yield from self.worker(n).flows()
+            yield from self.worker(n).flows(state)
 
 
 class WorkerLedger:
@@ -346,21 +346,24 @@ class WorkerLedger:
         for index in indices:
             ints[index * _RECORD_INTS] = 0
 
-    def flows(self) -> Iterator[FlowRecord]:
-        """Every open flow of this worker. Reading beside the writer is safe: a torn record shows old byte counts."""
+    def flows(self, state: int | None = None) -> Iterator[FlowRecord]:
+        """Every open flow of this worker; of those that stand at this state alone.
+
+        Reading beside the writer is safe: a torn record shows old byte counts.
+        """
         memory, first, high = self._memory, self._records, self[Word.FLOWS_HIGH]
         # The first byte of a record is its state. After a busy day most are free, and a new worker must not look at each.
         states = memory[first + _LOW_BYTE : first + high * RECORD_BYTES : RECORD_BYTES]
-        for index in [index for index, state in enumerate(states) if state]:
-            state, slot, client, target, up_r, up_w, down_r, down_w, started, received, sent, flags, aimed, peer = (
+        for index in [index for index, at in enumerate(states) if (at if state is None else at == state)]:
+            now, slot, client, target, up_r, up_w, down_r, down_w, started, received, sent, flags, aimed, peer = (
                 _RECORD.unpack_from(memory, first + index * RECORD_BYTES)
             )
-            if state == State.FREE:  # meanwhile
+            if now == State.FREE:  # meanwhile
                 continue
             yield FlowRecord(
                 self.index,
                 index,
-                state,
+                now,
                 slot,
                 client,
                 target,

@@ -6,10 +6,12 @@ import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from relay.config.roster import Member, Roster
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.control import looking
 from relay.control.looking import Looker, forget_newcomers
@@ -17,7 +19,7 @@ from relay.control.probe import Answer
 from relay.ledger.layout import Count, Health, TargetCount
 from relay.ledger.ledger import Ledger
 from relay.targets import health, why
-from tests.config.rig import endpoint_row, snapshot_of
+from tests.config.rig import endpoint_row, service, snapshot_of
 from tests.control.rig import Logged
 from tests.harness import HANG_S, Echo
 from tests.ledger.rig import new_ledger
@@ -297,3 +299,59 @@ async def test_relays_are_asked_more_seldom_when_there_are_many(
     subject = looking.Subject(row, targets[0])
     assert (looker.interval_s(subject), looker.interval_s(subject, is_down=True)) == (up_s, down_s)
     await looker.end()
+
+
+async def test_an_instance_that_says_that_it_is_busy_is_down_until_a_look_finds_otherwise(made: Made) -> None:
+    with Echo() as echo:
+        row = other(echo.port, distribution="five-tuple", probe=ProbeRow("", 3600.0, 60.0))
+        made.looker.follow(snapshot_of(row))
+        await made.until(lambda: made.found(row).health == UP)
+        made.looker.busy("web_IN_7")
+        assert made.found(row).health == UP
+        made.looker.busy("web_IN_0")
+        assert (made.found(row).health, made.found(row).why) == (DOWN, why.BUSY)
+        assert made.said()[-1] == ("target down", "asks for no new connections (`relay drain`)")
+        asked = echo.accepted
+        made.looker.hurry("web_IN_7")
+        made.looker.hurry("web_IN_0")
+        await made.until(lambda: made.found(row).health == UP)
+        assert echo.accepted == asked + 1
+
+
+async def test_what_changes_while_it_is_asked_has_it_asked_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    async def ask(*_: object) -> Answer:
+        asked.append(1)
+        if len(asked) == 2:
+            made.looker.hurry("web_IN_0")
+        return Answer(why.NOTHING)
+
+    monkeypatch.setattr(looking, "ask_instance", ask)
+    made.looker.follow(snapshot_of(other(1, distribution="five-tuple", probe=ProbeRow("", 3600.0, 60.0))))
+    await made.until(lambda: len(asked) == 1)
+    made.looker.hurry("web_IN_0")
+    await made.until(lambda: len(asked) == 3)
+
+
+def test_after_how_long_an_edge_has_found_out_by_itself() -> None:
+    text = """\
+version: 1
+service: shop
+edge: {instances: [198.51.100.10]}
+roles:
+  web:
+    instances: 300
+    endpoints:
+      in: {type: input, public_port: 80, port: 8080, target: "127.0.0.1:1", probe: {interval: 10s, timeout: 1s}}
+      other: {type: input, public_port: 81, port: 8081, target: "127.0.0.1:2"}
+"""
+    shop = service(text)
+    own = replace(endpoint_row("web/in"), edges=("198.51.100.10",))
+    few, many = (Roster.of_service(shop, [Member("web", n, f"10.0.{n}.1") for n in range(to)]) for to in (2, 250))
+    probed = replace(own, probe=ProbeRow("", 10.0, 1.0))
+    found = [
+        round(looking.untold_s(shop, roster, snapshot_of(*rows)), 3)
+        for roster, rows in ((few, (own,)), (many, (own,)), (few, (probed, own)), (few, ()))
+    ]
+    assert found == [7.2, 7.75, 12.0, 7.2]

@@ -199,3 +199,16 @@ async def test_a_mistake_of_ours_costs_nobody_else_anything(ledger: Ledger, monk
         assert any("ZeroDivisionError" in line.get("traceback", "") for line in made.logged.lines())
         made.registry.breaks = False
         await made.until(lambda: made.brought[-1] == (ONE, OTHER) and not made.follower.status({})["trouble"])
+
+
+async def test_others_know_that_it_is_busy_a_moment_after_the_registry_does(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(ledger, monkeypatch) as made:
+        assert made.follower.told_busy is False
+        now_s = time.monotonic()
+        for since_s, known in ((now_s + HANG_S, False), (now_s - registry_follower._HEARD_S, True), (None, False)):
+            monkeypatch.setattr(Told, "busy_since_s", since_s)
+            assert made.follower.told_busy is known
+        made.registry.said_conflict = "another machine has its number"
+        assert made.follower.told_busy is None, "it is not told"

@@ -12,7 +12,7 @@ from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.greeting import begin
 from relay.dataplane.pipes import Pipe
-from relay.envelope import proxyproto
+from relay.envelope import asking, proxyproto
 from relay.kernel.sockets import Accepted, Transmission, transmission
 from relay.ledger.layout import State
 from tests.dataplane.rig import READER_BYTES, Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
@@ -64,6 +64,14 @@ def begun(stack: contextlib.ExitStack, *targets: Any, state: int, **keys: Any) -
 
 def at_header(stack: contextlib.ExitStack, *targets: Any, **keys: Any) -> Scene:
     return begun(stack, *(targets or (refusing(),)), state=State.HEADER, edges=(EDGE,), **keys)
+
+
+def at_line(stack: contextlib.ExitStack, **keys: Any) -> Scene:
+    """An edge holds a line, and has not heard the first word yet."""
+    scene = at_header(stack, **keys)
+    scene.rig.log.level = "debug"  # an edge's questions are told there
+    scene.say(asking.header(asking.LINE))
+    return scene
 
 
 def at_look(stack: contextlib.ExitStack, *targets: Any, **keys: Any) -> Scene:

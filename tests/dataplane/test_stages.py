@@ -39,6 +39,7 @@ from tests.dataplane.scenes import (
     at_close,
     at_dial,
     at_header,
+    at_line,
     at_look,
     at_splice,
     begun,
@@ -134,6 +135,7 @@ WAYS: Final[dict[tuple[int, int], Callable[[Stack], object]]] = {
     (State.HEADER, State.LOOK): lambda stack: said(at_header(stack, protocol="http"), HEADER),
     (State.HEADER, State.DIAL): lambda stack: said(at_header(stack, silent_target(stack)), HEADER),
     (State.HEADER, State.SPLICE): lambda stack: said(at_header(stack, tcp_target(stack)), HEADER),
+    (State.HEADER, State.LINE): at_line,
     (State.LOOK, State.DIAL): lambda stack: said(at_look(stack, silent_target(stack)), HELLO),
     (State.LOOK, State.ASK): looked_at_and_asked,
     (State.LOOK, State.SPLICE): lambda stack: said(at_look(stack, tcp_target(stack)), HELLO),
@@ -225,6 +227,9 @@ def test_every_end_is_come_to(where: int, cause: str, stack: Stack, moves: list[
         dead = cause == "peer_dead"
         scene = at_close(stack, by="client" if dead else cause.removesuffix("_reset"), dead=dead)
         scene.rig.tick(LATER_S)
+    elif where == State.LINE:  # what it was as a connection has ended before
+        scene = at_line(stack)
+        scene.client.close()
     else:
         scene = AT[where](stack)
         ACTS[cause](scene)

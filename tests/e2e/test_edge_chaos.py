@@ -83,5 +83,8 @@ def test_workers_of_edge_and_instances_are_killed(daemons: Daemons) -> None:
 @pytest.mark.slow
 def test_every_step_of_the_way_through_an_edge_is_visited(daemons: Daemons) -> None:
     """Workers of both die at every kind of step, at the same time; both look at what the streams begin with."""
-    with traffic(daemons, instances=1, loops=6, workers=1, walk=True, protocol="http") as (edge, (instance,), streams):
+    # One worker after the other dies while it takes over, and nobody is accepted meanwhile: for longer than is usual.
+    patient = {"connect": "2m", "first_byte": "2m"}
+    walking = traffic(daemons, instances=1, loops=6, workers=1, walk=True, protocol="http", timeouts=patient)
+    with walking as (edge, (instance,), streams):
         await_visits(streams, {edge: "walk-edge", instance: "walk-header"})

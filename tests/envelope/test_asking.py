@@ -8,7 +8,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 from relay.envelope import asking, proxyproto
 
 
-@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY])
+@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY, asking.LINE])
 def test_what_is_asked_is_found_in_the_header(asked: int) -> None:
     data = asking.header(asked)
     header = proxyproto.parse(data + b"GET /")
@@ -17,7 +17,7 @@ def test_what_is_asked_is_found_in_the_header(asked: int) -> None:
     assert asking.asked_in(header.tlvs) == asked
 
 
-@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY])
+@pytest.mark.parametrize("asked", [asking.THROUGH, asking.RELAY, asking.LINE])
 def test_another_implementation_finds_a_header_of_the_senders_own(asked: int) -> None:
     result = ProxyProtocolV2().unpack(asking.header(asked))
     assert result.source is None
@@ -31,6 +31,7 @@ def test_another_implementation_finds_a_header_of_the_senders_own(asked: int) ->
         (b"\xe0\x00\x01\x02", asking.RELAY),
         (b"\xe0\x00\x01\x03", asking.TAKEN),
         (b"\xe0\x00\x01\x03\xe0\x00\x01\x01", asking.TAKEN),
+        (b"\xe0\x00\x01\x04", asking.LINE),
         (b"\xe0\x00\x01\x7f\xe0\x00\x01\x01", asking.THROUGH),
         (b"\xe0\x00\x00", asking.NOTHING),
         (b"\xe0\x00\x02\x01\x01", asking.NOTHING),
@@ -46,7 +47,7 @@ def test_a_question_among_other_things(tlvs: bytes, asked: int) -> None:
 
 @given(st.binary(max_size=64))
 def test_whatever_comes_is_read_to_its_end(tlvs: bytes) -> None:
-    assert asking.asked_in(tlvs) in (asking.NOTHING, asking.THROUGH, asking.RELAY, asking.TAKEN)
+    assert asking.asked_in(tlvs) in (asking.NOTHING, asking.THROUGH, asking.RELAY, asking.TAKEN, asking.LINE)
 
 
 def test_a_header_of_a_client_asks_nothing() -> None:

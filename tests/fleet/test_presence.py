@@ -113,3 +113,22 @@ async def test_the_mark_is_for_its_own_entry_alone(server: EtcdServer) -> None:
         await presence.leave()
         (after,) = (await client.range(key)).found[0]
         assert (after.lease, after.value) == (lease, there.value)
+
+
+async def test_since_when_etcd_has_it_that_the_machine_is_busy(server: EtcdServer) -> None:
+    async with EtcdClient([server.url]) as client:
+        assert (await claim(client, machine("busy"), WEB, 1)).ordinal == 0
+        presence, answered = Presence(client, machine("busy"), "web", 0), asyncio.Event()
+        presence.announce("", False, {})
+        work = asyncio.create_task(presence.run(answered.set))
+        since: list[float | None] = []
+        for busy, down in ((False, {}), (True, {}), (True, {"in": "x"}), (False, {})):
+            answered.clear()
+            presence.announce("", busy, down)
+            await asyncio.wait_for(answered.wait(), LONG_S)
+            since.append(presence.busy_since_s)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert since[0] is since[3] is None
+        assert since[1] is not None
+        assert since[1] == since[2]

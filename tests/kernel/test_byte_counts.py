@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from relay.kernel import byte_counts
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
+from relay.kernel.sockets import readable_bytes
 from tests.dataplane.rig import reset
 from tests.harness import eventually
 
@@ -68,3 +70,27 @@ def test_after_a_reset_it_is_still_known(pair: tuple[socket.socket, socket.socke
     reset(dialled)
     eventually(lambda: accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x07", "the reset has come")
     assert (sent_bytes(accepted, dialled=False), taken_bytes(accepted)) == (2, 2)
+
+
+def test_what_comes_between_two_questions_is_not_taken_for_read(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what is acknowledged between them for never sent."""
+    dialled, accepted = pair
+    dialled.sendall(b"hello")
+    assert accepted.recv(5) == b"hello"
+    counts, more = byte_counts._counts, [b"a", b"b"]
+
+    def late(sock: socket.socket) -> tuple[int, int, int]:
+        found = counts(sock)
+        if more:
+            dialled.sendall(more.pop())
+            eventually(lambda: readable_bytes(accepted.fileno()) == 2 - len(more), "it has come")
+        return found
+
+    monkeypatch.setattr(byte_counts, "_counts", late)
+    assert taken_bytes(accepted) == 5
+    waits = iter([3, 1, 1, 1])  # the first two of one question
+    monkeypatch.setattr(byte_counts, "unsent_bytes", lambda _: next(waits))
+    monkeypatch.setattr(byte_counts, "_counts", lambda _: (1, 10, 0))
+    assert sent_bytes(accepted, dialled=False) == 11

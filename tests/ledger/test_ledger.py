@@ -329,3 +329,13 @@ def test_a_second_process_sees_and_writes_the_same(ledger: Ledger) -> None:
     assert ran.stdout == "['mine']\n"
     assert [flow.peer for flow in ledger.flows()] == ["theirs", "mine"]
     assert ledger.active(1) == 4
+
+
+def test_flows_of_one_state_alone() -> None:
+    with new_ledger(workers=2) as ledger:
+        for n in range(2):
+            begin(ledger.worker(n), 0)
+            begin(ledger.worker(n), 1)
+            ledger.worker(n).advance(1, State.LINE, -1)
+        assert [(each.worker, each.index) for each in ledger.flows(State.LINE)] == [(0, 1), (1, 1)]
+        assert len(list(ledger.flows())) == 4
