@@ -19,22 +19,23 @@ from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, upgrade
 from relay.control.delivery import Delivery
+from relay.control.draining import told
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.in_force import InForce
 from relay.control.lines import Lines
-from relay.control.looking import Looker, forget_newcomers, untold_s
+from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
-from relay.control.senders import ToldStatus, senders, told_by_line
+from relay.control.senders import ToldStatus
 from relay.control.status import busy, connections, is_draining, status
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
-from relay.ledger.layout import DaemonWord, State, Word
+from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.processes.renewal import behind
@@ -346,13 +347,7 @@ class Control:
         return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry, self._told())
 
     def _told(self) -> ToldStatus:
-        service, snapshot = self._in_force.service, self._in_force.snapshot
-        lines = told_by_line(self._ledger.flows(State.LINE))
-        registry = self._follower.told_busy if self._follower is not None else None
-        return {
-            "senders": senders(service, snapshot.roster, snapshot.instance, lines, registry),
-            "untold_s": round(untold_s(service, snapshot.roster, snapshot), 3),
-        }
+        return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
         snapshot = self._in_force.snapshot
@@ -368,8 +363,8 @@ class Control:
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
         for sock in self._inherited.workers:  # one that has no room for it looks by itself, within a second
             channel.send(sock, messages.plain(messages.BUSY))
-        told = self._follower is not None and self._follower.tells
-        return busy(self._ledger, self._in_force.snapshot, self._told(), told=told)
+        by_registry = self._follower is not None and self._follower.tells
+        return busy(self._ledger, self._in_force.snapshot, self._told(), told=by_registry)
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)
