@@ -79,7 +79,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.done": "types alone; every answer of the end-to-end tests is held against their schemas",
-    "relay.control.told": "it gathers what senders.py has tests for; those of `relay drain --wait` see it",
     "relay.control.described": "the tests of the document go through it",
     "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",
     "relay.kernel.messages": "texts; the tests of worker and keeper say and hear them",

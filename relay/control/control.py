@@ -19,6 +19,7 @@ from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, done, upgrade
 from relay.control.delivery import Delivery
+from relay.control.draining import told
 from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
 from relay.control.holds import hold
 from relay.control.in_force import InForce
@@ -31,7 +32,6 @@ from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
 from relay.control.status import busy, connections, is_draining, status
-from relay.control.told import who_is_told
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
@@ -349,8 +349,7 @@ class Control:
         return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry, self._told())
 
     def _told(self) -> ToldStatus:
-        registry = self._follower.told_busy if self._follower is not None else None
-        return who_is_told(self._ledger, self._in_force, registry)
+        return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)
 
     def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
         snapshot = self._in_force.snapshot
@@ -366,8 +365,8 @@ class Control:
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
         for sock in self._inherited.workers:  # one that has no room for it looks by itself, within a second
             channel.send(sock, messages.plain(messages.BUSY))
-        told = self._follower is not None and self._follower.tells
-        return busy(self._ledger, self._in_force.snapshot, self._told(), told=told)
+        by_registry = self._follower is not None and self._follower.tells
+        return busy(self._ledger, self._in_force.snapshot, self._told(), told=by_registry)
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)

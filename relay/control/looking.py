@@ -15,9 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from relay.config.compile import DEFAULT_PROBE
-from relay.config.model import Service
-from relay.config.roster import Roster
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
@@ -252,19 +249,6 @@ class Looker:
             self._log.event("warning", "target down", **_facts(subject), reason=reason)
         elif found.health == Health.UP and (was == Health.DOWN or subject.is_probed):
             self._log.event("info", "target up", **_facts(subject))
-
-
-def untold_s(service: Service, roster: Roster, snapshot: Snapshot) -> float:
-    """How long (s) it takes an edge's looks at the most to find out by themselves how this machine is."""
-    public = [
-        (endpoint, len(roster.of(role)) * sum((endpoint.public_port is not None, endpoint.instance_ports is not None)))
-        for role, declared in service.roles.items()
-        for endpoint in declared.endpoints.values()
-        if endpoint.type == "input"
-    ]
-    relays = sum(count for endpoint, count in public if not endpoint.probe)
-    own = [row.probe or DEFAULT_PROBE for row in snapshot.endpoints if row.edges] or [DEFAULT_PROBE]
-    return max(max(probe.interval_s, relays / RELAYS_PER_S) * (1 + JITTER) + probe.timeout_s for probe in own)
 
 
 def subjects(snapshot: Snapshot) -> Iterator[Subject]:

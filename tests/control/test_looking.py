@@ -6,12 +6,10 @@ import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from relay.config.roster import Member, Roster
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.control import looking
 from relay.control.looking import Looker, forget_newcomers
@@ -19,7 +17,7 @@ from relay.control.probe import Answer
 from relay.ledger.layout import Count, Health, TargetCount
 from relay.ledger.ledger import Ledger
 from relay.targets import health, why
-from tests.config.rig import endpoint_row, service, snapshot_of
+from tests.config.rig import endpoint_row, snapshot_of
 from tests.control.rig import Logged
 from tests.harness import HANG_S, Echo
 from tests.ledger.rig import new_ledger
@@ -332,26 +330,3 @@ async def test_what_changes_while_it_is_asked_has_it_asked_again(made: Made, mon
     await made.until(lambda: len(asked) == 1)
     made.looker.hurry("web_IN_0")
     await made.until(lambda: len(asked) == 3)
-
-
-def test_after_how_long_an_edge_has_found_out_by_itself() -> None:
-    text = """\
-version: 1
-service: shop
-edge: {instances: [198.51.100.10]}
-roles:
-  web:
-    instances: 300
-    endpoints:
-      in: {type: input, public_port: 80, port: 8080, target: "127.0.0.1:1", probe: {interval: 10s, timeout: 1s}}
-      other: {type: input, public_port: 81, port: 8081, target: "127.0.0.1:2"}
-"""
-    shop = service(text)
-    own = replace(endpoint_row("web/in"), edges=("198.51.100.10",))
-    few, many = (Roster.of_service(shop, [Member("web", n, f"10.0.{n}.1") for n in range(to)]) for to in (2, 250))
-    probed = replace(own, probe=ProbeRow("", 10.0, 1.0))
-    found = [
-        round(looking.untold_s(shop, roster, snapshot_of(*rows)), 3)
-        for roster, rows in ((few, (own,)), (many, (own,)), (few, (probed, own)), (few, ()))
-    ]
-    assert found == [7.2, 7.75, 12.0, 7.2]
