@@ -106,6 +106,7 @@ _HEADER: Final[_Steps] = (
     "Greeting.resume",
     "first_bytes.header",
     "WorkerLedger.identify",
+    "WorkerLedger.pass_on",
     "first_bytes.take",
     "telling.tell",
     "Gate.identify",

@@ -49,6 +49,7 @@ class Gate:
             self.pool = Pool(declared, self._ledger)
         self.declared = declared
         self._edges = frozenset(declared.edges)
+        self.is_brought = declared.is_brought
         self.audits = declared.enforce == "audit"
         self._envelope = declared.envelope
         self._verdicts: dict[str, bool] = {}
@@ -73,6 +74,10 @@ class Gate:
         if self._edges and (via not in self._edges or source == via):
             return via in self._edges
         return self.audits or self.permits(source)
+
+    def may_bring(self, via: str, source: str) -> bool:
+        """Whether the machine at `via` may bring a connection of `source`: an edge anybody's, another one its own alone."""
+        return via in self._edges if self._edges else via == source
 
     @step
     def admit(self, source: str, now_s: float) -> str | None:

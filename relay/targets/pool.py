@@ -6,6 +6,7 @@ remembered here for a while: a target that refused, or did not answer, is tried 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from relay.config.roster import split_instance
@@ -25,6 +26,7 @@ class Pool:
 
     def __init__(self, row: EndpointRow, ledger: WorkerLedger) -> None:
         self.targets = row.targets
+        self.relays = tuple(replace(each, port=each.relay_port) if each.relay_port else None for each in row.targets)
         self._distribution = row.distribution
         self._words = ledger.words
         self._counts_at = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
@@ -49,13 +51,13 @@ class Pool:
     def _is_down(self, place: int) -> bool:
         return state_in(self._words[self._health[place]]) == Health.DOWN
 
-    def knows(self, place: int) -> bool:
-        """Whether its relay says when its own target has taken a connection, as control found out."""
-        return bool(self._words[self._knows[place]])
+    def knows(self, place: int, what: int) -> bool:
+        """Whether its relay knows this (`Knows`), as control found out."""
+        return bool(self._words[self._knows[place]] & what)
 
-    def unlearn(self, place: int) -> None:
+    def unlearn(self, place: int, what: int) -> None:
         """It does not, as a connection found out. Control asks again."""
-        self._words[self._knows[place]] = 0
+        self._words[self._knows[place]] &= ~what
 
     @step
     def choose(self, source: bytes, source_port: int, port: int, tried: int, now_ns: int) -> int | None:
