@@ -12,7 +12,6 @@ import pytest
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.dialling import Dialling, introduce
 from relay.ledger.layout import Count, State

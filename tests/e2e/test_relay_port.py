@@ -166,7 +166,9 @@ def test_who_may_connect_and_for_whom(shop: Shop) -> None:
     for name in ("store/redis", "web/db", "store/@relay", ""):
         assert b"connection refused" in asked(shop, header(WEB, name))
     assert asked(shop, asking.header(asking.RELAY, endpoint="store/pg")) == asking.WELL
-    assert asked(shop, asking.header(asking.TAKEN, endpoint="store/pg")).startswith(b"\0relay: "), "that would be a dial"
+    assert asked(shop, asking.header(asking.TAKEN, endpoint="store/pg")).startswith(b"\0relay: "), (
+        "that would be a dial"
+    )
     assert asked(shop, asking.header(asking.RELAY, endpoint="store/pg"), source=STORES[1]).startswith(b"\0relay: ")
     with pytest.raises(ConnectionResetError):
         asked(shop, b"GET / HTTP/1.1\r\n\r\n")
@@ -222,6 +224,5 @@ def test_open_connections_go_on_when_workers_die_and_when_the_port_is_closed(sho
             assert "close store/@relay" in store.relay("reload").stdout
         assert [echoed(client, b"still") for client in clients] == [b"still"] * 4
     for store in shop.stores:
-        eventually(lambda store=store: not store.endpoint("store/pg")["active"], "all have ended")
-        seen = store.endpoint("store/pg")
+        seen = settled(store, "store/pg")
         assert seen["accepted"] == sum(seen["closed"].values())
