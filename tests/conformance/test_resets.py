@@ -204,8 +204,9 @@ def test_a_slow_reader_gets_all_that_came_before_a_reset(forwarder: DataPath, na
 def test_nothing_and_a_reset(path: DataPath, tcp_target: Target) -> None:
     with path.open(tcp_target.address, {"client_reset": 1}) as door:
         reset(connect(door.address))
-        with tcp_target.accept() as served:
-            assert receive(served) == Received(0, stream(0).sha256(0), fin=False)
+        if path.hops < 2:  # an edge that sees it in time asks no instance to take it
+            with tcp_target.accept() as served:
+                assert receive(served) == Received(0, stream(0).sha256(0), fin=False)
 
 
 def test_writing_to_a_target_that_has_closed(path: DataPath, tcp_target: Target) -> None:

@@ -52,7 +52,8 @@ def test_other_machines_that_are_down(ledger: Ledger) -> None:
     ledger.words[health_at(0)] = packed(Health.UP, 0, 1)
     ledger.words[health_at(1)] = packed(Health.DOWN, why.of_error(errno.EACCES), 1)
     _, second = part.target_counts_at(2)
-    ledger.words[second + TargetCount.DIALLED], ledger.words[second + TargetCount.DIAL_WHY] = now_ns << 1, REFUSED
+    words = ledger.words
+    words[second + TargetCount.DIALLED], words[second + TargetCount.DIAL_WHY] = now_ns << 1, why.of_relay(REFUSED)
     first, _ = part.target_counts_at(3)
     ledger.words[first + TargetCount.DIALLED], ledger.words[first + TargetCount.DIAL_WHY] = now_ns << 1, REFUSED
     ledger.words[first + TargetCount.LOOKED_NS], ledger.words[health_at(3)] = now_ns + 1, packed(Health.UP, 0, 1)
@@ -60,7 +61,7 @@ def test_other_machines_that_are_down(ledger: Ledger) -> None:
     door = endpoint_row(
         "app/db", type="door", leads_to="web/pg", distribution="least-connections", targets=targets[2:3]
     )
-    assert avoided(ledger, snapshot_of(door)) == {"web_IN_2": "pg (connection refused)"}
+    assert avoided(ledger, snapshot_of(door)) == {"web_IN_2": "pg (its relay: connection refused)"}
     assert avoided(ledger, snapshot) == {
         "web_IN_1": "out (permission denied: /run/app)",
         "web_IN_2": "out (its relay: connection refused)",

@@ -13,6 +13,7 @@ import pytest
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.control import looking
 from relay.control.looking import Looker, forget_newcomers
+from relay.control.probe import Answer
 from relay.ledger.layout import Count, Health, TargetCount
 from relay.ledger.ledger import Ledger
 from relay.targets import health, why
@@ -189,9 +190,10 @@ async def test_who_cannot_be_asked_stays_as_it_was_and_that_is_said_once(
 ) -> None:
     asked = 0
 
-    async def cannot(*_: object) -> None:
+    async def cannot(*_: object) -> Answer:
         nonlocal asked
         asked += 1
+        return Answer(None)
 
     monkeypatch.setattr(looking, "ask_own", cannot)
     row = own(1, probe=ProbeRow("", 0.01, 1.0))
@@ -203,13 +205,13 @@ async def test_who_cannot_be_asked_stays_as_it_was_and_that_is_said_once(
 async def test_a_mistake_of_ours_is_told_and_the_target_is_asked_again(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults: list[object] = [ValueError("a bug"), REFUSED]
+    answers: list[object] = [ValueError("a bug"), Answer(REFUSED)]
 
     async def ask(*_: object) -> object:
-        fault = faults.pop(0) if len(faults) > 1 else faults[0]
-        if isinstance(fault, Exception):
-            raise fault
-        return fault
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     monkeypatch.setattr(looking, "ask_own", ask)
     made.looker.follow(snapshot_of(own(1, probe=ProbeRow("", 0.01, 1.0))))

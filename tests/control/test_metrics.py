@@ -72,6 +72,7 @@ OF_AN_EDGES_TARGETS = {
     "relay_target_connections_total",
     "relay_target_failures_total",
     "relay_target_ejections_total",
+    "relay_target_retries_total",
     "relay_target_connect_seconds_total",
 }
 OF_THE_DAEMON = {
@@ -308,6 +309,7 @@ def test_an_edges_targets_have_their_own_numbers_over_all_workers(ledger: Ledger
                 (TargetCount.CONNECTED, 3),
                 (TargetCount.FAILURES, 4),
                 (TargetCount.EJECTIONS, 5),
+                (TargetCount.RETRIES, 6),
                 (TargetCount.CONNECT_SUM_NS, 250_000_000),
             ):
                 ledger.words[row + count] = units * factor
@@ -318,6 +320,7 @@ def test_an_edges_targets_have_their_own_numbers_over_all_workers(ledger: Ledger
         "relay_target_connections_total": 6.0,
         "relay_target_failures_total": 8.0,
         "relay_target_ejections_total": 10.0,
+        "relay_target_retries_total": 12.0,
         "relay_target_connect_seconds_total": 0.5,
     }.items():
         rounded = [(labels, round(value, 6)) for labels, value in found[name]]

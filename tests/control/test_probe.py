@@ -166,7 +166,9 @@ async def test_an_http_probe_waits_for_a_whole_line_until_its_time_is_over(said:
 @pytest.mark.parametrize("probe", [HTTP, TCP], ids=["http", "tcp"])
 async def test_refused_and_reset_are_bad(probe: ProbeRow) -> None:
     port = free_port()
-    assert (await ask_instance(probing(probe), TargetRow("gone", host="127.0.0.1", port=port))).fault == why.of_relay(REFUSED)
+    assert (await ask_instance(probing(probe), TargetRow("gone", host="127.0.0.1", port=port))).fault == why.of_relay(
+        REFUSED
+    )
     async with serving(resetting) as target:
         assert (await ask_instance(probing(probe), target)).fault == why.RESET
 

@@ -91,16 +91,3 @@ def test_nothing_has_come_and_nothing_will(pair: tuple[socket.socket, socket.soc
     client.settimeout(HANG_S)
     assert client.recv(1, socket.MSG_PEEK) == b""
     assert first_bytes.header(client, 0) == (INCOMPLETE, 0)
-
-
-def test_how_much_was_taken(pair: tuple[socket.socket, socket.socket]) -> None:
-    """What lies in the socket was not, whoever looks at it."""
-    edge, client = pair
-    assert first_bytes.taken_bytes(client) == 0
-    edge.sendall(V2 + b"hello")
-    awaited(client, len(V2) + 5)
-    assert first_bytes.taken_bytes(client) == 0
-    assert client.recv(len(V2)) == V2
-    assert first_bytes.taken_bytes(client) == len(V2)
-    assert client.recv(3) == b"hel"
-    assert first_bytes.taken_bytes(client) == len(V2) + 3

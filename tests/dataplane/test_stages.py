@@ -1,20 +1,25 @@
 """The table of stages is what the code does, and what docs/why/a-connection.md tells: every line of it is walked."""
 
 import contextlib
+import errno
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+from unittest.mock import patch
 
 import pytest
 
-from relay.dataplane import faults
+from relay.dataplane import dialling, faults
+from relay.dataplane.greeting import begin
 from relay.dataplane.stages import ENDS, FROM_OUTSIDE, MOVES, misstep
 from relay.envelope import asking
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, STATE_NAMES, State
 from relay.steps import NAMES
+from relay.targets import why
+from tests.dataplane.asking_scenes import at_ask, at_taken, edge_rig, succeeded
 from tests.dataplane.rig import LATER_S, Move, refusing, reset, silent_target, tcp_target
 from tests.dataplane.scenes import (
     CLIENT,
@@ -66,25 +71,67 @@ def nothing_moves(scene: Scene) -> None:
         scene.rig.sweep(LATER_S)
 
 
+def asked_next(stack: Stack, *, state: int, knows: int = 1) -> None:
+    """The first instance refuses."""
+    scene = at_ask(stack, silent_target(stack) if state == State.DIAL else tcp_target(stack), knows=(1, knows))
+    asked_first = scene.flow.stage
+    scene.served.send(asking.refusal(why.TOLD, ""))
+    scene.rig.until(lambda: scene.flow.stage is not asked_first, "the next one's turn")
+    assert scene.flow.state == state
+
+
+def dialled_and_asked(stack: Stack) -> None:
+    rig = edge_rig(stack, refusing(), tcp_target(stack))
+    _, flow = rig.let_in()
+    with patch.object(dialling, "connect", lambda *_: errno.EINPROGRESS):  # so that the refusal is waited for
+        begin(flow)
+    assert flow.state == State.DIAL
+    rig.until(lambda: flow.state == State.ASK, "the next one is asked")
+
+
+def taken_by_the_first(stack: Stack) -> None:
+    scene = at_ask(stack)
+    scene.served.send(asking.TOOK)
+    scene.rig.until(lambda: scene.flow.state == State.SPLICE, "it is taken")
+
+
+def looked_at_and_asked(stack: Stack) -> None:
+    rig = edge_rig(stack, tcp_target(stack), knows=(1,), protocol="http")
+    client, flow = rig.let_in()
+    begin(flow)
+    client.send(HELLO)
+    rig.until(lambda: flow.state == State.ASK, "it is asked")
+
+
 # How each move comes about, and each end.
 WAYS: Final[dict[tuple[int, int], Callable[[Stack], object]]] = {
     (State.FREE, State.HEADER): at_header,
     (State.FREE, State.LOOK): at_look,
     (State.FREE, State.DIAL): at_dial,
+    (State.FREE, State.ASK): at_ask,
     (State.FREE, State.SPLICE): at_splice,
     (State.HEADER, State.LOOK): lambda stack: said(at_header(stack, protocol="http"), HEADER),
     (State.HEADER, State.DIAL): lambda stack: said(at_header(stack, silent_target(stack)), HEADER),
     (State.HEADER, State.SPLICE): lambda stack: said(at_header(stack, tcp_target(stack)), HEADER),
     (State.LOOK, State.DIAL): lambda stack: said(at_look(stack, silent_target(stack)), HELLO),
+    (State.LOOK, State.ASK): looked_at_and_asked,
     (State.LOOK, State.SPLICE): lambda stack: said(at_look(stack, tcp_target(stack)), HELLO),
     (State.DIAL, State.DIAL): next_target,
+    (State.DIAL, State.ASK): dialled_and_asked,
     (State.DIAL, State.SPLICE): refused_then_answered,
+    (State.ASK, State.ASK): lambda stack: asked_next(stack, state=State.ASK),
+    (State.ASK, State.DIAL): lambda stack: asked_next(stack, state=State.DIAL),
+    (State.ASK, State.SPLICE): lambda stack: asked_next(stack, state=State.SPLICE, knows=0),
+    (State.ASK, State.TAKEN): taken_by_the_first,
+    (State.TAKEN, State.SPLICE): taken_by_the_first,
     (State.SPLICE, State.CLOSE): at_close,
 }
 AT: Final[dict[int, Callable[[Stack], Scene]]] = {
     State.HEADER: lambda stack: at_header(stack, rules=(RuleRow(False, f"{CLIENT}/32", "f:1"),)),
     State.LOOK: at_look,
     State.DIAL: at_dial,
+    State.ASK: at_ask,
+    State.TAKEN: at_taken,
     State.SPLICE: lambda stack: at_splice(stack, idle_s=5.0),
     State.CLOSE: at_close,
 }
@@ -104,6 +151,14 @@ ACTS: Final[dict[str, Callable[[Scene], object]]] = {
 }
 
 
+ASK_ACTS: Final[dict[str, Callable[[Scene], object]]] = {
+    "connect_failed": lambda scene: reset(scene.served),
+    "connect_timeout": lambda scene: scene.rig.tick(LATER_S),
+    "denied": lambda scene: scene.served.send(asking.refusal(why.DENIED, "")),
+    "client_reset": lambda scene: reset(scene.client),
+}
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [pytest.param(a, b, id=f"{NAME[a]} to {NAME[b]}") for a, tos in MOVES.items() for b in tos],
@@ -119,6 +174,13 @@ def test_every_move_is_made(before: int, after: int, stack: Stack, moves: list[M
 def test_every_end_is_come_to(where: int, cause: str, stack: Stack, moves: list[Move]) -> None:
     if where == State.DIAL and cause == "connect_failed":
         scene = end_of_a_dial_that_is_refused(stack)
+    elif where == State.ASK:
+        scene = at_ask(stack, said=b"")
+        ASK_ACTS[cause](scene)
+    elif where == State.TAKEN:
+        scene = at_taken(stack)
+        ACTS[cause](scene)
+        scene = succeeded(scene)
     elif where == State.CLOSE:
         dead = cause == "peer_dead"
         scene = at_close(stack, by="client" if dead else cause.removesuffix("_reset"), dead=dead)

@@ -50,7 +50,7 @@ def test_no_answer_in_time_is_told_too(stack: contextlib.ExitStack) -> None:
     assert told(scene, asking.refusal(why.no_answer(5.0), "no answer in 5 s")) == "connect_timeout"
 
 
-@pytest.mark.parametrize("question", [asking.THROUGH, asking.RELAY])
+@pytest.mark.parametrize("question", [asking.THROUGH, asking.RELAY, asking.TAKEN])
 def test_a_busy_instance_says_so(question: int, stack: contextlib.ExitStack) -> None:
     scene = at_header(stack, tcp_target(stack))
     scene.rig.log.level = "debug"
@@ -102,6 +102,7 @@ def test_an_edge_that_left_is_told_nothing(stack: contextlib.ExitStack) -> None:
     ("question", "flag", "answer", "cause"),
     [
         (asking.THROUGH, Flag.ASKS_WHY, REFUSED, "connect_failed"),
+        (asking.TAKEN, Flag.ASKS_TAKEN, REFUSED, "connect_failed"),
         (asking.RELAY, Flag.ASKS_RELAY, asking.WELL, "told"),
     ],
 )

@@ -29,7 +29,9 @@ def test_another_implementation_finds_a_header_of_the_senders_own(asked: int) ->
         (b"", asking.NOTHING),
         (b"\xe0\x00\x01\x01", asking.THROUGH),
         (b"\xe0\x00\x01\x02", asking.RELAY),
-        (b"\xe0\x00\x01\x03", asking.NOTHING),
+        (b"\xe0\x00\x01\x03", asking.TAKEN),
+        (b"\xe0\x00\x01\x03\xe0\x00\x01\x01", asking.TAKEN),
+        (b"\xe0\x00\x01\x7f\xe0\x00\x01\x01", asking.THROUGH),
         (b"\xe0\x00\x00", asking.NOTHING),
         (b"\xe0\x00\x02\x01\x01", asking.NOTHING),
         (b"\xe1\x00\x01\x01", asking.NOTHING),
@@ -44,13 +46,27 @@ def test_a_question_among_other_things(tlvs: bytes, asked: int) -> None:
 
 @given(st.binary(max_size=64))
 def test_whatever_comes_is_read_to_its_end(tlvs: bytes) -> None:
-    assert asking.asked_in(tlvs) in (asking.NOTHING, asking.THROUGH, asking.RELAY)
+    assert asking.asked_in(tlvs) in (asking.NOTHING, asking.THROUGH, asking.RELAY, asking.TAKEN)
 
 
 def test_a_header_of_a_client_asks_nothing() -> None:
     header = proxyproto.parse(proxyproto.build_v2(bytes(4), 1, bytes(4), 2))
     assert isinstance(header, proxyproto.Header)
     assert header.tlvs == b""
+
+
+def test_a_header_of_a_client_asks_whether_it_was_taken() -> None:
+    for address in (bytes(4), bytes(16)):
+        data = proxyproto.build_v2(address, 1, address, 2, asking.tlv(asking.TAKEN))
+        header = proxyproto.parse(data + b"GET")
+        assert isinstance(header, proxyproto.Header)
+        assert (header.length, header.src_port, asking.asked_in(header.tlvs)) == (len(data), 1, asking.TAKEN)
+
+
+def test_that_all_is_well_and_what_may_become_that() -> None:
+    assert all(asking.is_well(asking.WELL[:n]) for n in range(1, len(asking.WELL)))
+    assert asking.is_well(asking.WELL + b"HTTP/1.1 200 OK")
+    assert not any(asking.is_well(data) for data in (b"", b"\x01\x02", b"\x01relay: no\n", asking.refusal(1, "")))
 
 
 def test_a_refusal_and_its_number() -> None:

@@ -112,7 +112,6 @@ def test_one_of_several(ledger: Ledger) -> None:
     assert of_target(ledger, edge, target) == TargetHealth(), "its relay takes every connection"
     assert of_target(ledger, door, target).health == UP
     words[first + TargetCount.DIALLED], words[first + TargetCount.DIAL_WHY] = dial(4, answered=False), REFUSED
-    assert of_target(ledger, door, target).why == REFUSED
-    assert of_target(ledger, edge, target).why == why.of_relay(REFUSED)
+    assert of_target(ledger, door, target).why == of_target(ledger, edge, target).why == REFUSED
     words[health_at(7)], words[first + TargetCount.LOOKED_NS] = packed(UP, 0, 5 * S_NS), time.monotonic_ns()
     assert of_target(ledger, edge, target).health == UP
