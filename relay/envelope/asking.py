@@ -54,7 +54,8 @@ def header(*asked: int, endpoint: str = "") -> bytes:
 
     `endpoint`: of which endpoint, where the port does not say it.
     """
-    return proxyproto.local_v2(b"".join(map(tlv, asked)) + (endpoint_tlv(endpoint) if endpoint else b""))
+    tlvs = b"".join(map(tlv, asked)) + (endpoint_tlv(endpoint) if endpoint else b"")
+    return proxyproto.local_v2(tlvs)
 
 
 def asked_in(tlvs: bytes) -> int:

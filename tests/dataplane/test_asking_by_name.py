@@ -19,7 +19,12 @@ from tests.ports import free_port
 
 Stack = contextlib.ExitStack
 REFUSED: Final = asking.refusal(why.of_error(errno.ECONNREFUSED), "connection refused")
-DOOR: Final[dict[str, Any]] = {"type": "door", "leads_to": "store/pg", "send_proxy": None, "distribution": "least-connections"}
+DOOR: Final[dict[str, Any]] = {
+    "type": "door",
+    "leads_to": "store/pg",
+    "send_proxy": None,
+    "distribution": "least-connections",
+}
 
 
 def instance(port: int, relay_port: int) -> TargetRow:
