@@ -173,7 +173,7 @@ def test_who_may_talk_to_a_relay(tmp_path: Path) -> None:
     assert (answer["verdict"], answer["reason"], answer["why"]) == (
         "deny", "roster", "the machines of this service and nobody else",
     )  # fmt: skip
-    file.write_text(file.read_text().replace('[10.0.0.4, "2001:db8::5"]', "3"))
+    file.write_text(file.read_text().replace("[10.0.0.4, 10.0.0.5]", "3"))
     with pytest.raises(OperatorError, match="does not say where the instances of web are"):
         explain_file(str(file), "store/@relay", "10.0.0.9", None)
 
