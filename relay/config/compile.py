@@ -171,11 +171,14 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
     # With net.ipv4.conf.*.route_localnet a loopback address is open to the network beside it, as CVE-2020-8558 had it.
     here = ("::1/128" if ":" in door.listen.host else "127.0.0.0/8", str(ipaddress.ip_network(me.address)))
     rules = tuple(RuleRow(True, network, "this machine") for network in here)
+    # What the endpoint's own relay looks at, need not be looked at twice. But where that says when its application has taken
+    # the connection, a program that has yet to speak would be taken for an instance that does not answer.
+    looks = service.relay_port is not None
     return EndpointRow(
         name=f"{me.role}/{name}",
         slot=-1,
         type="door",
-        protocol="tcp",  # what the endpoint's own relay looks at, need not be looked at twice
+        protocol=endpoint.protocol if looks else "tcp",
         listen_host=door.listen.host,
         listen_port=door.listen.port,
         port_count=1,
@@ -190,7 +193,7 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         per_source=None,
         rate_per_s=None,
         connect_s=door.connect_s,
-        first_byte_s=door.connect_s,
+        first_byte_s=endpoint.timeouts.first_byte_s if looks else door.connect_s,
         idle_s=None,  # the endpoint's own relay has a limit, and one is enough
         send_proxy=None,
         distribution="least-connections",

@@ -337,6 +337,19 @@ def test_an_edge_and_a_door_know_where_relays_are_talked_to() -> None:
     assert door.endpoint_there == "store/postgres"
 
 
+@pytest.mark.parametrize(("told", "expected"), [(True, ("https", 3.0)), (False, ("tcp", 5.0))])
+def test_who_is_asked_only_by_what_a_program_has_said(told: bool, expected: tuple[str, float]) -> None:
+    """An instance says that it took a connection after its first bytes, so the door waits for those."""
+    text = SERVICE.replace(
+        "    endpoints:\n      http-in:",
+        "    uses: {db: {endpoint: store/own, listen: 127.0.0.1:2}}\n" + "    endpoints:\n      http-in:",
+    )
+    text = text.replace("own: {type: internal,", "own: {type: internal, protocol: https, timeouts: {first_byte: 3s},")
+    shop = with_relay_port(text) if told else service(text)
+    [door] = [row for row in compiled("web_IN_0", service=shop).endpoints if row.type == "door"]
+    assert (door.protocol, door.first_byte_s) == expected
+
+
 def test_a_port_for_relays_moves_nobodys_counters() -> None:
     before = compiled("store_IN_0")
     after = compiled("store_IN_0", service=with_relay_port(SERVICE), slots=before.slots)
