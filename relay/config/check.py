@@ -23,9 +23,9 @@ def check_service(service: Service, document: Document) -> list[Problem]:
     """Errors across the keys of `service`, in the order of the file; `document` tells their places.
 
     What cannot stand beside an edge; an instance address, a role's port or a public port that is used twice; fewer
-    instance ports than instances; a `from` that names no role, an `access` that names no list; a target on another machine;
-    targets that lead back into their own listener; more networks than `deny: drop` has room for; a door out that leads
-    nowhere, or that its endpoint does not admit, or whose port is taken.
+    instance ports than instances; a `relay_port` that is an endpoint's; a `from` that names no role, an `access` that names
+    no list; a target on another machine; targets that lead back into their own listener; more networks than `deny: drop`
+    has room for; a door out that leads nowhere, or that its endpoint does not admit, or whose port is taken.
     """
     found = [
         *_addresses(service, document),
@@ -33,6 +33,7 @@ def check_service(service: Service, document: Document) -> list[Problem]:
         *_ports(service, document),
         *_public_ports(service, document),
         *_instance_ports(service, document),
+        *_relay_port(service, document),
         *_from(service, document),
         *_access(service, document),
         *_targets(service, document),
@@ -148,6 +149,28 @@ def _instance_ports(service: Service, document: Document) -> Iterator[Problem]:
             first = endpoint.instance_ports.first
             fix = f"write one for each, such as `{Ports(first, first + needed - 1)}`"
             yield document.problem((*path, "instance_ports"), what, fix)
+
+
+def _relay_port(service: Service, document: Document) -> Iterator[Problem]:
+    """Every instance listens there, so it is no endpoint's, and no endpoint leads there."""
+    port = service.relay_port
+    if port is None:
+        return
+    for role_name, name, endpoint, path in endpoints(service):
+        public = (endpoint.public_port, *(endpoint.instance_ports.numbers if endpoint.instance_ports else ()))
+        where = f"`{role_name}/{name}` (line {document.mark(path, key=True)[0]})"
+        here = set(map(str, service.roles[role_name].instances))
+        to_relay = endpoint.target.port <= port < endpoint.target.port + endpoint.target.port_count
+        if port in endpoint.listen_ports.numbers:
+            what = f"{port} is a port of {where}"
+        elif port in public:
+            what = f"{port} is a public port of {where}"
+        elif to_relay and here.intersection(endpoint.target.addresses):
+            what = f"{port} is the target of {where}"
+        else:
+            continue
+        yield document.problem(("relay_port",), what, "write a port that nothing else has on any instance")
+        return
 
 
 def _from(service: Service, document: Document) -> Iterator[Problem]:

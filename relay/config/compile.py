@@ -10,10 +10,20 @@ from hashlib import blake2b
 from typing import Literal, TypeVar
 
 from relay.address import join_host_port
-from relay.config.model import Door, Endpoint, Probe, Service
+from relay.config.model import Door, Endpoint, Probe, Service, Timeouts
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import NO_SLOTS, SLOTS_MAX, EndpointRow, ProbeRow, Slots, Snapshot, TargetRow
+from relay.config.snapshot import (
+    BY_INSTANCE,
+    NO_SLOTS,
+    RELAY,
+    SLOTS_MAX,
+    EndpointRow,
+    ProbeRow,
+    Slots,
+    Snapshot,
+    TargetRow,
+)
 from relay.config.values import Target
 from relay.envelope import bpf
 from relay.envelope.rules import RuleRow, compile_rules
@@ -61,6 +71,8 @@ def compile_snapshot(
             for name, endpoint in role.endpoints.items()
         ]
         rows += [_door(service, roster, name, door, me) for name, door in role.uses.items()]
+        if service.relay_port is not None:
+            rows.append(_relay(roster, me.role, host, service.relay_port))
     return Snapshot(
         generation=generation,
         service=service.service,
@@ -77,7 +89,7 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
     rows = []
     for role_name, role in service.roles.items():
         for name, endpoint in role.endpoints.items():
-            targets = tuple(_instances(roster.of(role_name), endpoint))
+            targets = tuple(_instances(service, roster.of(role_name), endpoint))
             # A role that may have instances has its public ports open, or whoever comes first would find them closed.
             if endpoint.type != "input" or not role.count:
                 continue
@@ -101,17 +113,50 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 port, distribution = endpoint.public_port, endpoint.distribution
                 rows.append(replace(row, listen_port=port, port_count=1, distribution=distribution))
             if endpoint.instance_ports is not None:
-                name, port = f"{row.name}@instance", endpoint.instance_ports.first
+                name, port = f"{row.name}{BY_INSTANCE}", endpoint.instance_ports.first
                 # One port for each number, whoever of them is there.
                 row = replace(row, name=name, listen_port=port, port_count=role.count)
                 rows.append(replace(row, distribution="instance"))
     return rows
 
 
-def _instances(members: Iterable[Member], endpoint: Endpoint) -> Iterable[TargetRow]:
+def _instances(service: Service, members: Iterable[Member], endpoint: Endpoint) -> Iterable[TargetRow]:
+    port, relay_port = endpoint.listen_ports.first, service.relay_port or 0
     for member in members:
-        port = endpoint.listen_ports.first
-        yield TargetRow(join_host_port(member.address, port), host=member.address, port=port, instance=member.id)
+        text = join_host_port(member.address, port)
+        yield TargetRow(text, host=member.address, port=port, instance=member.id, relay_port=relay_port)
+
+
+def _relay(roster: Roster, role: str, host: str, port: int) -> EndpointRow:
+    """Where the relays of the service's other machines talk to this one, each for its endpoints or its doors."""
+    rules = tuple(RuleRow(True, str(ipaddress.ip_network(member.address)), member.id) for member in roster)
+    waits = Timeouts()
+    return EndpointRow(
+        name=f"{role}/{RELAY}",
+        slot=-1,
+        type="relay",
+        protocol="tcp",
+        listen_host=host,
+        listen_port=port,
+        port_count=1,
+        targets=(),
+        rules=rules,
+        permit_unmatched=False,
+        denied_reason="roster",
+        enforce="strict",
+        deny="reset",
+        drop_filter="",
+        connections=None,
+        per_source=None,
+        rate_per_s=None,
+        connect_s=waits.connect_s,
+        first_byte_s=waits.first_byte_s,
+        idle_s=None,
+        send_proxy=None,
+        keepalive_s=waits.keepalive_s,
+        dead_s=waits.dead_s,
+        table=compile_rules(rules).to_bytes(),
+    )
 
 
 def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -> EndpointRow:
@@ -124,15 +169,18 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
     members = sorted(reached, key=lambda member: blake2b(f"{me.id} {member.id}".encode()).digest())
     serving = [member for member in members if member.serves(leads_to)]
     # When none wants more, some are better than nobody: what they tell may be old.
-    targets = tuple(_instances(sorted((serving or members)[:_DOOR_TARGETS_MAX]), endpoint))
+    targets = tuple(_instances(service, sorted((serving or members)[:_DOOR_TARGETS_MAX]), endpoint))
     # With net.ipv4.conf.*.route_localnet a loopback address is open to the network beside it, as CVE-2020-8558 had it.
     here = ("::1/128" if ":" in door.listen.host else "127.0.0.0/8", str(ipaddress.ip_network(me.address)))
     rules = tuple(RuleRow(True, network, "this machine") for network in here)
+    # What the endpoint's own relay looks at, need not be looked at twice. But where that says when its application has taken
+    # the connection, a program that has yet to speak would be taken for an instance that does not answer.
+    looks = service.relay_port is not None
     return EndpointRow(
         name=f"{me.role}/{name}",
         slot=-1,
         type="door",
-        protocol="tcp",  # what the endpoint's own relay looks at, need not be looked at twice
+        protocol=endpoint.protocol if looks else "tcp",
         listen_host=door.listen.host,
         listen_port=door.listen.port,
         port_count=1,
@@ -147,7 +195,7 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
         per_source=None,
         rate_per_s=None,
         connect_s=door.connect_s,
-        first_byte_s=door.connect_s,
+        first_byte_s=endpoint.timeouts.first_byte_s if looks else door.connect_s,
         idle_s=None,  # the endpoint's own relay has a limit, and one is enough
         send_proxy=None,
         distribution="least-connections",

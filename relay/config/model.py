@@ -350,6 +350,10 @@ class Service(Keys):
     edge: Edge | None = None
     """The machines that carry the public ports. Without any, clients reach the instances themselves."""
 
+    relay_port: Port = None
+    """The port where the relays of this service talk to each other, open on every instance to the service's own machines
+    alone. Doors out and the edge use it. Without it they go to each endpoint's port."""
+
     access_lists: dict[ListName, tuple[Rule, ...]] = Field(default_factory=dict)
     """Lists of access rules by name, for endpoints that share one."""
 

@@ -16,6 +16,10 @@ from relay.envelope.rules import Envelope, RuleRow
 
 FORMAT = 7  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
+BY_INSTANCE: Final = (
+    "@instance"  # behind an endpoint's name: its ports for single instances. No endpoint's name has an @
+)
+RELAY: Final = "@relay"  # the row of a machine's `relay_port`, as its endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class TargetRow:
     port_count: int = 1
     slot: int = -1  # on an edge: row of counters in the ledger; stays the same over reloads
     instance: str = ""  # on an edge: whose address it is
+    relay_port: int = 0  # where that instance's relay is talked to; 0: at `port` alone
 
     def at(self, offset: int) -> "TargetRow":
         """The one port of the range that is `offset` from its first; the whole range where it has no such port."""
@@ -64,7 +69,7 @@ class EndpointRow:
 
     name: str  # role/endpoint; of a door out: role/its own name
     slot: int  # row of counters in the ledger; stays the same over reloads
-    type: Literal["input", "internal", "door"]
+    type: Literal["input", "internal", "door", "relay"]  # `relay`: where other machines' relays talk to this one
     protocol: Literal["tcp", "http", "https"]
     listen_host: str
     listen_port: int
@@ -124,6 +129,16 @@ class EndpointRow:
     def is_edge(self) -> bool:
         """Whether it is an edge's, whose targets are other machines' relays."""
         return self.distribution is not None and self.type != "door"
+
+    @property
+    def is_brought(self) -> bool:
+        """Whether its clients are brought by other machines' relays, which say first who they are."""
+        return bool(self.edges) or self.type == "relay"
+
+    @property
+    def endpoint_there(self) -> str:
+        """On an edge, and of a door out: the endpoint of its targets, as role/endpoint."""
+        return self.leads_to or self.name.removesuffix(BY_INSTANCE)
 
     @property
     def is_let_be(self) -> bool:

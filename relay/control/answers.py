@@ -244,14 +244,14 @@ class TargetStatus(TypedDict):
 
 
 class EndpointStatus(TypedDict):
-    """One endpoint, or a door out, as it is at work.
+    """One endpoint, a door out, or the port of this machine's relay (`relay`), as it is at work.
 
     `target_up`: of several, whether one is. `target_reason` and those that follow: as in a target's own status; of several
     each has its own, in `target_set`. `held`: of the active, who wait for a target; `hold_for_s`: new ones do, by hand.
     """
 
     name: str
-    type: Literal["input", "internal", "door"]
+    type: Literal["input", "internal", "door", "relay"]
     protocol: ProtocolName
     listen: AddressText
     leads_to: str

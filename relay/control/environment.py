@@ -26,6 +26,8 @@ def variables(service: Service, snapshot: Snapshot) -> dict[str, str]:
     }
     owners: dict[str, str] = {}
     for row in snapshot.endpoints:
+        if row.type == "relay":  # no program's
+            continue
         owner = f"{'door' if row.type == 'door' else 'endpoint'} `{_name(row, me)}`"
         for variable, value in _of_row(service, row, me):
             if variable in owners:

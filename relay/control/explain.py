@@ -70,9 +70,9 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
     row = find_endpoint(snapshot, to)
     answer = explain(row, find_source(snapshot, address, instance))
     endpoint = service.roles[role].endpoints.get(row.endpoint)
-    asked = (endpoint.from_roles or tuple(service.roles)) if endpoint is not None else ()
+    asked = (endpoint.from_roles if endpoint is not None else None) or tuple(service.roles)
     counted = [name for name in asked if name in service.counted]
-    if row.type == "internal" and counted and answer["verdict"] == "deny":
+    if row.type in ("internal", "relay") and counted and answer["verdict"] == "deny":
         raise OperatorError(
             f"the file does not say where the instances of {', '.join(counted)} are, whom {to} admits: a registry does; ask "
             "the relay of an instance that has it, without `--service`"
@@ -112,6 +112,8 @@ def _why(row: EndpointRow, rule: int | None) -> str:
         return "an internal endpoint admits the instances of its roles and nobody else"
     if row.type == "door":
         return "a door out is for this machine alone"
+    if row.type == "relay":
+        return "the machines of this service and nobody else"
     if not row.rules:
         return "an input endpoint without rules admits everyone"
     if row.permit_unmatched:
@@ -197,7 +199,7 @@ def matrix(service: Service) -> list[answers.Reach]:
             continue
         snapshot = compile_snapshot(service, Settings(), f"{role_name}_IN_0", generation=0, file="", roster=roster)
         for row in snapshot.endpoints:
-            if row.type == "door":
+            if row.type == "door" or row.type == "relay":
                 continue
             envelope = row.envelope
             by_role = {

@@ -1,6 +1,6 @@
 """Who is down, and why, as this machine knows it: what `relay instances`, names and the registry are told."""
 
-from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.config.snapshot import BY_INSTANCE, EndpointRow, Snapshot, TargetRow
 from relay.ledger.layout import Health
 from relay.ledger.ledger import Ledger
 from relay.targets import health, why
@@ -9,7 +9,7 @@ from relay.targets.health import TargetHealth
 
 def reason_of(row: EndpointRow, target: TargetRow | None, found: TargetHealth) -> str:
     """Why a target is down, in words; empty: it is not. `target`: one of several, None: this machine's own."""
-    path = row.path_behind if target is not None else row.targets[0].path
+    path = row.path_behind if target is not None or not row.targets else row.targets[0].path
     return why.text_of(found.why, path)
 
 
@@ -38,6 +38,6 @@ def avoided(ledger: Ledger, snapshot: Snapshot) -> dict[str, str]:
         for target in row.targets if row.distribution is not None else ():
             found = health.of_target(ledger, row, target)
             if found.health == Health.DOWN:
-                endpoint = row.leads_to.partition("/")[2] or row.endpoint.removesuffix("@instance")
+                endpoint = row.leads_to.partition("/")[2] or row.endpoint.removesuffix(BY_INSTANCE)
                 faults.setdefault(target.instance, f"{endpoint} ({reason_of(row, target, found)})")
     return faults

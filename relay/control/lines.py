@@ -14,7 +14,7 @@ from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.looking import Looker
 from relay.envelope import asking
 from relay.kernel.sockets import ask_peer, target_socket
-from relay.ledger.layout import TargetCount
+from relay.ledger.layout import Knows, TargetCount
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 
@@ -25,7 +25,6 @@ _IDLE_S: Final = 1
 _EVERY_S: Final = 1
 _PROBES: Final = 2
 _DEAD_MS: Final = 3000  # also of what was said back and not acknowledged: tcp(7), TCP_USER_TIMEOUT
-_TAKEN: Final = 1  # a bit of KNOWS: its relay says when a client's connection was taken, and so knows what a line is
 _WORDS_MAX_BYTES: Final = 64
 
 
@@ -38,9 +37,14 @@ class Way(NamedTuple):
     dial_from: str
 
 
-def way_to(row: EndpointRow, target: TargetRow) -> Way | None:
-    """Where the instance of one of several targets would hold a line; None: nowhere."""
-    return Way(target.instance, target.host, target.port, row.dial_from) if row.is_edge else None
+def ways_to(row: EndpointRow, target: TargetRow) -> dict[int, Way]:
+    """Where one of several targets' instance would hold a line, the best first, by what its relay must know for that."""
+    found = {}
+    if target.relay_port:
+        found[Knows.NAMES] = Way(target.instance, target.host, target.relay_port, row.dial_from)
+    if row.is_edge:
+        found[Knows.TAKEN] = Way(target.instance, target.host, target.port, row.dial_from)
+    return found
 
 
 def ways(snapshot: Snapshot, ledger: Ledger) -> tuple[set[Way], dict[str, Way]]:
@@ -50,11 +54,11 @@ def ways(snapshot: Snapshot, ledger: Ledger) -> tuple[set[Way], dict[str, Way]]:
     part = ledger.worker(0)
     for row in snapshot.endpoints:
         for target in row.targets if row.distribution is not None else ():
-            if (way := way_to(row, target)) is None:
-                continue
-            everywhere.add(way)
-            if ledger.words[part.target_counts_at(target.slot)[0] + TargetCount.KNOWS] & _TAKEN:
-                known.setdefault(target.instance, way)
+            knows = ledger.words[part.target_counts_at(target.slot)[0] + TargetCount.KNOWS]
+            for what, way in ways_to(row, target).items():
+                everywhere.add(way)
+                if knows & what:
+                    known.setdefault(target.instance, way)
     return everywhere, known
 
 

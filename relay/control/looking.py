@@ -12,14 +12,14 @@ import random
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
-from relay.control.probe import Answer, ask_door, ask_instance, ask_own
-from relay.ledger.layout import Count, Health, TargetCount, health_at
+from relay.control.probe import Answer, ask_at_relay_port, ask_door, ask_instance, ask_own
+from relay.ledger.layout import Count, Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.targets import health, why
@@ -29,6 +29,7 @@ JITTER: Final = 0.1  # of the interval, either way: or all probes of all edges c
 _FIRST_WITHIN_S: Final = 1.0  # the first probes of a start or a reload are spread over this time
 _DOWN_S: Final = 1.0  # from one look at a target that is down to the next, at the most
 _HELD_S: Final = 0.2  # while connections wait for it
+_RELAY_S: Final = 2.0  # from one look for a relay's own port to the next
 _NOTICE_S: Final = 0.5  # a dial that failed is noticed so late at the most
 # So many relays an edge asks by itself, without a probe, in a second: each takes it some 0.2 ms. With many instances each is
 # asked more seldom.
@@ -45,13 +46,16 @@ class Subject:
     @property
     def who(self) -> tuple[object, ...]:
         """Who it is, and where the ledger has it."""
-        return self.row.name, self.row.slot, self.target or self.row.targets
+        if self.target is None:
+            return self.row.name, self.row.slot, self.row.targets
+        return self.row.name, self.row.slot, replace(self.target, relay_port=0)
 
     @property
     def key(self) -> tuple[object, ...]:
         """All that a look depends on: who has the same is the same after a reload."""
         row = self.row
-        return self.who, row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s
+        relay_port = self.target.relay_port if self.target is not None else 0
+        return self.who, relay_port, row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s
 
     @property
     def is_judged(self) -> bool:
@@ -66,6 +70,20 @@ class Subject:
     def is_awaited(self, ledger: Ledger) -> bool:
         """Whether connections wait for it, or for another of the same endpoint."""
         return bool(ledger.total(self.row.slot, Count.HELD))
+
+    def lacks_relay(self, ledger: Ledger) -> bool:
+        """Whether it is a door's, and may have a relay that a connection is named to, which nobody has found yet.
+
+        Without it a door cannot know that an application is gone before a connection is lost.
+        """
+        if self.target is None or self.row.type != "door" or not self.target.relay_port:
+            return False
+        return not ledger.words[self.knows_at(ledger)] & Knows.NAMES
+
+    def knows_at(self, ledger: Ledger) -> int:
+        """The ledger's word of what the target's relay knows."""
+        assert self.target is not None  # else it is this machine's own
+        return ledger.worker(0).target_counts_at(self.target.slot)[0] + TargetCount.KNOWS
 
     def health(self, ledger: Ledger) -> TargetHealth:
         """How it is, by all that was found."""
@@ -82,13 +100,15 @@ class Subject:
         at = part.target_counts_at(self.target.slot)[0]
         return health_at(self.target.slot), at + TargetCount.LOOKED_NS
 
-    async def ask(self, ledger: Ledger) -> Answer:
-        """Ask it once: see probe.py."""
+    async def ask(self, ledger: Ledger) -> Answer | None:
+        """Ask it once: see probe.py. None: nothing was found out."""
         if self.target is None:
             return await ask_own(self.row, health.failed_port(ledger, self.row))
-        if self.row.type == "door":
-            return await ask_door(self.row, self.target)
-        return await ask_instance(self.row, self.target)
+        if self.row.type != "door":
+            return await ask_instance(self.row, self.target)
+        if self.health(ledger).health != Health.DOWN:  # an application that is well is not bothered
+            return await ask_at_relay_port(self.row, self.target)
+        return await ask_door(self.row, self.target)
 
 
 class _Looked:
@@ -146,7 +166,8 @@ class Looker:
                 self._write(subject, found)
             elif is_down and (found.dialled or subject.is_awaited(self._ledger)):
                 looked.hurry.set()
-            if looked.task is None and (subject.is_probed or (is_down and not subject.row.is_let_be)):
+            wanted = subject.is_probed or is_down or subject.lacks_relay(self._ledger)
+            if looked.task is None and wanted and not subject.row.is_let_be:
                 looked.task = asyncio.create_task(self._guarded(looked), name=f"look at {subject.row.name}")
 
     def busy(self, instance: str) -> None:
@@ -190,9 +211,10 @@ class Looker:
         while True:
             looked.hurry.clear()  # before it is asked: what changes meanwhile, the answer may not know
             began_ns = time.monotonic_ns()
-            self._found(looked, await subject.ask(self._ledger), began_ns)
+            if (answer := await subject.ask(self._ledger)) is not None:
+                self._found(looked, answer, began_ns)
             is_down = subject.health(self._ledger).health == Health.DOWN
-            if not is_down and not subject.is_probed:
+            if not is_down and not subject.is_probed and not subject.lacks_relay(self._ledger):
                 return
             interval_s = self.interval_s(subject, is_down=is_down)
             interval_s *= random.uniform(1 - JITTER, 1 + JITTER)
@@ -206,7 +228,7 @@ class Looker:
         """From one look at it to the next."""
         probe, most_s = subject.row.probe, _HELD_S if is_down and subject.is_awaited(self._ledger) else _DOWN_S
         if probe is None:
-            return most_s
+            return most_s if is_down else _RELAY_S
         interval_s = min(probe.interval_s, most_s) if is_down else probe.interval_s
         return max(interval_s, self._relays / RELAYS_PER_S) if probe.kind == "relay" else interval_s
 
@@ -214,8 +236,7 @@ class Looker:
         """A look that began then has found this."""
         subject, fault = looked.subject, answer.fault
         if subject.target is not None and answer.knows is not None:
-            at = self._ledger.worker(0).target_counts_at(subject.target.slot)[0]
-            self._ledger.words[at + TargetCount.KNOWS] = answer.knows
+            self._ledger.words[subject.knows_at(self._ledger)] = answer.knows
         if fault is None:
             if not looked.trouble:
                 message = "this machine is in no state to ask: see the lines of `dial` where a connection was lost"
@@ -254,7 +275,7 @@ class Looker:
 def subjects(snapshot: Snapshot) -> Iterator[Subject]:
     """Whom a machine can know of by itself."""
     for row in snapshot.endpoints:
-        if row.distribution is None:
+        if row.distribution is None and row.targets:
             yield Subject(row, None)
         else:
             yield from (Subject(row, target) for target in row.targets)
@@ -278,4 +299,4 @@ def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> Non
             at, looked_at = subject.places(ledger)
             ledger.words[at], ledger.words[looked_at] = Health.UNKNOWN, time.monotonic_ns()
             if subject.target is not None:
-                ledger.words[ledger.worker(0).target_counts_at(subject.target.slot)[0] + TargetCount.KNOWS] = 0
+                ledger.words[subject.knows_at(ledger)] = 0

@@ -138,7 +138,7 @@ class LedgerCollector(Collector):
             if row.distribution:
                 found = [(each.text, health.of_target(ledger, row, each).health) for each in row.targets]
             else:
-                found = [(row.targets[0].text, health.of_endpoint(ledger, row).health)]
+                found = [(each.text, health.of_endpoint(ledger, row).health) for each in row.targets[:1]]
             for text, state in found:
                 if state != Health.UNKNOWN:
                     up.add_metric((*_labels(row), text), int(state == Health.UP))

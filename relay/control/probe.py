@@ -11,15 +11,18 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from socket import SHUT_WR, socket
 from typing import Final, NamedTuple, Self, TypeVar
 
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.envelope import asking, proxyproto
 from relay.kernel.sockets import CAPACITY, NOT_BEGUN, is_no_socket, target_socket
+from relay.ledger.layout import Knows
 from relay.targets import why
 
+_RELAY_PORT_MAX_S: Final = 1.0  # to connect there: a firewall that knows nothing of that port says nothing
 _STANDS_S: Final = 1.0  # a tcp connection that has not been reset for so long is taken: relay dials a local service
 _LINE_MAX_BYTES: Final = 64 * 1024  # of an answer's first line
 _STATUS: Final = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})(?: [^\n]*)?\r?\n")
@@ -39,20 +42,32 @@ class _Answered(Exception):
 class Answer(NamedTuple):
     """Why a target is down (targets/why.py), 0: it is well. None: this machine is in no state to ask.
 
-    `knows`: it is a relay that says when a client's connection was taken; None: that is not known.
+    `knows`: what its relay knows (bits of `Knows`); None: as it was.
     """
 
     fault: int | None
-    knows: bool | None = None
+    knows: int | None = None
 
 
 async def ask_instance(row: EndpointRow, target: TargetRow) -> Answer:
-    """As an edge: ask an instance as the row's probe says. Takes the probe's timeout at the most."""
+    """As an edge: ask an instance as the row's probe says.
+
+    Takes the probe's timeout at the most, and a quarter of it more where the relay's own port does not answer.
+    """
     assert row.probe is not None  # the caller's rows have one
+    within_s = row.probe.timeout_s
+    if target.relay_port:
+        line = _at_relay_port(row, target, within_s)
+        number = await _number_of(_ask_by_relay(row, line, row.endpoint_there), within_s)
+        if line.is_relay or line.is_silent:
+            return Answer(number, Knows.TAKEN | Knows.NAMES if line.knows else None)
     line = _Question(target, row.dial_from, told=True)
-    number = await _number_of(_ask_by_relay(row, line), row.probe.timeout_s)
+    number = await _number_of(_ask_by_relay(row, line), within_s)
     fault = why.of_relay(number) if number and not line.connected else number
-    return Answer(fault, line.knows or (None if fault or fault is None else False))
+    if line.knows:
+        return Answer(fault, Knows.TAKEN)
+    # Who is down gets nobody before it has answered again; and at the relay's port nobody did.
+    return Answer(fault, None if (fault or fault is None) and not target.relay_port else 0)
 
 
 async def ask_own(row: EndpointRow, port: int = 0) -> Answer:
@@ -71,9 +86,26 @@ async def ask_own(row: EndpointRow, port: int = 0) -> Answer:
 
 
 async def ask_door(row: EndpointRow, target: TargetRow) -> Answer:
-    """Ask the instance that a door out leads to, as a client would: its relay resets where there is no application."""
+    """Ask the instance that a door out leads to: its relay, or as a client would. Then it resets where no application is."""
+    if target.relay_port and (answer := await ask_at_relay_port(row, target)) is not None:
+        return answer
     line = _Question(target, row.dial_from)
-    return Answer(await _number_of(_ask_tcp(line, row.connect_s), row.connect_s))
+    return Answer(await _number_of(_ask_tcp(line, row.connect_s), row.connect_s), 0)
+
+
+async def ask_at_relay_port(row: EndpointRow, target: TargetRow) -> Answer | None:
+    """Ask an instance's relay at its own port how the application is that a door out leads to; None: it is not there."""
+    line = _at_relay_port(row, target, row.connect_s)
+    number = await _number_of(_ask_relay(line, row.endpoint_there), row.connect_s)
+    if not line.is_relay and not line.is_silent:
+        return None
+    return Answer(number, Knows.NAMES if line.knows else None)
+
+
+def _at_relay_port(row: EndpointRow, target: TargetRow, within_s: float) -> "_Question":
+    """A connection there, for which there is not all the time: the endpoint's own port is to be asked after that."""
+    patience_s = min(_RELAY_PORT_MAX_S, within_s / 4)
+    return _Question(replace(target, port=target.relay_port), row.dial_from, told=True, patience_s=patience_s)
 
 
 async def _number_of(question: Awaitable[int], within_s: float) -> int | None:
@@ -93,11 +125,16 @@ async def _number_of(question: Awaitable[int], within_s: float) -> int | None:
 class _Question:
     """A connection to a target. Leaving it as a context closes it."""
 
-    def __init__(self, target: TargetRow, speaks_as: str = "", *, told: bool = False) -> None:
-        """`told`: what comes first may be a relay's answer."""
+    def __init__(
+        self, target: TargetRow, speaks_as: str = "", *, told: bool = False, patience_s: float | None = None
+    ) -> None:
+        """`told`: what comes first may be a relay's answer. `patience_s`: for connecting, where there is not all the time."""
         self.target = target
         self.connected = False
-        self.knows = False  # that relay has answered as one that knows a client's question
+        self.is_silent = False  # connected, and nothing has come, not even an end
+        self.is_relay = False  # a relay has answered
+        self.knows = False  # as one that knows a client's question
+        self._patience_s = patience_s
         self._speaks_as = speaks_as
         self._told = told
         self._loop = asyncio.get_running_loop()
@@ -112,7 +149,8 @@ class _Question:
                 if target.path:  # never in progress; and a full backlog (EAGAIN) must not be taken for that: unix(7)
                     self._sock.connect(target.path)
                 else:
-                    await self._loop.sock_connect(self._sock, (target.host, target.port))
+                    async with asyncio.timeout(self._patience_s):
+                        await self._loop.sock_connect(self._sock, (target.host, target.port))
             except BaseException:
                 self._sock.close()
                 raise
@@ -124,7 +162,7 @@ class _Question:
             if is_no_socket(target.path):
                 raise _Answered(why.NOT_A_SOCKET) from None
             raise
-        self.connected = True
+        self.connected = self.is_silent = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -132,7 +170,16 @@ class _Question:
 
     async def send(self, data: bytes) -> None:
         """Raises OSError."""
-        await self._loop.sock_sendall(self._sock, data)
+        with self._breaking():
+            await self._loop.sock_sendall(self._sock, data)
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.is_silent = False
+            raise
 
     def finish(self) -> None:
         """Nothing more will be sent."""
@@ -146,12 +193,15 @@ class _Question:
 
     async def hear(self) -> bytes | None:
         """The same, but None for a relay's word that its application has taken the connection, if nothing came with it."""
-        data = await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+        with self._breaking():
+            data = await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+        self.is_silent = False
         while self._told and (asking.is_refusal(data) or asking.is_well(data)):
             number = asking.number_in(data)
             self.knows = data.startswith(asking.WELL)
             whole = self.knows or number is not None
             more = b"" if whole else await self._loop.sock_recv(self._sock, _LINE_MAX_BYTES)
+            self.is_relay = self.knows or number is not None
             if asking.is_refusal(data) and (whole or not more):
                 raise _Answered(why.read(number or b""))
             if self.knows or not more:
@@ -201,17 +251,25 @@ class _Tls:
             await self._line.send(data)
 
 
-async def _ask_by_relay(row: EndpointRow, line: _Question) -> int:
+async def _ask_by_relay(row: EndpointRow, line: _Question, endpoint: str = "") -> int:
     assert row.probe is not None
     by_relay = row.probe.kind == "relay"
+    # A relay that does not know the first of two questions answers the second.
+    asked = (asking.RELAY,) if by_relay else (asking.TAKEN, asking.THROUGH)
     async with line:
-        # A relay that does not know the first of two questions answers the second.
-        await line.send(asking.header(*((asking.RELAY,) if by_relay else (asking.TAKEN, asking.THROUGH))))
+        await line.send(asking.header(*asked, endpoint=endpoint))
         if row.probe.path:
             return await _ask_http(row, line)
         if not by_relay:
             line.finish()
         return await _stands(line, row.probe.timeout_s)
+
+
+async def _ask_relay(line: _Question, endpoint: str) -> int:
+    async with line:
+        await line.send(asking.header(asking.RELAY, endpoint=endpoint))
+        await line.hear()
+        return why.NOTHING
 
 
 async def _ask_application(row: EndpointRow, line: _Question) -> int:

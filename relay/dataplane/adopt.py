@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from relay.address import Address, join_host_port
@@ -73,7 +74,7 @@ class Adoption:
             ledger.recount_target(slot)  # one that has left the set is in no pool, and may come back
         live = Counter(record.slot for record in here if record.state != State.LINE)
         for slot in self.gates:
-            ledger.reconcile(slot, live[slot], [_cause(record) for record in ended if record.slot == slot])
+            ledger.reconcile(slot, live[slot], self._causes(slot, ended))
         # After they were counted: a record that is gone cannot be counted any more.
         for record in over:
             self._finish(record)
@@ -123,6 +124,13 @@ class Adoption:
         if record.state not in (State.END, State.LINE):
             return 0
         return 1 if record.index + 1 == self.context.ledger[Word.ENDING] else 2
+
+    def _causes(self, slot: int, over: list[FlowRecord]) -> list[str]:
+        """Why flows of this endpoint's are over, those first that are the least likely to be counted."""
+        ended = [(self._counted(record), _cause(record)) for record in over if record.slot == slot]
+        if self.gates[slot].declared.type == "relay":  # what is passed on is over here as well
+            ended.append((1, "passed"))
+        return [cause for _, cause in sorted(ended, key=itemgetter(0))]
 
     @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
@@ -214,7 +222,8 @@ class Adoption:
 
 def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
     """The flow that a dead worker left, with its facts; it has no stage yet."""
-    via = connected_addresses(record.client_fd) if gate.declared.edges else None
+    by_another = gate.declared.edges or record.state == State.HEADER
+    via = connected_addresses(record.client_fd) if by_another else None
     edge = via[1].host if via is not None else ""
     peer = Address.parse(record.peer)
     asks_line = record.state != State.END and record.flags & Flag.ASKS_LINE

@@ -6,6 +6,7 @@ a refusal, a reset or a silence leads to another instance, and to the same bytes
 How far a dead worker came, its successor asks the sockets: what was sent of the copy, and what was taken on either side.
 """
 
+import errno
 from socket import MSG_PEEK, MSG_TRUNC, SO_RCVLOWAT, SOL_SOCKET
 from typing import Final, Protocol
 
@@ -57,9 +58,7 @@ class Asking(Stage):
         self._watched = watched
         self._copied_bytes = 0
         self._deadline_s = 0.0
-        # The peer is known already: getpeername(2) fails for a client that has left.
-        local = Address(*flow.client.getsockname()[:2])
-        self._header = proxyproto.build_v2(flow.peer.packed, flow.peer.port, local.packed, local.port, _TAKEN_TLV)
+        self._header = b""  # whose length says how much of what was sent is the client's
 
     def start(self) -> bool:
         """The instance's relay has been reached: ask it. Whether to go on with the next target instead."""
@@ -67,6 +66,7 @@ class Asking(Stage):
         # Before anything is sent: from here on a successor asks the socket how much was.
         flow.stand(self, State.ASK, self._target.fileno(), target_slot=flow.route.slot)
         flow.route.join()
+        self._header = _header(flow, self._target)
         self._deadline_s = flow.tick_until(flow.route.patience_s())
         return self._offer()
 
@@ -76,6 +76,7 @@ class Asking(Stage):
         flow = self.flow
         flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
         flow.route.resume(record.target_slot, flow.client, self._target)
+        self._header = _header(flow, self._target)
         sent = sent_bytes(self._target, dialled=True)
         self._copied_bytes = max(0, sent - len(self._header))
         if record.state == State.TAKEN:
@@ -161,16 +162,20 @@ class Asking(Stage):
 
     def _judge(self, answer: bytes) -> bool:
         """What comes of it. Whether to go on with the next target."""
+        flow = self.flow
+        if answer and flow.route.by_name and not asking.may_be_relays(answer):
+            flow.route.unlearn()  # another program has that port now
+            return self._failed("connect_failed", why.of_relay(why.of_error(errno.EPROTO)))
         if answer and not asking.is_refusal(answer):
             # First where it stands: from here on no byte of it goes to another target.
-            self.flow.stand(self, State.TAKEN, self._target.fileno())
+            flow.stand(self, State.TAKEN, self._target.fileno())
             self._take_out(answer, self._copied_bytes)
             return False
         # It was sent in one go, as the first bytes of a connection: it comes whole.
         reason = why.read(asking.number_in(answer) or b"") if answer else why.of_relay(why.CLOSED)
         if reason == why.DENIED:
-            self.flow.reason = why.text_of(reason)
-            self.flow.cut("denied")
+            flow.reason = why.text_of(reason)
+            flow.cut("denied")
             return False
         return self._failed("connect_failed", reason)
 
@@ -235,3 +240,16 @@ class Asking(Stage):
         """Nothing has moved that counts."""
         self.flow.route.part()
         return self._dial.leave(cause)
+
+
+def _header(flow: Flow, target: AnySocket) -> bytes:
+    """What goes before the client's bytes: who the client is, the question, and for which endpoint where that is not told.
+
+    Who comes by a door is for the other machine this one: nobody but an edge may speak for others.
+    """
+    declared, route = flow.gate.declared, flow.route
+    # The peer is known already: getpeername(2) fails for a client that has left.
+    is_door = declared.type == "door"
+    peer, local = (Address(*target.getsockname()[:2]),) * 2 if is_door else (flow.peer, flow.local())
+    tlvs = _TAKEN_TLV + asking.endpoint_tlv(declared.endpoint_there) if route.by_name else _TAKEN_TLV
+    return proxyproto.build_v2(peer.packed, peer.port, local.packed, local.port, tlvs)

@@ -1,7 +1,7 @@
 """What all flows of a worker share."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -75,6 +75,8 @@ class Context:
     ended: list[int] = field(default_factory=list)  # records of flows whose sockets are still to be closed
     # Somebody came and was left to the other workers; these take him in the next tick if he waits.
     left: set[Callable[[], None]] = field(default_factory=set)
+    gates: Mapping[str, Gate] = field(default_factory=dict)  # by the endpoint's name: those in force
+    relay_port: int = 0  # where connections name their endpoint; 0: nowhere
     share: Share = field(init=False)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import errno
 from socket import SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
-from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.asking import Asking
 from relay.dataplane.context import Stage
@@ -111,7 +110,7 @@ class Dialling(Stage):
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
         else:
-            return self.failed("connect_failed", self._blamed(_fault(row, code)))
+            return self._not_connected(code, _fault(row, code))
         return False
 
     def _dial_further(self, row: TargetRow, target: SocketType) -> tuple[SocketType, int]:
@@ -206,10 +205,16 @@ class Dialling(Stage):
         """The target has answered, or it never will."""
         target = self._target
         assert target is not None  # epoll speaks of it
-        failed = target.getsockopt(SOL_SOCKET, SO_ERROR)
-        failed = self._blamed(why.of_error(failed)) if failed else why.NOTHING
-        if self.failed("connect_failed", failed) if failed else self._connected(target):
+        code = target.getsockopt(SOL_SOCKET, SO_ERROR)
+        if self._not_connected(code, why.of_error(code)) if code else self._connected(target):
             self.start()
+
+    def _not_connected(self, code: int, reason: int) -> bool:
+        """connect(2) failed. Whether to go on, with the next target or with another port of this one."""
+        if code == errno.ECONNREFUSED and self.flow.route.leave_relay_port():
+            self._drop()
+            return True
+        return self.failed("connect_failed", self._blamed(reason))
 
     def _connected(self, target: AnySocket) -> bool:
         """The target answered: tell it who the client is, if it wants to know, and let bytes flow.
@@ -220,7 +225,7 @@ class Dialling(Stage):
         if flow.route.asks:
             return Asking(flow, self, target, self._watched).start()
         declared = flow.gate.declared
-        if declared.send_proxy and not introduce(target, flow.client, declared.send_proxy, flow.peer):
+        if declared.send_proxy and not introduce(target, flow, declared.send_proxy):
             return self.failed("connect_failed", self._blamed(why.RESET))
         flow.reached()
         Forwarding(flow, target, self._watched).start()
@@ -277,15 +282,15 @@ def _fault(row: TargetRow, code: int) -> int:
 
 
 @step
-def introduce(target: AnySocket, client: AnySocket, version: str, peer: Address) -> bool:
-    """Tell the target who the client is, with a PROXY header (doc/proxy-protocol.txt): `peer`.
+def introduce(target: AnySocket, flow: Flow, version: str) -> bool:
+    """Tell the target who the client is, with a PROXY header of this version (doc/proxy-protocol.txt).
 
     False: the target did not take it. It fits any new socket's buffer, so it goes whole or not at all.
     """
     build = proxyproto.build_v1 if version == "v1" else proxyproto.build_v2
     try:
-        # `peer` is known already: getpeername(2) fails for a client that has left.
-        local = Address(*client.getsockname()[:2])
+        # The peer is known already: getpeername(2) fails for a client that has left.
+        peer, local = flow.peer, flow.local()
         header = build(peer.packed, peer.port, local.packed, local.port)
         # Before the first byte: else what the client says would wait until the header is acknowledged, for a round trip.
         no_delay(target)

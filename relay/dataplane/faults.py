@@ -116,6 +116,7 @@ _HEADER: Final[_Steps] = (
     "Greeting.resume",
     "first_bytes.header",
     "WorkerLedger.identify",
+    "WorkerLedger.pass_on",
     "first_bytes.take",
     "telling.tell",
     "telling.tell_taken",

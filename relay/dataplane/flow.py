@@ -91,6 +91,20 @@ class Flow:
                 ledger.aim(record, target_slot)
             ledger.advance(record, state, target_fd)
 
+    def pass_on(self, gate: Gate) -> None:
+        """It is this endpoint's from here on, whose counts and limits it is under, and still its bringer's own."""
+        context, before, self.gate = self.context, self.gate, gate
+        self.route = Route(gate, context.now_ns)
+        context.ledger.pass_on(self.record, gate.declared.slot)
+        before.release(self.source, "passed")
+        gate.readmit(self.source)
+        gate.accepted()
+
+    def local(self) -> Address:
+        """Where the client has connected to; the endpoint's port, where the connection came by its name. Raises OSError."""
+        host, port = self.client.getsockname()[:2]
+        return Address(host, self.gate.declared.listen_port if port == self.context.relay_port else port)
+
     def watch_client(self, interest: int | None, handler: Handler) -> None:
         """Call the stage's `handler` for these events of the client's socket; None: for none at all."""
         self.context.poller.want(self.client.fileno(), self.client_interest, interest, handler)

@@ -60,6 +60,7 @@ class Gate:
             self.pool = Pool(declared, self._ledger)
         self.declared = declared
         self._edges = frozenset(declared.edges)
+        self.is_brought = declared.is_brought
         self.audits = declared.enforce == "audit"
         self._envelope = declared.envelope
         self._verdicts: dict[str, bool] = {}
@@ -84,6 +85,10 @@ class Gate:
         if self._edges and (via not in self._edges or source == via):
             return via in self._edges
         return self.audits or self.permits(source)
+
+    def may_bring(self, via: str, source: str) -> bool:
+        """Whether the machine at `via` may bring a connection of `source`: an edge anybody's, another one its own alone."""
+        return via in self._edges if self._edges else via == source
 
     @step
     def admit(self, source: str, now_s: float) -> str | None:
@@ -119,7 +124,7 @@ class Gate:
         permit = self._verdicts.get(source)
         if not (self.permits(source) if permit is None else permit) and not self.audits:
             return declared.denied_reason
-        if self.pool is not None and not self.pool.any_up() and not self.hold_s(int(now_s * 1e9)):
+        if self.pool is not None and not self.pool.any_left() and not self.hold_s(int(now_s * 1e9)):
             return "no_target"
         self._enter(source, 1)
         if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:

@@ -11,6 +11,7 @@ from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
 from relay.dataplane.line import Line
+from relay.dataplane.passing import endpoint_of
 from relay.dataplane.telling import tell
 from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
@@ -85,8 +86,14 @@ class Greeting(Stage):
         peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
         asked = asking.asked_in(header.tlvs)
         flow.asks = asked if flow.probe or asked == asking.TAKEN else asking.NOTHING
-        # First who it is, then the header goes: `resume` asks the kernel whether it did.
+        names_endpoint = flow.gate.declared.type == "relay" and flow.asks != asking.LINE
+        gate = endpoint_of(flow, header.tlvs, peer) if names_endpoint else flow.gate
+        if gate is None:
+            return
+        # First who it is and for what, then the header goes: `resume` asks the kernel whether it did.
         flow.context.ledger.identify(flow.record, str(peer), _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0))
+        if gate is not flow.gate:
+            flow.pass_on(gate)
         first_bytes.take(flow.client, header.length)
         self._identified(peer)
 

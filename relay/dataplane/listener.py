@@ -208,7 +208,7 @@ class Listener:
             # The socket has inherited the listener's filter. It would be asked about every packet of a connection that was
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)
-        record, via = context.free_records.pop(), source if gate.declared.edges else ""
+        record, via = context.free_records.pop(), source if gate.is_brought else ""
         flow = Flow(context, gate, Accepted(fd), source, peer, started_ns=now_ns, record=record, via=via)
         try:
             begin(flow)

@@ -7,6 +7,7 @@ from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
 from relay.kernel.sockets import AnySocket, connected_addresses
+from relay.ledger.layout import Knows
 from relay.targets import why as reasons
 from relay.targets.health import failed_dial
 
@@ -22,7 +23,7 @@ class Route:
 
     __slots__ = (
         "_attempt", "_gate", "_is_held", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s",
-        "dialled_ns", "dials", "target",
+        "by_name", "dialled_ns", "dials", "target",
     )  # fmt: skip
 
     def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
@@ -37,6 +38,7 @@ class Route:
         self._is_held = False  # it has waited for a target
         self._until_s = 0.0
         self.target: TargetRow | None = None
+        self.by_name = False  # its relay is talked to at its own port, and told for which endpoint this is
         self.dialled_ns = 0
         self.dials = 0  # begun so far; a worker that took the connection over has its own only
 
@@ -48,16 +50,35 @@ class Route:
     @property
     def asks(self) -> bool:
         """Whether the target's relay says when its own target has taken the connection."""
-        return self._pool is not None and self._place is not None and self._pool.knows(self._place)
+        if self._pool is None or self._place is None:
+            return False
+        return self.by_name or self._pool.knows(self._place, Knows.TAKEN)
 
     def begin(self, client: AnySocket, peer: Address) -> TargetRow | None:
-        """The target to dial now, for the client at `peer`; None: there is none, or none any more."""
+        """Where to dial now, for the client at `peer`; None: there is no target, or none any more."""
         self.dialled_ns = self._now_ns()
         if not self._until_s:
             self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         self.target = self._own(client) if self._pool is None else self._of_pool(client, peer)
         self.dials += self.target is not None
-        return self.target
+        relay = self._relay()
+        self.by_name = relay is not None
+        return relay or self.target
+
+    def _relay(self) -> TargetRow | None:
+        """Where the target's relay is talked to, if it answers there."""
+        if self._pool is None or self._place is None:
+            return None
+        relay = self._pool.relays[self._place]
+        return relay if relay is not None and self._pool.knows(self._place, Knows.NAMES) else None
+
+    def leave_relay_port(self) -> bool:
+        """Nobody answers there: whether to begin anew for that, and dial the endpoint's own port."""
+        if self._pool is None or self._place is None or not self.by_name:
+            return False
+        self._pool.unlearn(self._place, Knows.NAMES)
+        self.dials -= 1
+        return True
 
     def _own(self, client: AnySocket) -> TargetRow | None:
         declared = self._gate.declared
@@ -65,9 +86,8 @@ class Route:
         if row.port_count > 1:
             # Which port the client came to, its socket knows, however long ago and by whomever it was accepted.
             row = row.at(client.getsockname()[1] - declared.listen_port)
-        return (
-            row if row.port_count == 1 else None
-        )  # its ports were changed meanwhile, and the client's is none of them
+        # None: its ports were changed meanwhile, and the client's is none of them.
+        return row if row.port_count == 1 else None
 
     def _of_pool(self, client: AnySocket, peer: Address) -> TargetRow | None:
         assert self._pool is not None  # it was asked before
@@ -125,7 +145,7 @@ class Route:
             self._gate.target_answered(self.dialled_ns)
         elif self._place is not None:
             self._pool.answered(self._place, took_s, self._now_ns())
-            if self._gate.declared.type != "door":  # see `leave`
+            if self._gate.declared.type != "door" or self.by_name:  # see `leave`
                 self._pool.proved(self._place, self._now_ns())
 
     def join(self) -> None:
@@ -147,7 +167,7 @@ class Route:
     def unlearn(self) -> None:
         """The target's relay does not say when its own target has taken a connection, after all."""
         if self._pool is not None and self._place is not None:
-            self._pool.unlearn(self._place)
+            self._pool.unlearn(self._place, Knows.TAKEN | Knows.NAMES)
 
     def resume(self, slot: int, client: AnySocket, joined: AnySocket) -> None:
         """A predecessor's connection is with the target that has this slot in the ledger, by the socket `joined`.
@@ -158,19 +178,25 @@ class Route:
         self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         if self._pool is None:
             self.target = self._own(client)
-        elif (place := self._pool.place_of(slot)) is not None:
+            return
+        addresses = connected_addresses(joined.fileno())
+        if (place := self._pool.place_of(slot)) is not None:
             self._place, self.target = place, self._pool.targets[place]
+            self.by_name = addresses is not None and addresses[1].port != self.target.port
             self.join()
-        elif (addresses := connected_addresses(joined.fileno())) is not None:  # it has left the set meanwhile
+        elif addresses is not None:  # it has left the set meanwhile
             _, peer = addresses
             self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
+            self.by_name = any(peer.port == each.relay_port for each in self._pool.targets)
 
     def leave(self, cause: str, sent_bytes: int) -> None:
         """The connection that had reached its target has ended; so many bytes had come from there."""
         self.part()
         # A door's target is another machine's relay, which takes every connection, and resets it where the service behind it
-        # is gone. An edge is told so by its probes; and its clients could bring such a reset about.
-        if self._pool is not None and self._place is not None and self._gate.declared.type == "door":
+        # is gone, unless it was asked. An edge is told so by its probes; and its clients could bring such a reset about.
+        if self._pool is None or self._place is None or self.by_name:
+            return
+        if self._gate.declared.type == "door":
             if cause == "target_reset" and not sent_bytes:
                 self._pool.failed(self._place, self._now_ns(), reasons.RESET)
             elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing

@@ -40,6 +40,10 @@ FROM_OUTSIDE: Final = ("revoked", "drain", "error", "gone")
 that an instance is not there any more."""
 
 
+ELSEWHERE: Final[Mapping[int, str]] = {State.HEADER: "passed"}
+"""Where a flow can go over to another endpoint: with which cause it ends for the one before, while it goes on there."""
+
+
 def misstep(before: int, after: int, cause: str) -> str:
     """What is wrong with this move, as text; nothing is wrong: "". `cause` is that of an END."""
     if after == State.END:

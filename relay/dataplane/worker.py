@@ -246,6 +246,9 @@ class Worker:
                 self._gates[row.name].declare(row)
             else:
                 self._gates[row.name] = Gate(row, self._ledger, self._sources)
+        context, rows = self._context, self._snapshot.endpoints
+        context.gates = {row.name: self._gates[row.name] for row in rows}
+        context.relay_port = next((row.listen_port for row in rows if row.type == "relay"), 0)
 
     def _adopt(self) -> dict[str, Any]:
         """Take over what a predecessor left, at the first start nothing; what the log says of it."""

@@ -5,9 +5,12 @@ It asks in a PROXY v2 header, by a TLV of a type that the specification leaves t
 
 In a header that says that the connection is the edge's own (LOCAL): how the application is. In a client's: whether the
 target has taken the connection, which the first byte of the answer says.
+
+At an instance's `relay_port` another TLV (0xE1) names the endpoint that the connection is for, as `role/endpoint` in UTF-8.
 """
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from relay.envelope import proxyproto
@@ -24,6 +27,7 @@ LINE: Final = 4
 
 _KNOWN: Final = (THROUGH, RELAY, TAKEN, LINE)
 _TYPE: Final = 0xE0
+_ENDPOINT_TYPE: Final = 0xE1
 _TLV: Final = struct.Struct("!BHB")  # section 2.2: type, length, and the value that is one byte here
 _HEAD: Final = struct.Struct("!BH")
 
@@ -45,19 +49,41 @@ def tlv(asked: int) -> bytes:
     return _TLV.pack(_TYPE, 1, asked)
 
 
-def header(*asked: int) -> bytes:
-    """The header of a probe that asks this; of several questions a relay answers the first one that it knows."""
-    return proxyproto.local_v2(b"".join(map(tlv, asked)))
+def endpoint_tlv(name: str) -> bytes:
+    """What names the endpoint `role/endpoint`, in a header."""
+    value = name.encode()
+    return _HEAD.pack(_ENDPOINT_TYPE, len(value)) + value
+
+
+def header(*asked: int, endpoint: str = "") -> bytes:
+    """The header of a probe that asks this; of several questions a relay answers the first one that it knows.
+
+    `endpoint`: of which endpoint, where the port does not say it.
+    """
+    tlvs = b"".join(map(tlv, asked)) + (endpoint_tlv(endpoint) if endpoint else b"")
+    return proxyproto.local_v2(tlvs)
 
 
 def asked_in(tlvs: bytes) -> int:
     """What is asked in a header with these TLVs: NOTHING where it is nothing that is known."""
+    for kind, value in _values(tlvs):
+        if kind == _TYPE and len(value) == 1 and value[0] in _KNOWN:
+            return value[0]
+    return NOTHING
+
+
+def endpoint_in(tlvs: bytes) -> str:
+    """The endpoint that a header with these TLVs names; empty where it names none."""
+    return next((value.decode(errors="replace") for kind, value in _values(tlvs) if kind == _ENDPOINT_TYPE), "")
+
+
+def _values(tlvs: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each TLV's type and value, as far as they are whole."""
     while len(tlvs) >= _HEAD.size:
         kind, length = _HEAD.unpack_from(tlvs)
         value, tlvs = tlvs[_HEAD.size : _HEAD.size + length], tlvs[_HEAD.size + length :]
-        if kind == _TYPE and length == len(value) == 1 and value[0] in _KNOWN:
-            return value[0]
-    return NOTHING
+        if len(value) == length:
+            yield kind, value
 
 
 def refusal(number: int, text: str) -> bytes:
@@ -68,6 +94,11 @@ def refusal(number: int, text: str) -> bytes:
 def is_refusal(data: bytes) -> bool:
     """Whether what came first is a refusal, or may become one: no protocol of an application begins like that."""
     return bool(data) and _REFUSED.startswith(data[: len(_REFUSED)])
+
+
+def may_be_relays(data: bytes) -> bool:
+    """Whether what came first can be a relay's answer to a client's TAKEN."""
+    return data.startswith(TOOK) or is_refusal(data)
 
 
 def is_well(data: bytes) -> bool:

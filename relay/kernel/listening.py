@@ -58,7 +58,8 @@ def _refused(row: EndpointRow, port: int, error: OSError) -> ListenError:
 
 
 def _remedy(row: EndpointRow, error: OSError) -> str:
-    key = "the door's `listen` under `uses`" if row.type == "door" else "the endpoint's `port`"
+    keys = {"door": "the door's `listen` under `uses`", "relay": "`relay_port`"}
+    key = keys.get(row.type, "the endpoint's `port`")
     if error.errno == errno.EADDRINUSE:
         return f"stop that program (`ss -ltnp` names it), or change {key}"
     if error.errno == errno.EADDRNOTAVAIL:

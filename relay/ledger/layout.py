@@ -51,8 +51,9 @@ CAUSES: Final = (
     "told",  # an edge asked how the application is, and was told
     "gone",  # the instance at one of its ends is not there any more: its lease ran out
     "peer_dead",  # one side has not answered for too long; the other was told by a reset
+    "passed",  # it is another endpoint's from here on, and goes on: it came to this machine's relay, and named that one
 )
-"""How a flow ended, in the order of the counters. Every flow ends with exactly one."""
+"""How a flow ended, in the order of the counters. Every flow ends with exactly one, and may have been `passed` before."""
 
 CLEAN_CAUSES: Final = ("client_fin", "target_fin")
 """All that was sent has been passed on."""
@@ -111,9 +112,8 @@ class Word:
     UNSHARED: Final = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
     HOLDER_PID: Final = 16
     PROGRAM: Final = 17  # which one it runs, as in the header
-    ENDING: Final = (
-        18  # 1 + the record that ended last: of those at END or LINE the only one that may not be counted yet
-    )
+    # 1 + the record that ended, was passed on, or became a line last: the only one of them that may not be counted yet
+    ENDING: Final = 18
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
     END: Final = 21
@@ -170,7 +170,14 @@ class TargetCount:
     RETRIES: Final = 12  # connections for which another target was dialled after this one had failed
     # In worker 0's row, where control writes them:
     LOOKED_NS: Final = 10  # when the health that stands there was found
-    KNOWS: Final = 11  # 1: its relay says when a client's connection was taken, see envelope/asking.py
+    KNOWS: Final = 11  # bits of `Knows`
+
+
+class Knows:
+    """What a target's relay is known to know; bits."""
+
+    TAKEN: Final = 1  # it says when a client's connection was taken, at the endpoint's port: envelope/asking.py
+    NAMES: Final = 2  # it answers at its own port, where a connection names its endpoint; and says so there too
 
 
 class Health:

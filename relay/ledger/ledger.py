@@ -83,6 +83,7 @@ _NOTHING: Final = bytes(20)
 # packing. Each of these is an integer's place in a record, counted from the state at 0.
 _INT: Final = 4
 _RECORD_INTS: Final = RECORD_BYTES // _INT
+_SLOT: Final = 1
 _TARGET: Final = 3
 _PIPES: Final = 4
 _FLAGS: Final = 14
@@ -325,6 +326,12 @@ class WorkerLedger:
         """The flow's client is `peer`, as the edge says. Before the header that says so is taken from the socket."""
         _PEER.pack_into(self._bytes, index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
         self.flag(index, flags)
+
+    @step
+    def pass_on(self, index: int, slot: int) -> None:
+        """The flow is the endpoint's in this slot from here on; to be counted at both."""
+        self.words[self._ending] = index + 1
+        self._ints[index * _RECORD_INTS + _SLOT] = slot
 
     @step
     def aim(self, index: int, target_slot: int) -> None:

@@ -45,6 +45,11 @@ def state_in(word: int) -> int:
     return word & _STATE
 
 
+def reason_in(word: int) -> int:
+    """Why it is down (targets/why.py)."""
+    return word >> _STATE_BITS & _WHY
+
+
 def failed_dial(why: int, port: int = 0) -> int:
     """The word DIAL_WHY: the reason, and of a range of ports which one it was."""
     return why | port << _PORT_AT

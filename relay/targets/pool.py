@@ -1,22 +1,25 @@
 """The targets of one endpoint at work, in one worker of an edge: which may get a connection, and how each has done.
 
-Whether a target is up is control's to say: it writes what it found into the ledger. An edge sends nobody to one that is
-down; a door out, which has nobody else to ask for it, tries it after the others. What this worker's own dials met is
-remembered here for a while: a target that refused, or did not answer, is tried after the others.
+Whether a target is up is control's to say: it writes what it found into the ledger. One that is down is tried after the
+others; by an edge only where its relay says whether the application took the connection, so that none is lost. What this
+worker's own dials met is remembered here for a while: a target that refused, or did not answer, is tried after the others.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from relay.config.roster import split_instance
 from relay.config.snapshot import EndpointRow
-from relay.ledger.layout import Health, TargetCount, health_at
+from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import latest, state_in
-from relay.targets.why import BUSY, HELD
+from relay.targets.health import latest, reason_in, state_in
+from relay.targets.why import BUSY, HELD, is_of_application
 
+# Of a connection's, before it tries nobody any more that is down: where all are, each costs a dial.
+_TRIES_MAX: Final = 3
 EJECT_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # after the n-th failure in a row; then a dial asks again
 
 
@@ -25,6 +28,7 @@ class Pool:
 
     def __init__(self, row: EndpointRow, ledger: WorkerLedger) -> None:
         self.targets = row.targets
+        self.relays = tuple(replace(each, port=each.relay_port) if each.relay_port else None for each in row.targets)
         self._distribution = row.distribution
         self._words = ledger.words
         self._counts_at = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
@@ -44,12 +48,20 @@ class Pool:
             else {}
         )
 
-    def any_up(self) -> bool:
+    def any_left(self) -> bool:
         """Whether there is a target that may get a connection."""
-        return not self._forbids or any(not self._is_down(n) for n in range(len(self._health)))
+        return not self._forbids or any(not self._is_down(n) or self._may_be_back(n) for n in range(len(self._health)))
 
     def _is_down(self, place: int) -> bool:
         return state_in(self._words[self._health[place]]) == Health.DOWN
+
+    def _finds_out(self, place: int) -> bool:
+        """Whether a connection finds out if the application is there, and is not lost where it is not."""
+        return self._dial_proves and self.knows(place, Knows.TAKEN | Knows.NAMES)
+
+    def _may_be_back(self, place: int) -> bool:
+        """Whether one that is down may be up again, and nobody knows: its relay was there, and the application not."""
+        return self._finds_out(place) and is_of_application(reason_in(self._words[self._health[place]]))
 
     def is_held(self) -> bool:
         """Whether the last that is known of a target is that it holds new connections (`relay hold`)."""
@@ -66,13 +78,13 @@ class Pool:
             for found, looked, at in zip(self._health, self._looked, self._counts_at, strict=True)
         )
 
-    def knows(self, place: int) -> bool:
-        """Whether its relay says when its own target has taken a connection, as control found out."""
-        return bool(self._words[self._knows[place]])
+    def knows(self, place: int, what: int) -> bool:
+        """Whether its relay knows this (`Knows`), as control found out."""
+        return bool(self._words[self._knows[place]] & what)
 
-    def unlearn(self, place: int) -> None:
+    def unlearn(self, place: int, what: int) -> None:
         """It does not, as a connection found out. Control asks again."""
-        self._words[self._knows[place]] = 0
+        self._words[self._knows[place]] &= ~what
 
     @step
     def choose(
@@ -80,18 +92,17 @@ class Pool:
     ) -> int | None:
         """The place of the target for a connection to `port` from `source` (packed); None: there is none left.
 
-        `tried` has a bit for each place that failed already. An ejected target is better than none; one that is down is too,
-        but not on an edge; there with `down_too`, if its relay says whether the application took the connection, and that is
-        all that is asked of it.
+        `tried` has a bit for each place that failed already. An ejected target is better than none; one that is down is too.
+        But an edge sends nobody to one that is down unless a connection itself finds out whether it is (`_may_be_back`); all
+        of these with `down_too`, for one that has waited.
         """
         words, forbids = self._words, self._forbids
-        left = [
-            n
-            for n in self._order(source, source_port, port)
-            if not tried >> n & 1 and not (forbids and self._is_down(n))
-        ]
-        if not left and down_too and self._dial_proves:
-            left = [n for n in self._order(source, source_port, port) if not tried >> n & 1 and self.knows(n)]
+        untried = [n for n in self._order(source, source_port, port) if not tried >> n & 1]
+        left = [n for n in untried if not (forbids and self._is_down(n))]
+        if not left and down_too:
+            left = [n for n in untried if self._finds_out(n)]
+        elif not left and tried.bit_count() < _TRIES_MAX:
+            left = [n for n in untried if self._may_be_back(n)]
         if not left:
             return None
         ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left

@@ -58,6 +58,11 @@ def of_relay(number: int) -> int:
     return number | _OF_RELAY
 
 
+def is_of_application(number: int) -> bool:
+    """Whether it is the application that failed: its relay was there, and wanted connections."""
+    return not number & _OF_RELAY and number not in (NOTHING, BUSY, HELD)
+
+
 def read(text: bytes) -> int:
     """The number that another relay wrote as text; `TOLD` where it is none that is known here."""
     number = int(text) if text.isdigit() and len(text) <= 8 else 0

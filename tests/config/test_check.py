@@ -1,6 +1,12 @@
 """The checks across keys: what clashes, what dangles, what loops, what leads elsewhere, and what only looks as if it did."""
 
+import textwrap
+
+import pytest
+
 from relay.config.check import check_service
+from relay.config.document import parse
+from relay.config.model import Service
 from relay.errors import Problem
 from tests.config.rig import service_of_roles
 
@@ -304,3 +310,37 @@ def test_a_target_on_another_machine() -> None:
     assert first.what == "`10.0.1.4:80` is on another machine, where relay does not decide who may connect"
     assert first.fix == "write a service of this machine, or `unsafe_target: true` beside it"
     assert second.path == "roles.web.endpoints.no-more.target"
+
+
+# --- where relays talk to each other ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("port", "what"),
+    [
+        (80, "80 is a public port of `web/a` (line 8)"),
+        (8080, "8080 is a port of `web/a` (line 8)"),
+        (9002, "9002 is a port of `web/b` (line 9)"),
+        (7003, "7003 is a public port of `web/c` (line 10)"),
+        (3001, "3001 is the target of `web/c` (line 10)"),
+        (3000, ""),
+        (7400, ""),
+    ],
+)
+def test_the_relays_own_port_is_nobody_elses(port: int, what: str) -> None:
+    text = f"""
+        version: 1
+        service: shop
+        relay_port: {port}
+        roles:
+          web:
+            instances: [10.0.0.4]
+            endpoints:
+              a: {{type: input, public_port: 80, port: 8080, target: 127.0.0.1:3000}}
+              b: {{type: internal, port: 9000-9004, target: unix:/y}}
+              c: {{type: input, instance_ports: 7000-7004, port: 81, target: 10.0.0.4:3001}}
+    """
+    document = parse(textwrap.dedent(text).strip().encode(), "service.yaml")
+    found = check_service(Service.model_validate(document.data), document)
+    assert [each.what for each in found] == ([what] if what else [])
+    assert {(each.line, each.path) for each in found} <= {(3, "relay_port")}

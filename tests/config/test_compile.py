@@ -8,11 +8,12 @@ import pytest
 from relay.config.compile import drop_filter
 from relay.config.document import parse
 from relay.config.load import parse_settings
+from relay.config.model import Service
 from relay.config.roster import Member, Roster
-from relay.config.snapshot import EndpointRow, TargetRow
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError
-from tests.config.rig import SERVICE, compiled, service
+from tests.config.rig import EDGE, SERVICE, compiled, service
 from tests.envelope.interpreter import keeps
 
 
@@ -305,3 +306,54 @@ def test_each_machine_takes_a_few_of_many() -> None:
     fewer = [store for store in stores if store.ordinal % 2 or store.id not in taken[0]]
     after = {target.instance for target in in_fleet("web_IN_0", *webs, *fewer)["web/db"].targets}
     assert taken[0] & {store.id for store in fewer} <= after, "who stays is kept"
+
+
+def with_relay_port(text: str) -> Service:
+    return service(text.replace("service: shop\n", "service: shop\nrelay_port: 7400\n"))
+
+
+def test_where_relays_talk_to_each_other() -> None:
+    """The roster's addresses are admitted, the edge's too, and nobody else."""
+    snapshot = compiled("web_IN_0", service=with_relay_port(EDGE))
+    assert [row.name for row in snapshot.endpoints][-1] == "web/@relay"
+    row = snapshot.endpoints[-1]
+    assert (row.type, row.listen, row.targets, row.is_brought, row.denied_reason) == (
+        "relay", "10.0.0.4:7400", (), True, "roster",
+    )  # fmt: skip
+    permitted = ["10.0.0.4", "10.0.0.5", "10.0.1.4", "198.51.100.10", "198.51.100.11"]
+    for address in (*permitted, "10.0.0.6", "127.0.0.1"):
+        assert row.envelope.decide(ip_address(address).packed).permit is (address in permitted)
+    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+def test_an_edge_and_a_door_know_where_relays_are_talked_to() -> None:
+    edge = compiled("edge_IN_0", service=with_relay_port(EDGE))
+    assert {row.type for row in edge.endpoints} == {"input"}, "nobody talks to an edge's relay"
+    assert {target.relay_port for row in edge.endpoints for target in row.targets} == {7400}
+    assert {row.endpoint_there for row in edge.endpoints} == {"web/http-in", "web/open", "web/closed-to-one"}
+    without = compiled("edge_IN_0", service=service(EDGE))
+    assert {target.relay_port for row in without.endpoints for target in row.targets} == {0}
+    uses = "    uses: {db: {endpoint: store/postgres, listen: 127.0.0.1:5432}}\n    endpoints:\n      http-in:"
+    shop = with_relay_port(SERVICE.replace("    endpoints:\n      http-in:", uses))
+    [door] = [row for row in compiled("web_IN_0", service=shop).endpoints if row.type == "door"]
+    assert [(each.text, each.relay_port) for each in door.targets] == [("10.0.1.4:5432", 7400)]
+    assert door.endpoint_there == "store/postgres"
+
+
+@pytest.mark.parametrize(("told", "expected"), [(True, ("https", 3.0)), (False, ("tcp", 5.0))])
+def test_who_is_asked_only_by_what_a_program_has_said(told: bool, expected: tuple[str, float]) -> None:
+    """An instance says that it took a connection after its first bytes, so the door waits for those."""
+    text = SERVICE.replace(
+        "    endpoints:\n      http-in:",
+        "    uses: {db: {endpoint: store/own, listen: 127.0.0.1:2}}\n" + "    endpoints:\n      http-in:",
+    )
+    text = text.replace("own: {type: internal,", "own: {type: internal, protocol: https, timeouts: {first_byte: 3s},")
+    shop = with_relay_port(text) if told else service(text)
+    [door] = [row for row in compiled("web_IN_0", service=shop).endpoints if row.type == "door"]
+    assert (door.protocol, door.first_byte_s) == expected
+
+
+def test_a_port_for_relays_moves_nobodys_counters() -> None:
+    before = compiled("store_IN_0")
+    after = compiled("store_IN_0", service=with_relay_port(SERVICE), slots=before.slots)
+    assert {row.name: row.slot for row in after.endpoints} == {**before.slots.endpoints, "store/@relay": 2}

@@ -179,3 +179,7 @@ def test_systemd_text_is_read_back_by_the_rules_of_its_manual(value: str) -> Non
         assert char not in '"`$'
         read += next(inside) if char == "\\" else char
     assert read == value
+
+
+def test_where_relays_talk_to_each_other_is_no_programs_business() -> None:
+    assert of("web_IN_0", TEXT.replace("service: shop", "service: shop\nrelay_port: 7400")) == of("web_IN_0")

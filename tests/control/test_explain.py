@@ -160,6 +160,24 @@ def test_who_may_reach_what() -> None:
     }
 
 
+def test_where_relays_talk_to_each_other_is_no_endpoint_that_somebody_reaches() -> None:
+    told = service(SERVICE.replace("service: shop", "service: shop\nrelay_port: 7400"))
+    assert matrix(told) == matrix(service())
+
+
+def test_who_may_talk_to_a_relay(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(SERVICE.replace("service: shop", "service: shop\nrelay_port: 7400"))
+    assert explain_file(str(file), "store/@relay", None, "web_IN_1")["verdict"] == "permit"
+    answer = explain_file(str(file), "store/@relay", "10.0.0.9", None)
+    assert (answer["verdict"], answer["reason"], answer["why"]) == (
+        "deny", "roster", "the machines of this service and nobody else",
+    )  # fmt: skip
+    file.write_text(file.read_text().replace("[10.0.0.4, 10.0.0.5]", "3"))
+    with pytest.raises(OperatorError, match="does not say where the instances of web are"):
+        explain_file(str(file), "store/@relay", "10.0.0.9", None)
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.sampled_from(["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"]))),
     st.sampled_from(["10.1.2.3", "10.1.9.9", "10.9.9.9", "9.9.9.9"]),

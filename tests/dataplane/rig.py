@@ -149,7 +149,7 @@ class Rig:
         not_blocking(fd)
         peer = Address(*address)
         assert self.gate.admit(peer.host, self.context.now_s()) is None
-        record, via = self.context.free_records.pop(), peer.host if self.gate.declared.edges else ""
+        record, via = self.context.free_records.pop(), peer.host if self.gate.is_brought else ""
         return client, Flow(
             self.context, self.gate, Accepted(fd), peer.host, peer, started_ns=self.clock(), record=record, via=via
         )

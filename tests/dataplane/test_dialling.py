@@ -12,7 +12,6 @@ import pytest
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
-from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.dialling import Dialling, introduce
 from relay.ledger.layout import Count, State
@@ -243,10 +242,10 @@ def test_the_target_is_told_who_the_client_is(version: str, stack: contextlib.Ex
 
 def test_what_follows_the_header_does_not_wait_until_it_is_acknowledged(stack: contextlib.ExitStack) -> None:
     rig = rig_to(stack, target := tcp_target(stack))
-    with socket.create_connection(target.sock.getsockname()) as sock, rig.connect() as client:
-        client.setblocking(True)
+    with socket.create_connection(target.sock.getsockname()) as sock:
+        _, flow = rig.let_in()
         assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert introduce(sock, client, "v2", Address("192.0.2.1", 1))
+        assert introduce(sock, flow, "v2")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

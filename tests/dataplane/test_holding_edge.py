@@ -20,8 +20,8 @@ RELAY = ProbeRow("", 2.0, 5.0, "relay")
 HTTP = ProbeRow("/healthz", 2.0, 5.0)
 
 
-def down(rig: Rig, place: int = 0, reason: int = why.of_error(errno.ECONNREFUSED)) -> None:
-    """Control has found that instance so."""
+def down(rig: Rig, place: int = 0, reason: int = why.of_relay(why.of_error(errno.ECONNREFUSED))) -> None:
+    """Control has found that instance so: not even its relay is there."""
     rig.ledger.words[health_at(place)] = health.packed(Health.DOWN, reason, 1)
     rig.ledger.words[rig.part.target_counts_at(place)[0] + TargetCount.LOOKED_NS] = rig.clock()
 

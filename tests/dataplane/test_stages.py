@@ -13,7 +13,7 @@ import pytest
 
 from relay.dataplane import dialling, faults
 from relay.dataplane.greeting import begin
-from relay.dataplane.stages import ENDS, FROM_OUTSIDE, MOVES, misstep
+from relay.dataplane.stages import ELSEWHERE, ENDS, FROM_OUTSIDE, MOVES, misstep
 from relay.envelope import asking
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, STATE_NAMES, State
@@ -257,7 +257,9 @@ def test_everywhere_it_can_be_cut(where: int, cause: str, stack: Stack, moves: l
 
 def test_the_table_knows_every_state_and_every_cause() -> None:
     assert {State.FREE, *ENDS} == set(MOVES) == {State.FREE, *STATE_NAMES} - {State.END}
-    assert {cause for causes in ENDS.values() for cause in causes} | set(FROM_OUTSIDE) == set(CAUSES)
+    ends = {cause for causes in ENDS.values() for cause in causes} | set(FROM_OUTSIDE)
+    assert ends.isdisjoint(ELSEWHERE.values())
+    assert ends | set(ELSEWHERE.values()) == set(CAUSES)
     assert set(WAYS) == {(before, after) for before, afters in MOVES.items() for after in afters}
 
 
@@ -285,6 +287,7 @@ def test_the_document_has_the_same_table() -> None:
     assert len(set(told)) == len(told)
     made = {(NAME[before], NAME[after]) for before, afters in MOVES.items() for after in afters}
     ends = {(NAME[at], cause) for at, causes in ENDS.items() for cause in causes}
+    ends |= {(NAME[at], cause) for at, cause in ELSEWHERE.items()}
     assert set(told) == made | ends | {("any", "the same")} | {("any", cause) for cause in FROM_OUTSIDE}
 
 

@@ -77,11 +77,11 @@ def untouched(listener: socket.socket) -> bool:
     return not select.select([listener], [], [], 0)[0]
 
 
-def settled(daemon: Daemon) -> dict[str, Any]:
-    """The account of `web/in` once every connection has ended, with a cause: that is counted last."""
+def settled(daemon: Daemon, name: str = "web/in") -> dict[str, Any]:
+    """The account of the endpoint once every connection has ended, with a cause: that is counted last."""
 
     def account() -> dict[str, Any] | None:
-        now = daemon.endpoint("web/in")
+        now = daemon.endpoint(name)
         return now if now["active"] == 0 and now["accepted"] == sum(now["closed"].values()) else None
 
     return dict(eventually(account, "every connection has ended, and is counted"))

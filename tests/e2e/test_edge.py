@@ -264,6 +264,13 @@ def test_all_down_is_refused_at_once_and_counted(daemons: Daemons, backends: lis
         each.close()
     site.wait_health("down", "down")
     assert is_reset(site.public, host=EDGE)
+    counted(site.edge, closed={"connect_failed": 1})  # their relays say so: an application may be back at any moment
+    for instance in site.instances:
+        instance.stop()
+    eventually(
+        lambda: all("relay" in each["reason"] for each in site.edge.endpoint("web/in")["target_set"]), "it is seen"
+    )
+    assert is_reset(site.public, host=EDGE)
     counted(site.edge, denied={"no_target": 1})
 
 

@@ -31,6 +31,8 @@ def traffic(
         own = {"type": "input", "public_port": public, "port": private, "target": address, **keys}
         role = {"instances": [f"127.1.0.{n + 1}" for n in range(instances)], "endpoints": {"in": own}}
         file = {"version": 1, "service": "test", "edge": {"instances": [_EDGE]}, "roles": {"web": role}}
+        if walk:  # by way of the relay's own port, which has all the steps of the endpoint's
+            file["relay_port"] = free_port("0.0.0.0")
         settings = {"workers": workers, "log": {"level": "warning"}}
 
         def start(instance: str, fault: str) -> Daemon:
@@ -64,6 +66,9 @@ def assert_balanced(edge: Daemon, behind: list[Daemon], done: int) -> None:
         # edge asks now and then.
         assert set(closed) <= _CLEAN | {"client_gone", "told"}
         carried += sum(closed.get(cause, 0) for cause in _CLEAN)
+        for relay in [each["name"] for each in daemon.status()["endpoints"] if each["type"] == "relay"]:
+            # Of those that it has passed on, each was accepted once; the first of all came to the endpoint's port.
+            assert 0 < settled(daemon, relay)["closed"]["passed"] <= sum(closed.values())
     assert carried >= done
     for daemon in (edge, *behind):
         assert list(daemon.events("bug")) == []

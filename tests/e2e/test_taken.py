@@ -105,7 +105,7 @@ class SpeaksFirst:
 def knows_no_questions(installed: Installed) -> None:
     """As relay 0.1.0 is: it skips what it is asked, and asks nothing."""
     installed.change("envelope/asking.py", "_KNOWN: Final = (THROUGH, RELAY, TAKEN)", "_KNOWN: Final = ()")
-    installed.change("envelope/asking.py", 'proxyproto.local_v2(b"".join(map(tlv, asked)))', "proxyproto.LOCAL_V2")
+    installed.change("envelope/asking.py", "proxyproto.local_v2(tlvs)", "proxyproto.LOCAL_V2")
 
 
 def knows_some_questions(installed: Installed) -> None:

@@ -84,3 +84,28 @@ def test_a_refusal_and_its_number() -> None:
 @pytest.mark.parametrize("data", [b"", b"\x01", b"HTTP/1.1 200 OK", b"\x00\x00", b"\x00relais", asking.WELL])
 def test_no_refusal(data: bytes) -> None:
     assert not asking.is_refusal(data)
+
+
+@given(st.text(), st.binary(max_size=8))
+def test_the_endpoint_that_is_named(name: str, other: bytes) -> None:
+    before = b"\x02" + len(other).to_bytes(2) + other  # some other TLV
+    tlvs = before + asking.tlv(asking.TAKEN) + asking.endpoint_tlv(name)
+    assert (asking.endpoint_in(tlvs), asking.asked_in(tlvs)) == (name, asking.TAKEN)
+    assert asking.endpoint_in(tlvs[:-1]) == "", "it is not whole"
+    header = proxyproto.parse(asking.header(asking.RELAY, endpoint=name))
+    assert isinstance(header, proxyproto.Header)
+    assert asking.endpoint_in(header.tlvs) == name
+
+
+@given(st.binary(max_size=64))
+def test_a_name_of_any_bytes_is_read(value: bytes) -> None:
+    tlvs = b"\xe1" + len(value).to_bytes(2) + value
+    assert asking.endpoint_in(tlvs) == value.decode(errors="replace")
+    assert asking.endpoint_in(value[:2]) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "may"), [(asking.TOOK, True), (asking.WELL, True), (b"\0relay: 1 x", True), (b"", False), (b"220 ", False)]
+)
+def test_what_may_be_a_relays_answer(data: bytes, may: bool) -> None:
+    assert asking.may_be_relays(data) is may

@@ -60,6 +60,13 @@ def test_a_port_that_is_taken() -> None:
     )
 
 
+def test_a_port_for_relays_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        row = endpoint_row("web/@relay", type="relay", listen_port=other.getsockname()[1])
+        with pytest.raises(ListenError, match=r"for web/@relay: .* or change `relay_port`$"):
+            open_listener(row)
+
+
 def test_an_address_that_is_not_here() -> None:
     with pytest.raises(
         ListenError, match=r"on 203.0.113.1:80 for web/in: .* not on any interface .*; write this machine's"

@@ -1,5 +1,6 @@
 """The targets at work: who may get a connection, who is tried last, and counts that hold over two workers."""
 
+import errno
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any, Final
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.config.snapshot import EndpointRow, TargetRow
-from relay.ledger.layout import Health, TargetCount, health_at
+from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
+from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets import why
+from relay.targets.health import packed
 from relay.targets.pool import EJECT_S, Pool
 from tests.config.rig import endpoint_row
 from tests.ledger.rig import new_ledger
@@ -74,10 +76,10 @@ def test_one_that_is_down_is_never_chosen(ledger: Ledger) -> None:
     assert order_of(pool) == others
     put(ledger, *[Health.DOWN] * 4)
     assert order_of(pool) == []
-    assert not pool.any_up()
+    assert not pool.any_left()
     put(ledger, *[Health.DOWN] * 3, Health.UNKNOWN)
     assert order_of(pool) == [3], "whom nobody has asked yet may get connections"
-    assert pool.any_up()
+    assert pool.any_left()
 
 
 def test_an_ejected_one_is_tried_last_for_a_while(ledger: Ledger) -> None:
@@ -262,4 +264,31 @@ def test_whatever_came_before_everyone_who_is_not_down_gets_one_try(
         assert sorted(found) == [n for n, each in enumerate(health) if each != Health.DOWN]
         resting = [until_ns.get(place, 0) > now_ns for place in found]
         assert resting == sorted(resting)
-        assert pool.any_up() == bool(found)
+        assert pool.any_left() == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("reason", "knows", "path", "tried"),
+    [
+        (why.of_error(errno.ECONNREFUSED), Knows.TAKEN, "", 3),
+        (why.of_error(errno.ECONNREFUSED), Knows.NAMES, "", 3),
+        (why.no_answer(5.0), Knows.TAKEN, "", 3),
+        (why.of_error(errno.ECONNREFUSED), 0, "", 0),
+        (why.of_error(errno.ECONNREFUSED), Knows.TAKEN, "/healthz", 0),
+        (why.of_relay(why.of_error(errno.ECONNREFUSED)), Knows.TAKEN, "", 0),
+        (why.BUSY, Knows.TAKEN, "", 0),
+        (why.HELD, Knows.TAKEN, "", 0),
+    ],
+)
+def test_some_that_are_down_are_tried_where_all_are_and_that_loses_nothing(
+    reason: int, knows: int, path: str, tried: int, ledger: Ledger
+) -> None:
+    pool = pool_of(ledger, probe=ProbeRow(path, 2.0, 5.0))
+    order = order_of(pool)
+    for n in range(4):
+        ledger.words[health_at(FIRST_SLOT + n)] = packed(Health.DOWN, reason, NOW_NS)
+        ledger.words[ledger.worker(0).target_counts_at(FIRST_SLOT + n)[0] + TargetCount.KNOWS] = knows
+    assert order_of(pool) == order[:tried]
+    assert pool.any_left() == bool(tried)
+    ledger.words[health_at(FIRST_SLOT + order[3])] = Health.UP
+    assert order_of(pool)[0] == order[3], "who is up comes first"
