@@ -6,6 +6,7 @@ from typing import Final
 
 from relay.config.snapshot import ProbeRow
 from relay.ledger.layout import Health
+from relay.targets.why import BUSY
 
 _FLAPS: Final = 3  # as many falls within so many intervals, and one good answer is not believed any more
 _FLAP_INTERVALS: Final = 20
@@ -29,7 +30,7 @@ class Judge:
         """
         if fault:
             self._good_in_a_row = 0
-            if self.health == Health.UP:
+            if self.health == Health.UP and fault != BUSY:  # who asks for nobody has not fallen
                 self._falls_s.append(now_s)
             self.health = Health.DOWN
             return self.health

@@ -84,6 +84,12 @@ def test_no_answer_while_down_is_no_fall() -> None:
     assert judge.hear(GOOD, now_s + 11) == UP
 
 
+def test_who_asked_for_nobody_has_not_fallen() -> None:
+    judge = Judge(PROBE, UP)
+    for n in range(10):
+        assert [judge.hear(why.BUSY, 2.0 * n), judge.hear(GOOD, 2.0 * n + 1)] == [DOWN, UP]
+
+
 @given(st.lists(st.tuples(st.sampled_from([GOOD, BAD, NONE]), st.floats(0.01, 40.0)), max_size=60))
 def test_what_holds_whatever_comes(steps: list[tuple[int, float]]) -> None:
     """Bad is down at once; up only by a good answer; three good ones in a row are up whatever was before."""

@@ -95,6 +95,8 @@ class Edge:
 @pytest.fixture
 async def edge(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Edge]:
     monkeypatch.setattr(lines, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(lines, "_CONNECT_S", HANG_S)
+    monkeypatch.setattr(lines, "_DEAD_MS", round(HANG_S * 1000))
     monkeypatch.setattr(looking, "_FIRST_WITHIN_S", 3600.0)  # nobody is asked, unless he is hurried
     logged = Logged()
     with contextlib.closing(logged), new_ledger() as ledger:

@@ -104,8 +104,12 @@ def test_back_in_rotation_is_told_as_well(daemons: Daemons, backends: list[Backe
         assert site.health()[1] == "down", "it was written down before it was said back"
         assert site.instances[1].relay("drain", "off").returncode == 0
         eventually(lambda: site.health()[1] == "up", "the edge looks at once")
-    assert site.instances[1].ask("POST", "/v1/drain?for=1")[0] == 200
-    eventually(lambda: site.health()[1] == "down", "it is told")
+    assert site.instances[1].ask("POST", "/v1/drain?for=5")[0] == 200
+
+    def falls() -> int:
+        return [each["endpoint"] for each in site.edge.events("target down")].count("web/in")
+
+    eventually(lambda: falls() == 3, "it is told")
     eventually(lambda: site.health()[1] == "up", "the end of the time is told too")
 
 
