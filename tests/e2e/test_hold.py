@@ -61,6 +61,20 @@ def through_a_door(
     return ("127.0.0.1", door), made
 
 
+def through_a_door_that_asks(
+    daemons: Callable[..., Daemon], application: Application, **keys: Any
+) -> tuple[tuple[str, int], list[Daemon]]:
+    """The same, and the door reaches the store by the relays' own port."""
+
+    def with_port(file: dict[str, Any], settings: dict[str, Any], **names: Any) -> Daemon:
+        return daemons({**file, "relay_port": port}, settings, **names)
+
+    port = free_port("0.0.0.0")
+    address, made = through_a_door(with_port, application, **keys)
+    eventually(lambda: made[0].endpoint("web/db")["target_set"][0]["health"] == "up", "the store is up")
+    return address, made
+
+
 Way = Callable[..., tuple[tuple[str, int], list[Daemon]]]
 
 
@@ -142,11 +156,15 @@ def test_workers_die_at_every_step_of_waiting(daemons: Daemons, way: Way) -> Non
     assert_none_failed(load, first)
 
 
-def test_a_door_out_waits_at_the_instance(daemons: Daemons) -> None:
-    with site(daemons, through_a_door, **HOLD) as (application, load, (door, store)):
-        restart(application)
-    assert_none_failed(load, store, "store/pg")
-    assert_none_failed(load, door, "web/db")
+@pytest.mark.parametrize(
+    ("way", "where", "name"), [(through_a_door, 1, "store/pg"), (through_a_door_that_asks, 0, "web/db")]
+)
+def test_behind_a_door_out_they_wait_where_the_choice_is(daemons: Daemons, way: Way, where: int, name: str) -> None:
+    with site(daemons, way, **HOLD) as (application, load, made):
+        application.stop()
+        eventually(lambda: made[where].endpoint(name)["held"] == 4, "all clients wait there")
+        application.start()
+    assert_none_failed(load, made[0], "web/db")
 
 
 BY_HAND: Final = [
@@ -157,6 +175,8 @@ BY_HAND: Final = [
     pytest.param(behind_an_edge, "web/in", 0, {}, id="edge"),
     pytest.param(through_a_door, "store/pg", 1, {}, id="store"),
     pytest.param(through_a_door, "web/db", 0, {}, id="door"),
+    pytest.param(through_a_door_that_asks, "store/pg", 1, {}, id="store whose door asks"),
+    pytest.param(through_a_door_that_asks, "web/db", 0, {}, id="door that asks"),
 ]
 
 
