@@ -1,4 +1,4 @@
-.PHONY: check fmt test bench bench-ledger bench-survival demo
+.PHONY: check fmt test bench bench-ledger bench-survival bench-behind demo
 
 check: ; scripts/check
 fmt:   ; scripts/bootstrap dev && .venv/bin/ruff check --fix && .venv/bin/ruff format
@@ -6,4 +6,5 @@ test:  ; scripts/bootstrap dev && .venv/bin/pytest $(ARGS)
 bench: ; scripts/bootstrap && .venv/bin/python bench/run.py
 bench-ledger:   ; scripts/bootstrap && .venv/bin/python bench/ledger.py
 bench-survival: ; scripts/bootstrap && .venv/bin/python bench/survival.py
+bench-behind:   ; scripts/bootstrap && .venv/bin/python bench/behind.py
 demo:  ; scripts/demo

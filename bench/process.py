@@ -138,6 +138,10 @@ class Process:
         if self._popen.poll() is not None:
             raise BenchError(f"{self.name} ended with status {self._popen.returncode}: {self._last_words()}")
 
+    def has_ended(self) -> bool:
+        """Whether the root of its tree is gone."""
+        return self._popen.poll() is not None
+
     def _last_words(self) -> str:
         lines = [line for line in self.output().splitlines() if line.strip()]
         return " | ".join(lines[-3:]) or "it printed nothing"

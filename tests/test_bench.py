@@ -247,3 +247,19 @@ def test_a_short_run_of_a_fleet(tmp_path: Path) -> None:
     assert phases["join storm"]["events"] > 0
     assert phases["join storm"]["relay"]["rosters"] > 0
     assert phases["etcd restart"]["notes"]["least"] == 20, "the instances, and the whole relay among them"
+
+
+@pytest.mark.slow
+@pytest.mark.real("haproxy", "nginx", "ip")
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces, which takes root")
+def test_a_short_run_of_what_is_lost_behind_an_edge(tmp_path: Path) -> None:
+    file = tmp_path / "behind.json"
+    size = ("--requests", "300", "--rate", "100", "--events", "kill", "worker")
+    printed = run_bench("behind.py", *size, "--json", str(file))
+    assert re.search(r"^\| nginx is killed .* \| .* ms \| .* \| .* ms \|$", printed, re.MULTILINE), printed
+    events = json.loads(file.read_text())["events"]
+    assert {name: list(found) for name, found in events.items()} == {"kill": ["relay", "haproxy"], "worker": ["relay"]}
+    for found in events.values():
+        assert [(result["trouble"], result["requests"]) for result in found.values()] == [("", 300)] * len(found)
+        assert found["relay"]["failed"] == found["relay"]["in_flight"]
+        assert found["relay"]["twice"] == []

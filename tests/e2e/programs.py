@@ -168,12 +168,18 @@ class Postgres:
         return ("-h", "127.0.0.1", "-p", str(port), "-U", self.user)
 
 
+def other_user() -> str | None:
+    """Whom PostgreSQL can run as, which refuses to run as root; None: as ourselves."""
+    if not _AS_ROOT:
+        return None
+    return next(name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()})
+
+
 @contextlib.contextmanager
 def postgres(directory: Path) -> Iterator[Postgres]:
-    """PostgreSQL with a database of its own, on a Unix socket alone. It refuses to run as root, so another user does."""
-    owner = None
-    if _AS_ROOT:
-        owner = next(name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()})
+    """PostgreSQL with a database of its own, on a Unix socket alone."""
+    owner = other_user()
+    if owner is not None:
         shutil.chown(directory, owner)
     data, port = directory / "data", 5432  # only part of the socket's name
     initdb = ["-D", str(data), "-U", "relay", "--auth=trust", "--no-sync", "--no-locale", "-E", "UTF8"]
