@@ -151,7 +151,13 @@ def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
 
 def route_text(answer: "RouteAnswer") -> str:
     """`GET /v1/route` as text."""
-    goes = f"goes to {answer['instance']} ({answer['target']})" if answer["target"] else "is refused: no target is up"
+    there = f"{answer['instance']} ({answer['target']})"
+    if answer["target"] is None:
+        goes = "waits, for no target is up" if answer["waits"] else "is refused: no target is up"
+    elif all(each["health"] == "down" for each in answer["order"]):
+        goes = f"is tried at {there}, for all are down"
+    else:
+        goes = f"goes to {there}"
     lines = [f"{answer['client']} {goes}, by {answer['distribution']}; in the order of its hash:"]
     lines += [
         f"  {each['instance']} {each['target']}: {each['health']}, {each['active']} active" for each in answer["order"]

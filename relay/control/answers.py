@@ -341,13 +341,14 @@ Explanation = TypedDict(
 
 
 class RouteAnswer(TypedDict):
-    """Where an edge would send a client."""
+    """Where an edge would send a client. Without a target it `waits` for one, or is refused."""
 
     to: str
     client: str
     distribution: str
     target: AddressText | None
     instance: str | None
+    waits: bool
     order: list[TargetStatus]
 
 

@@ -16,13 +16,14 @@ from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot
 from relay.control import answers, done
+from relay.control.holds import hold_for_s
 from relay.control.status import target_status
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import state_in
+from relay.targets.health import may_be_back, state_in
 
 # Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is
 # nobody's, because what goes there is thrown away (RFC 6666).
@@ -124,7 +125,8 @@ def _why(row: EndpointRow, rule: int | None) -> str:
 def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     """Where an edge would send `client` (`address`, or `address:port`) for an endpoint, and why. Raises OperatorError.
 
-    By the same ranking and health as a worker. Which targets a worker has met a failure of, that worker alone knows.
+    One that is down is tried where all are, if a connection finds out whether it is. By the same ranking and health as a
+    worker. Which targets a worker has met a failure of, that worker alone knows.
     """
     if row.distribution in (None, "instance"):
         raise OperatorError(f"{row.name} has one target for each port here; an edge spreads connections over several")
@@ -134,7 +136,12 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     names = [target.text for target in row.targets]
     order = Ranking(names).order(bucket(row.distribution, address, port or 0, row.listen_port))  # type: ignore[arg-type]
     ranked = [row.targets[n] for n in order]
-    ready = [target for target in ranked if state_in(ledger.words[health_at(target.slot)]) != Health.DOWN]
+    words, part = ledger.words, ledger.worker(0)
+    ready = [target for target in ranked if state_in(words[health_at(target.slot)]) != Health.DOWN]
+    for target in ranked if not ready else ():
+        knows = words[part.target_counts_at(target.slot)[0] + TargetCount.KNOWS]
+        if may_be_back(words[health_at(target.slot)], knows, proves=row.dial_proves):
+            ready.append(target)
     if row.distribution == "least-connections":
         ready.sort(key=lambda target: ledger.target_total(target.slot, TargetCount.ACTIVE))
     return {
@@ -143,6 +150,7 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
         "distribution": row.distribution,
         "target": ready[0].text if ready else None,
         "instance": ready[0].instance if ready else None,
+        "waits": not ready and bool(row.hold_s or hold_for_s(ledger, row)),
         "order": [target_status(ledger, row, target) for target in ranked],
     }
 

@@ -45,9 +45,12 @@ def state_in(word: int) -> int:
     return word & _STATE
 
 
-def reason_in(word: int) -> int:
-    """Why it is down (targets/why.py)."""
-    return word >> _STATE_BITS & _WHY
+def may_be_back(word: int, knows: int, *, proves: bool) -> bool:
+    """Whether one that is down by this word may be up again, and nobody knows: its relay was there, the application not.
+
+    So that a connection finds it out and is not lost: `knows` is what its relay knows, `proves` as in `latest`.
+    """
+    return proves and bool(knows) and state_in(word) == Health.DOWN and reasons.is_of_application(unpacked(word)[1])
 
 
 def failed_dial(why: int, port: int = 0) -> int:

@@ -15,8 +15,8 @@ from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import latest, reason_in, state_in
-from relay.targets.why import BUSY, HELD, is_of_application
+from relay.targets.health import latest, may_be_back, state_in
+from relay.targets.why import BUSY, HELD
 
 # Of a connection's, before it tries nobody any more that is down: where all are, each costs a dial.
 _TRIES_MAX: Final = 3
@@ -60,8 +60,8 @@ class Pool:
         return self._dial_proves and self.knows(place, Knows.TAKEN | Knows.NAMES)
 
     def _may_be_back(self, place: int) -> bool:
-        """Whether one that is down may be up again, and nobody knows: its relay was there, and the application not."""
-        return self._finds_out(place) and is_of_application(reason_in(self._words[self._health[place]]))
+        words = self._words
+        return may_be_back(words[self._health[place]], words[self._knows[place]], proves=self._dial_proves)
 
     def is_held(self) -> bool:
         """Whether the last that is known of a target is that it holds new connections (`relay hold`)."""

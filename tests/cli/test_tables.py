@@ -135,7 +135,7 @@ def test_the_targets_of_an_edge_are_a_table_of_their_own() -> None:
 def test_where_a_client_goes() -> None:
     answer: Any = {
         "to": "web/in", "client": "203.0.113.9", "distribution": "source-ip", "target": "10.0.0.1:8080",
-        "instance": "web_IN_1", "order": [member(0, health="down"), member(1)],
+        "instance": "web_IN_1", "waits": False, "order": [member(0, health="down"), member(1)],
     }  # fmt: skip
     assert route_text(answer).splitlines() == [
         "203.0.113.9 goes to web_IN_1 (10.0.0.1:8080), by source-ip; in the order of its hash:",
@@ -144,6 +144,10 @@ def test_where_a_client_goes() -> None:
     ]
     nowhere = route_text(answer | {"target": None, "instance": None}).splitlines()
     assert nowhere[0] == "203.0.113.9 is refused: no target is up, by source-ip; in the order of its hash:"
+    later = route_text(answer | {"target": None, "instance": None, "waits": True})
+    assert later.startswith("203.0.113.9 waits, for no target is up, by source-ip")
+    tried = route_text(answer | {"order": [member(0, health="down"), member(1, health="down")]})
+    assert tried.startswith("203.0.113.9 is tried at web_IN_1 (10.0.0.1:8080), for all are down, by source-ip")
 
 
 def test_out_of_rotation_and_back() -> None:

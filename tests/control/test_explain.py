@@ -1,5 +1,6 @@
 """Why a source is let in or not; who would be cut; who may reach what."""
 
+import errno
 import ipaddress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from relay.control.explain import explain, explain_file, find_endpoint, find_sou
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
+from relay.targets import why
+from relay.targets.health import packed as packed_health
 from relay.targets.pool import Pool
 from tests.config.rig import endpoint_row
 from tests.control.rig import spread
@@ -192,22 +195,26 @@ def test_the_last_rule_that_was_looked_at_decides_or_none_does(rules: list[tuple
         assert answer["verdict"] == answer["rule"]["action"]
 
 
+@pytest.mark.parametrize("knows", [0, 1])
 @pytest.mark.parametrize("distribution", ["five-tuple", "source-ip", "least-connections"])
 @pytest.mark.parametrize("address", ["203.0.113.9", "2001:db8::9"])
-def test_where_a_client_goes_is_where_a_worker_sends_it(distribution: str, address: str) -> None:
+def test_where_a_client_goes_is_where_a_worker_sends_it(distribution: str, address: str, knows: int) -> None:
     with new_ledger() as ledger:
         row = spread(distribution)
         pool = Pool(row, ledger.worker(0))
         pool.enter(0, 2)
+        for n in range(4):
+            ledger.words[ledger.worker(0).target_counts_at(n)[0] + TargetCount.KNOWS] = knows
         packed = ipaddress.ip_address(address).packed
         text = f"[{address}]" if ":" in address else address
         for down in (None, *range(4)):
             if down is not None:
-                ledger.words[health_at(down)] = Health.DOWN
+                ledger.words[health_at(down)] = packed_health(Health.DOWN, why.of_error(errno.ECONNREFUSED), 1)
             for port in range(40000, 40008):
                 place = pool.choose(packed, port, 80, 0, 0)
                 answer = route(row, ledger, f"{text}:{port}")
                 assert answer["target"] == (None if place is None else row.targets[place].text)
+                assert (place is None) == (down == 3 and not knows)
                 assert answer["instance"] == (None if place is None else f"web_IN_{place}")
                 assert sorted(each["instance"] for each in answer["order"]) == [f"web_IN_{n}" for n in range(4)]
         assert {each["health"] for each in answer["order"]} == {"down"}
