@@ -104,14 +104,14 @@ class SpeaksFirst:
 
 def knows_no_questions(installed: Installed) -> None:
     """As relay 0.1.0 is: it skips what it is asked, and asks nothing."""
-    installed.change("envelope/asking.py", "_KNOWN: Final = (THROUGH, RELAY, TAKEN)", "_KNOWN: Final = ()")
-    installed.change("envelope/asking.py", "proxyproto.local_v2(tlvs)", "proxyproto.LOCAL_V2")
+    installed.change("envelope/asking.py", "_KNOWN: Final = (THROUGH, RELAY, TAKEN, LINE)", "_KNOWN: Final = ()")
+    installed.change("envelope/asking.py", "return proxyproto.local_v2(tlvs)", "return proxyproto.LOCAL_V2")
 
 
 def knows_some_questions(installed: Installed) -> None:
     """As a relay between the two is."""
     installed.change(
-        "envelope/asking.py", "_KNOWN: Final = (THROUGH, RELAY, TAKEN)", "_KNOWN: Final = (THROUGH, RELAY)"
+        "envelope/asking.py", "_KNOWN: Final = (THROUGH, RELAY, TAKEN, LINE)", "_KNOWN: Final = (THROUGH, RELAY)"
     )
     installed.change("envelope/asking.py", 'WELL: Final = b"\\x01relay: taken\\n"', 'WELL: Final = b"\\x01"')
 
