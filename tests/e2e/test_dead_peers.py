@@ -67,7 +67,7 @@ class Site:
             service.settimeout(HANG_S)
             if said := service.recv(1):
                 break
-            service.close()  # the edge looks at an instance whose line has broken
+            service.close()  # a look
         assert said == b"?"
         ends = Ends(client, service)
         talk(ends)
@@ -76,7 +76,15 @@ class Site:
     def settle(self) -> None:
         """Wait until no connection is open: then whatever ends is of the connections that are dialled from now on."""
         for daemon in self.daemons.values():
-            eventually(lambda: not any(each["active"] for each in daemon.status()["endpoints"]), "all have ended")  # noqa: B023
+            eventually(lambda: self._is_idle(daemon), "all have ended")  # noqa: B023
+
+    def _is_idle(self, daemon: Daemon) -> bool:
+        self.listener.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # the edge looks at an instance whose line has broken
+                self.listener.accept()[0].close()
+        self.listener.settimeout(HANG_S)
+        return not any(each["active"] for each in daemon.status()["endpoints"])
 
     def causes(self, instance: str) -> list[str]:
         """Why connections ended there so far."""
