@@ -179,14 +179,16 @@ class Route:
         if self._pool is None:
             self.target = self._own(client)
             return
-        addresses = connected_addresses(joined.fileno())
         if (place := self._pool.place_of(slot)) is not None:
             self._place, self.target = place, self._pool.targets[place]
-            self.by_name = addresses is not None and addresses[1].port != self.target.port
             self.join()
-        elif addresses is not None:  # it has left the set meanwhile
+        # Only where it is needed: thousands of connections may be taken over at once.
+        if self.target is not None and not self.target.relay_port:
+            return
+        if (addresses := connected_addresses(joined.fileno())) is not None:
             _, peer = addresses
-            self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
+            if self.target is None:  # it has left the set meanwhile
+                self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
             self.by_name = any(peer.port == each.relay_port for each in self._pool.targets)
 
     def leave(self, cause: str, sent_bytes: int) -> None:
