@@ -54,7 +54,8 @@ class Waiting:
         self.untold = list(self._untold_from_s)
         waited = [who for who, from_s in self._untold_from_s.items() if now_s - from_s < status["untold_s"]]
         asked = [each["who"] for each in status["senders"] if not each["told"] and each["by"] is not None]
-        active = sum(endpoint["active"] for endpoint in status["endpoints"])
+        # Connections by a door out are the application's own, and end when it stops: they would be waited for in vain.
+        active = sum(endpoint["active"] for endpoint in status["endpoints"] if endpoint["type"] != "door")
         said = [
             *([f"{_names(asked)}: being told"] if asked else []),
             *([f"{_names(waited)}: not told, {status['untold_s']:.0f} s are waited"] if waited else []),

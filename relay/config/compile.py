@@ -130,11 +130,17 @@ def _instances(service: Service, members: Iterable[Member], endpoint: Endpoint) 
 def _relay(roster: Roster, role: str, host: str, port: int) -> EndpointRow:
     """Where the relays of the service's other machines talk to this one, each for its endpoints or its doors."""
     rules = tuple(RuleRow(True, str(ipaddress.ip_network(member.address)), member.id) for member in roster)
-    waits = Timeouts()
+    return _machines_row(f"{role}/{RELAY}", "relay", host, port, rules, Timeouts())
+
+
+def _machines_row(
+    name: str, kind: Literal["relay", "door"], host: str, port: int, rules: tuple[RuleRow, ...], waits: Timeouts
+) -> EndpointRow:
+    """A port for these machines alone, which no endpoint's keys are about: without limits, and idle for as long as it likes."""
     return EndpointRow(
-        name=f"{role}/{RELAY}",
+        name=name,
         slot=-1,
-        type="relay",
+        type=kind,
         protocol="tcp",
         listen_host=host,
         listen_port=port,
@@ -151,7 +157,7 @@ def _relay(roster: Roster, role: str, host: str, port: int) -> EndpointRow:
         rate_per_s=None,
         connect_s=waits.connect_s,
         first_byte_s=waits.first_byte_s,
-        idle_s=None,
+        idle_s=None,  # the endpoint's own relay has a limit, and one is enough
         send_proxy=None,
         keepalive_s=waits.keepalive_s,
         dead_s=waits.dead_s,
@@ -176,36 +182,18 @@ def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -
     # What the endpoint's own relay looks at, need not be looked at twice. But where that says when its application has taken
     # the connection, a program that has yet to speak would be taken for an instance that does not answer.
     looks = service.relay_port is not None
-    return EndpointRow(
-        name=f"{me.role}/{name}",
-        slot=-1,
-        type="door",
+    name, waits = f"{me.role}/{name}", endpoint.timeouts
+    return replace(
+        _machines_row(name, "door", door.listen.host, door.listen.port, rules, waits),
         protocol=endpoint.protocol if looks else "tcp",
-        listen_host=door.listen.host,
-        listen_port=door.listen.port,
-        port_count=1,
         targets=targets,
-        rules=rules,
-        permit_unmatched=False,
-        denied_reason="roster",
-        enforce="strict",
-        deny="reset",
-        drop_filter="",
-        connections=None,
-        per_source=None,
-        rate_per_s=None,
         connect_s=door.connect_s,
-        first_byte_s=endpoint.timeouts.first_byte_s if looks else door.connect_s,
-        idle_s=None,  # the endpoint's own relay has a limit, and one is enough
-        send_proxy=None,
+        first_byte_s=waits.first_byte_s if looks else door.connect_s,
         distribution="least-connections",
         dial_from=me.address,
         leads_to=f"{role}/{leads_to}",
-        keepalive_s=endpoint.timeouts.keepalive_s,
-        dead_s=endpoint.timeouts.dead_s,
-        hold_s=endpoint.timeouts.hold_s,
+        hold_s=waits.hold_s,
         held_max=endpoint.limits.connections,
-        table=compile_rules(rules).to_bytes(),
     )
 
 

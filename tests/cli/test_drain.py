@@ -15,7 +15,7 @@ def sender(who: str = "edge_IN_0", *, told: bool = False, by: str | None = "line
 
 
 def status(*senders: dict[str, Any], active: int = 0, busy_for_s: float = 600.0) -> dict[str, Any]:
-    endpoints = [{"active": active}, {"active": 0}]
+    endpoints = [{"type": "input", "active": active}, {"type": "internal", "active": 0}, {"type": "door", "active": 5}]
     return {"senders": list(senders), "untold_s": 7.0, "endpoints": endpoints, "busy_for_s": busy_for_s}
 
 
