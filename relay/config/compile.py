@@ -136,7 +136,7 @@ def _relay(roster: Roster, role: str, host: str, port: int) -> EndpointRow:
 def _machines_row(
     name: str, kind: Literal["relay", "door"], host: str, port: int, rules: tuple[RuleRow, ...], waits: Timeouts
 ) -> EndpointRow:
-    """A port for these machines alone, which no endpoint's keys are about: without limits, and idle for as long as it likes."""
+    """A port for these machines alone, which no endpoint's keys are about: no limits, and no idle time."""
     return EndpointRow(
         name=name,
         slot=-1,
