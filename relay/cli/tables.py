@@ -185,8 +185,7 @@ def counted_text(connections: int) -> str:
 
 def hold_text(answer: "Hold") -> str:
     """`POST /v1/hold`, or `release`, as text."""
-    name, held = answer["endpoint"], answer["held"]
-    who = "1 connection" if held == 1 else f"{held} connections"
+    name, who = answer["endpoint"], counted_text(answer["held"])
     if not answer["hold_for_s"]:
         return f"{name} holds nobody any more; {who} waited"
     return f"{name} holds new connections for {_age(answer['hold_for_s'])} (`relay release {name}` ends it); {who} wait"

@@ -198,9 +198,7 @@ class State:
     HEADER: Final = 6  # waiting for the edge to say who the client is
     CLOSE: Final = 4  # one side was reset; the other has not yet taken what was sent before
     END: Final = 5  # over; its descriptors are being closed
-    ASK: Final = (
-        7  # the instance's relay has a copy of what came, and has yet to say that its target took the connection
-    )
+    ASK: Final = 7  # the instance's relay has a copy of what came, and has yet to say that its target has taken it
     TAKEN: Final = 8  # it has said so: that answer and what was copied are taken out of the sockets
     HOLD: Final = 9  # no target is to be had now: it waits until one is
     LINE: Final = 10  # a machine that sends connections here is told whether they are wanted; it is none itself
