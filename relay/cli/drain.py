@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from relay.cli.spans import seconds, whole_seconds
 from relay.cli.tables import counted_text, drain_text
-from relay.config.values import duration
-from relay.errors import AdminError, OperatorError, WrongValue
+from relay.errors import AdminError, OperatorError
 
 if TYPE_CHECKING:
     from relay.control.senders import SenderStatus
@@ -84,8 +84,8 @@ def drain(
 ) -> int:
     """Run the command; its exit status. Raises OperatorError."""
     off = args.what == "off"
-    for_s = 0 if off else max(1, round(_seconds("--for", args.for_text)))
-    timeout_s = _seconds("--timeout", args.timeout) if args.timeout is not None else None
+    for_s = 0 if off else whole_seconds("--for", args.for_text)
+    timeout_s = seconds("--timeout", args.timeout) if args.timeout is not None else None
     if timeout_s is not None and (off or not args.wait):
         raise OperatorError("--timeout is how long `--wait` waits: write both")
     until_s = None if timeout_s is None else now_s() + timeout_s
@@ -124,10 +124,3 @@ def _wait(
         if not status["busy_for_s"]:
             raise OperatorError(f"{args.for_text} are over, and not all have stopped: {waiting.text}")
         rest(_LOOK_S)
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        return duration(text)
-    except WrongValue as error:
-        raise OperatorError(f"{option}: {error}") from None

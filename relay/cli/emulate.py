@@ -27,6 +27,7 @@ from relay.cli.tables import table
 from relay.config.load import Loaded, load_service
 from relay.config.model import Service
 from relay.config.roster import EDGE
+from relay.config.snapshot import BY_INSTANCE
 from relay.config.values import Ports
 from relay.envelope import proxyproto
 from relay.errors import OperatorError
@@ -311,7 +312,7 @@ class _Emulation:
                 if endpoint.instance_ports is not None and role.count:
                     first = endpoint.instance_ports.first
                     ports = Ports(first, first + role.count - 1)
-                    yield EmulatedPort(edge, f"{role_name}/{name}@instance", endpoint.protocol, ports)
+                    yield EmulatedPort(edge, f"{role_name}/{name}{BY_INSTANCE}", endpoint.protocol, ports)
 
     def _demo_path(self, instance: str, endpoint: str) -> Path:
         # A Unix socket's path has 107 bytes at most (unix(7)), and names may be long.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from relay import __version__
-from relay.errors import AdminError, ConfigError, OperatorError, RefusedError, WrongValue
+from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
 
 if TYPE_CHECKING:
     from relay.cli.client import AdminClient
@@ -281,20 +281,12 @@ def _explain(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seconds(text: str) -> int:
-    """What `--for` says, in whole seconds."""
-    from relay.config.values import duration
-
-    try:
-        return max(1, round(duration(text)))
-    except WrongValue as error:
-        raise OperatorError(f"--for: {error}") from None
-
-
 def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
+    from relay.cli.spans import whole_seconds
     from relay.cli.tables import hold_text
 
-    asked = {"endpoint": args.endpoint} | ({"for": _seconds(args.for_text)} if args.command == "hold" else {})
+    for_s = {"for": whole_seconds("--for", args.for_text)} if args.command == "hold" else {}
+    asked = {"endpoint": args.endpoint, **for_s}
     print(hold_text(client.post(f"/v1/{args.command}?{urllib.parse.urlencode(asked)}")))
     return 0
 

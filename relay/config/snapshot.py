@@ -16,9 +16,8 @@ from relay.envelope.rules import Envelope, RuleRow
 
 FORMAT = 7  # of the JSON below
 SLOTS_MAX = 1024  # rows of counters that the ledger has
-BY_INSTANCE: Final = (
-    "@instance"  # behind an endpoint's name: its ports for single instances. No endpoint's name has an @
-)
+# Behind an endpoint's name, none of which has an @: its ports for single instances, on an edge.
+BY_INSTANCE: Final = "@instance"
 RELAY: Final = "@relay"  # the row of a machine's `relay_port`, as its endpoint
 
 

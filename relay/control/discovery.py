@@ -10,6 +10,7 @@ from relay.config import values
 from relay.config.model import Endpoint, Role, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Metrics
+from relay.config.snapshot import BY_INSTANCE
 from relay.config.values import HostPort, Ports
 from relay.config.wording import nearest
 from relay.control import answers
@@ -131,7 +132,7 @@ def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOf
                 ports = Ports(endpoint.public_port, endpoint.public_port)
                 yield _port(f"{role_name}/{name}", endpoint, member.address, ports, healthy)
             if (ports_each := _instance_ports(role, endpoint)) is not None:
-                yield _port(f"{role_name}/{name}@instance", endpoint, member.address, ports_each, healthy)
+                yield _port(f"{role_name}/{name}{BY_INSTANCE}", endpoint, member.address, ports_each, healthy)
 
 
 def _port(name: str, endpoint: Endpoint, address: str, ports: Ports, healthy: bool) -> answers.EndpointOfInstance:

@@ -23,7 +23,7 @@ from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import may_be_back, state_in
+from relay.targets.health import knows_at, may_be_back, state_in
 
 # Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is
 # nobody's, because what goes there is thrown away (RFC 6666).
@@ -139,7 +139,7 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     words, part = ledger.words, ledger.worker(0)
     ready = [target for target in ranked if state_in(words[health_at(target.slot)]) != Health.DOWN]
     for target in ranked if not ready else ():
-        knows = words[part.target_counts_at(target.slot)[0] + TargetCount.KNOWS]
+        knows = words[knows_at(part, target.slot)]
         if may_be_back(words[health_at(target.slot)], knows, proves=row.dial_proves):
             ready.append(target)
     if row.distribution == "least-connections":

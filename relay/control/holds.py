@@ -5,15 +5,13 @@ It stands in the ledger, where every worker sees it, now and after its death.
 
 import time
 
-from relay.config.snapshot import EndpointRow, Snapshot
+from relay.config.snapshot import BY_INSTANCE, EndpointRow, Snapshot
 from relay.control import done
 from relay.control.in_force import InForce
 from relay.errors import OperatorError
 from relay.ledger.layout import Count
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
-
-_PER_INSTANCE = "@instance"  # on an edge, the same endpoint by its ports for one instance each
 
 
 def hold(ledger: Ledger, in_force: InForce, log: Logger, name: str, for_s: float) -> done.Hold:
@@ -37,7 +35,7 @@ def _place(ledger: Ledger, row: EndpointRow) -> int:
 
 
 def _rows(snapshot: Snapshot, name: str) -> list[EndpointRow]:
-    found = [row for row in snapshot.endpoints if row.name in (name, name + _PER_INSTANCE)]
+    found = [row for row in snapshot.endpoints if row.name in (name, name + BY_INSTANCE)]
     if not found:
         here = ", ".join(row.name for row in snapshot.endpoints) or "none"
         raise OperatorError(f"no endpoint `{name}` on {snapshot.instance}, which has {here}")

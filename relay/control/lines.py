@@ -13,17 +13,14 @@ from typing import Final, NamedTuple
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.looking import Looker
 from relay.envelope import asking
-from relay.kernel.sockets import ask_peer, target_socket
-from relay.ledger.layout import Knows, TargetCount
+from relay.kernel.sockets import ask_often, target_socket
+from relay.ledger.layout import Knows
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
+from relay.targets.health import knows_at
 
 _AGAIN_S: Final = 1.0  # from a line's end to the next one, at the most
 _CONNECT_S: Final = 3.0
-# A machine that vanished is noticed in three seconds.
-_IDLE_S: Final = 1
-_EVERY_S: Final = 1
-_PROBES: Final = 2
 _DEAD_MS: Final = 3000  # also of what was said back and not acknowledged: tcp(7), TCP_USER_TIMEOUT
 _WORDS_MAX_BYTES: Final = 64
 
@@ -54,7 +51,7 @@ def ways(snapshot: Snapshot, ledger: Ledger) -> tuple[set[Way], dict[str, Way]]:
     part = ledger.worker(0)
     for row in snapshot.endpoints:
         for target in row.targets if row.distribution is not None else ():
-            knows = ledger.words[part.target_counts_at(target.slot)[0] + TargetCount.KNOWS]
+            knows = ledger.words[knows_at(part, target.slot)]
             for what, way in ways_to(row, target).items():
                 everywhere.add(way)
                 if knows & what:
@@ -119,7 +116,7 @@ class Lines:
             async with asyncio.timeout(_CONNECT_S):
                 await loop.sock_connect(line, (way.host, way.port))
                 await loop.sock_sendall(line, asking.header(asking.LINE))
-            ask_peer(line.fileno(), _IDLE_S, _EVERY_S, _PROBES, _EVERY_S)
+            ask_often(line.fileno())
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_MS)
             try:
                 while said := await loop.sock_recv(line, _WORDS_MAX_BYTES):

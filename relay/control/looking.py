@@ -83,7 +83,7 @@ class Subject:
     def knows_at(self, ledger: Ledger) -> int:
         """The ledger's word of what the target's relay knows."""
         assert self.target is not None  # else it is this machine's own
-        return ledger.worker(0).target_counts_at(self.target.slot)[0] + TargetCount.KNOWS
+        return health.knows_at(ledger.worker(0), self.target.slot)
 
     def health(self, ledger: Ledger) -> TargetHealth:
         """How it is, by all that was found."""

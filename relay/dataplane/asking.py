@@ -7,7 +7,7 @@ How far a dead worker came, its successor asks the sockets: what was sent of the
 """
 
 import errno
-from socket import MSG_PEEK, MSG_TRUNC, SO_RCVLOWAT, SOL_SOCKET
+from socket import MSG_PEEK, MSG_TRUNC
 from typing import Final, Protocol
 
 from relay.address import Address
@@ -17,7 +17,7 @@ from relay.dataplane.forwarding import Forwarding
 from relay.envelope import asking, proxyproto
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
 from relay.kernel.poller import BROKEN, READ
-from relay.kernel.sockets import AnySocket, is_gone, no_delay
+from relay.kernel.sockets import AnySocket, hear_beyond, is_gone, no_delay
 from relay.ledger.layout import State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
@@ -37,7 +37,7 @@ class Dial(Protocol):
         """Be done with the target. Whether to go on with the next: if there is none, the flow is over."""
 
     def start(self) -> None:
-        """Dial the next one."""
+        """Dial the one whose turn it is."""
 
     def leave(self, cause: str) -> tuple[int, int]:
         """The flow is over: close the target."""
@@ -120,8 +120,7 @@ class Asking(Stage):
         if self._copied_bytes >= COPIED_MAX_BYTES:
             return flow.watch_client(None, self._on_client)
         if self._copied_bytes:
-            # What was copied stays in the socket, so it stays readable: be told of one byte more (socket(7), SO_RCVLOWAT).
-            flow.client.setsockopt(SOL_SOCKET, SO_RCVLOWAT, self._copied_bytes + 1)
+            hear_beyond(flow.client, self._copied_bytes)
         return flow.watch_client(READ, self._on_client)
 
     def _on_client(self, events: int) -> None:
@@ -187,7 +186,7 @@ class Asking(Stage):
     def _hear_all(self) -> None:
         """Any byte of the client's is news again."""
         if self._copied_bytes:
-            self.flow.client.setsockopt(SOL_SOCKET, SO_RCVLOWAT, 1)
+            hear_beyond(self.flow.client, 0)
 
     @step
     def _take_out(self, answer: bytes, copied_bytes: int) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
-from relay.kernel.sockets import AnySocket
+from relay.kernel.sockets import AnySocket, hear_beyond
 from relay.steps import step
 
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
@@ -46,13 +46,6 @@ def take(client: AnySocket, header_bytes: int) -> None:
 
 def _await_more(client: AnySocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:
     if incomplete:
-        # The bytes stay in the socket, so it stays readable. Asking for one byte more (socket(7), SO_RCVLOWAT)
-        # makes epoll wait for news.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, come_bytes + 1)
+        hear_beyond(client, come_bytes)
     elif seen_bytes:
-        forget(client)
-
-
-def forget(client: AnySocket) -> None:
-    """Any byte is news again."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        hear_beyond(client, 0)

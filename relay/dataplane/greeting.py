@@ -17,7 +17,7 @@ from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
-from relay.kernel.sockets import address_text
+from relay.kernel.sockets import address_text, hear_beyond
 from relay.ledger.layout import DaemonWord, Flag, State
 from relay.ledger.ledger import FlowRecord
 from relay.steps import step
@@ -70,7 +70,7 @@ class Greeting(Stage):
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
         client = self.flow.client
-        first_bytes.forget(client)
+        hear_beyond(client, 0)
         if record.state == State.HEADER and taken_bytes(client):
             self._identified(Address.parse(record.peer))
         else:
@@ -108,7 +108,7 @@ class Greeting(Stage):
             tell(flow, why.BUSY)
             return flow.cut("drain")  # this is how the edge learns to send nobody
         is_held = flow.asks != asking.NOTHING and gate.is_held(context.now_ns())
-        if flow.asks == asking.TAKEN and is_held:
+        if asks_taken and is_held:
             tell(flow, why.HELD)
             return flow.cut("told")
         if flow.asks == asking.RELAY:

@@ -3,8 +3,7 @@
 Nothing is read from the client meanwhile. What it sent stays in its socket, so every try begins with all of it.
 """
 
-from typing import Protocol
-
+from relay.dataplane.asking import Dial
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
 from relay.dataplane.held import Held
@@ -14,13 +13,6 @@ from relay.ledger.layout import State
 from relay.steps import step
 
 
-class Dials(Protocol):
-    """The stage that comes by a target: dialling.py."""
-
-    def start(self) -> None:
-        """Dial from the first target on."""
-
-
 class Holding(Stage):
     """HOLD: wait for a target. `cause` is how the flow ends when its time is over; "": first it dials once more."""
 
@@ -28,7 +20,7 @@ class Holding(Stage):
 
     flow: Flow
 
-    def __init__(self, flow: Flow, dial: Dials, for_s: float) -> None:
+    def __init__(self, flow: Flow, dial: Dial, for_s: float) -> None:
         self.flow = flow
         self._dial = dial
         self._has_gone = False

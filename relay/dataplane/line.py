@@ -11,7 +11,6 @@ no limit.
 """
 
 import time
-from socket import SO_RCVLOWAT, SOL_SOCKET
 from typing import Final
 
 from relay.dataplane.context import Context, Stage
@@ -19,14 +18,10 @@ from relay.dataplane.flow import Flow
 from relay.envelope import asking
 from relay.kernel.byte_counts import sent_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
-from relay.kernel.sockets import ask_peer, readable_bytes
+from relay.kernel.sockets import ask_often, hear_beyond, readable_bytes
 from relay.ledger.layout import DaemonWord, State, Word
 from relay.steps import step
 
-# A machine that vanished is noticed in three seconds.
-_IDLE_S: Final = 1
-_EVERY_S: Final = 1
-_PROBES: Final = 2
 # Its bytes stay in the socket: after so many the line is ended, and the other side opens another.
 _SAID_MAX: Final = 256
 
@@ -56,10 +51,8 @@ class Line(Stage):
     def begin(self) -> None:
         """The header is taken, and asks for a line."""
         flow = self.flow
-        ledger = flow.context.ledger
-        ledger[Word.ENDING] = (
-            flow.record + 1
-        )  # first: as a connection it is over with the next line, and not counted yet
+        # First: as a connection it is over with the next line, and not counted yet.
+        flow.context.ledger[Word.ENDING] = flow.record + 1
         flow.stand(self, State.LINE)
         flow.account("told", (0, 0))
         self._hold()
@@ -75,7 +68,7 @@ class Line(Stage):
         flow = self.flow
         flow.context.waiting.discard(flow)
         flow.context.lines.add(flow)
-        ask_peer(flow.client.fileno(), _IDLE_S, _EVERY_S, _PROBES, _EVERY_S)
+        ask_often(flow.client.fileno())
         self._say()
 
     @step
@@ -96,8 +89,7 @@ class Line(Stage):
             return flow.cut("told")  # it is not there any more
         if heard > self._said or self._said >= _SAID_MAX:
             return flow.cut("told")
-        # What was heard stays, so the socket stays readable: be told of one byte more (socket(7), SO_RCVLOWAT).
-        flow.client.setsockopt(SOL_SOCKET, SO_RCVLOWAT, heard + 1)
+        hear_beyond(flow.client, heard)
         return flow.watch_client(READ | PEER_FIN, self._on_client)
 
     def _on_client(self, events: int) -> None:

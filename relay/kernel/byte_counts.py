@@ -6,9 +6,8 @@ from typing import Final
 
 from relay.kernel.sockets import AnySocket, readable_bytes, unsent_bytes
 
-_COUNTS: Final = struct.Struct(
-    "=B 119x QQ"
-)  # linux/tcp.h, struct tcp_info: state, bytes_acked, bytes_received (Linux 4.1)
+# linux/tcp.h, struct tcp_info: state, bytes_acked, bytes_received (Linux 4.1)
+_COUNTS: Final = struct.Struct("=B 119x QQ")
 # tcp_states.h: CLOSE_WAIT, LAST_ACK, CLOSING, TIME_WAIT. The peer's FIN has come, and is in `bytes_received` as one byte.
 _AFTER_FIN: Final = (8, 9, 11, 6)
 

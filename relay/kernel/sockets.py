@@ -232,6 +232,16 @@ def ask_peer(fd: int, idle_s: int, every_s: int, probes: int, resend_max_s: int)
         _setsockopt(fd, level, name, _option_at, 4)
 
 
+def ask_often(fd: int) -> None:
+    """Have the kernel notice within three seconds that a silent TCP peer has vanished: of lines, which there are few of."""
+    ask_peer(fd, idle_s=1, every_s=1, probes=2, resend_max_s=1)
+
+
+def hear_beyond(sock: AnySocket, count: int) -> None:
+    """Have a socket in which so many bytes are to stay become readable with the next one: socket(7), SO_RCVLOWAT."""
+    sock.setsockopt(SOL_SOCKET, socket.SO_RCVLOWAT, count + 1)
+
+
 def pending_error(sock: AnySocket) -> int:
     """The error that the next read or write would fail with, 0 for none; it is told once: socket(7), SO_ERROR."""
     return int(sock.getsockopt(SOL_SOCKET, socket.SO_ERROR))

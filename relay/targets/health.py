@@ -10,7 +10,7 @@ from typing import Final
 
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.ledger.layout import Count, Health, TargetCount, health_at
-from relay.ledger.ledger import Ledger
+from relay.ledger.ledger import Ledger, WorkerLedger
 from relay.targets import why as reasons
 
 _STATE_BITS: Final = 2
@@ -43,6 +43,11 @@ def packed(health: int, why: int, since_ns: int) -> int:
 def state_in(word: int) -> int:
     """The health in such a word."""
     return word & _STATE
+
+
+def knows_at(part: WorkerLedger, slot: int) -> int:
+    """Index into `words` of what a target's relay knows (`Knows`): one word for all workers, which control writes."""
+    return part.target_counts_at(slot)[0] + TargetCount.KNOWS
 
 
 def may_be_back(word: int, knows: int, *, proves: bool) -> bool:

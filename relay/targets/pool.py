@@ -15,7 +15,7 @@ from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import latest, may_be_back, state_in
+from relay.targets.health import knows_at, latest, may_be_back, state_in
 from relay.targets.why import BUSY, HELD
 
 # Of a connection's, before it tries nobody any more that is down: where all are, each costs a dial.
@@ -31,13 +31,14 @@ class Pool:
         self.relays = tuple(replace(each, port=each.relay_port) if each.relay_port else None for each in row.targets)
         self._distribution = row.distribution
         self._words = ledger.words
+        rows = [ledger.target_counts_at(each.slot) for each in row.targets]
         self._counts_at = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
         self._holders = [self._words[at + TargetCount.HOLDER] for at in self._counts_at]
-        self._all_counts_at = [ledger.target_counts_at(each.slot) for each in row.targets]
+        self._all_counts_at = rows
         self._health = [health_at(each.slot) for each in row.targets]
         self._forbids = row.type != "door"  # a target that is down gets nobody
-        self._knows = [ledger.target_counts_at(each.slot)[0] + TargetCount.KNOWS for each in row.targets]
-        self._looked = [ledger.target_counts_at(each.slot)[0] + TargetCount.LOOKED_NS for each in row.targets]
+        self._knows = [knows_at(ledger, each.slot) for each in row.targets]
+        self._looked = [first + TargetCount.LOOKED_NS for first, *_ in rows]
         self._dial_proves = row.dial_proves
         self._ranking = Ranking([each.text for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}

@@ -44,7 +44,11 @@ def at_ask(
 ) -> Scene:
     """The first instance's relay has been asked, after the client said this. It is `served`, and has read nothing yet."""
     target = tcp_target(stack)
-    rig = edge_rig(stack, target, *others, knows=knows, **keys)
+    return asked(edge_rig(stack, target, *others, knows=knows, **keys), target, said)
+
+
+def asked(rig: Rig, target: Target, said: bytes) -> Scene:
+    """A client who said this was let in, and the relay at `target` has been asked."""
     client, flow = rig.let_in()
     if said:
         client.send(said)

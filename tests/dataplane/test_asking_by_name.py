@@ -12,7 +12,7 @@ from relay.dataplane.greeting import begin
 from relay.envelope import asking, proxyproto
 from relay.ledger.layout import Knows, State, TargetCount
 from relay.targets import why
-from tests.dataplane.asking_scenes import REQUEST, edge_rig, succeeded
+from tests.dataplane.asking_scenes import REQUEST, asked, edge_rig, succeeded
 from tests.dataplane.rig import Target, refusing, reset, tcp_target
 from tests.dataplane.scenes import Scene
 from tests.ports import free_port
@@ -35,14 +35,7 @@ def at_ask(stack: Stack, *others: TargetRow, said: bytes = REQUEST, **keys: Any)
     """The first instance's relay has been asked at its own port; at the endpoint's nobody listens."""
     relay = tcp_target(stack)
     rows = (instance(free_port(), relay.row.port), *others)
-    rig = edge_rig(stack, *rows, knows=(Knows.NAMES,) * len(rows), **keys)
-    client, flow = rig.let_in()
-    if said:
-        client.send(said)
-        rig.until(lambda: flow.client.recv(len(said), socket.MSG_PEEK) == said, "it has come")
-    begin(flow)
-    assert flow.state == State.ASK
-    return Scene(rig, client, flow, relay, relay.accept(rig))
+    return asked(edge_rig(stack, *rows, knows=(Knows.NAMES,) * len(rows), **keys), relay, said)
 
 
 def header_of(scene: Scene, name: str, *, door: bool = False) -> bytes:
