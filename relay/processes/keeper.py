@@ -15,9 +15,7 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from relay import __version__, systemd
@@ -25,11 +23,11 @@ from relay.config.snapshot import Snapshot
 from relay.kernel import channel, memory, messages, process
 from relay.ledger import convert
 from relay.ledger.layout import DaemonWord, Word
-from relay.processes import handover, succession
-from relay.processes.child import Child, Phase
+from relay.processes import handover
+from relay.processes.child import Phase
+from relay.processes.children import Children
 from relay.processes.handover import Handover
-from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
-from relay.processes.inherited import Inherited, be_holder, be_successor
+from relay.processes.inherited import Inherited
 from relay.processes.renewal import LOOK_S, Renewal
 
 _KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
@@ -43,17 +41,15 @@ class Keeper:
     ) -> None:
         """`before`: what the program that this one replaces left; None at a start from nothing."""
         self._state = state
-        self._control = Child("control", partial(control_main, state))
-        self._workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._children = Children(state, control_main, (self._wake_r, self._wake_w))
+        self._control, self._workers = self._children.control, self._children.workers
         self._before = before
-        self._renewal = Renewal(state.ledger, state.log, self._succeed)
-        self._called: Child | None = None  # whose holder was told last to give everything to its successor
+        self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
         self._phase = Phase.STARTING
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
         self._watchdog_at_s = time.monotonic()
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._pid = os.getpid()
 
     def run(self) -> int:
         """Keep everything running until SIGTERM or SIGINT."""
@@ -67,8 +63,8 @@ class Keeper:
         self._holds_by(self._state.snapshot)
         if self._before is None:
             self._log_start()
-            for child in [*self._workers, self._control]:
-                self._start(child)
+            for child in self._children:
+                self._children.start(child)
         else:
             self._take_over(self._before)
         poll = select.poll()
@@ -78,7 +74,7 @@ class Keeper:
             poll.poll(self._wait_ms())
             self._on_signals()
             self._on_messages()
-            self._reap()
+            self._children.reap()
             self._on_time()
             self._renewal.step(time.monotonic())
             convert.refresh(self._state.ledger)
@@ -87,99 +83,12 @@ class Keeper:
 
     def _log_start(self) -> None:
         snapshot, log = self._state.snapshot, self._state.log
-        log.event("info", "starting", instance=snapshot.instance, service=snapshot.service, pid=self._pid)
+        log.event("info", "starting", instance=snapshot.instance, service=snapshot.service, pid=os.getpid())
         for warning in self._state.warnings:
             log.event("warning", "configuration", message=warning)
         for row in snapshot.endpoints:
             target = row.leads_to or (row.targets[0].text if row.targets else "")
             log.event("info", "listening", endpoint=row.name, listen=row.listen, target=target)
-
-    # --- children -----------------------------------------------------------------------------------------------
-
-    def _start(self, child: Child) -> None:
-        child.started_s, child.restart_at_s = time.monotonic(), None
-        try:
-            child.pid = self._fork(child.name, child.main)
-        except OSError as error:
-            child.restart_at_s = child.started_s + NO_PROCESS_S
-            self._state.log.event("error", "not started", message=no_process(child.name, error))
-
-    def _fork(self, name: str, main: Callable[[], None]) -> int:
-        """The pid of a process of this name, which is `main`. Raises OSError where there can be none at the moment."""
-        if pid := os.fork():
-            return pid
-        status = EXIT_BUG
-        try:
-            self._become(name)
-            main()
-            status = 0
-        except BaseException:
-            self._state.log.event("error", "crash", message=name, traceback=traceback.format_exc())
-        finally:
-            os._exit(status)
-
-    def _become(self, name: str) -> None:
-        """In the new process: what was the keeper's and is not the child's."""
-        signal.set_wakeup_fd(-1)
-        for sig in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(sig, signal.SIG_DFL)
-        for sig in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):  # a terminal sends them to all; the keeper decides
-            signal.signal(sig, signal.SIG_IGN)
-        os.close(self._wake_r)
-        os.close(self._wake_w)
-        process.name(f"relay-{name}")
-        # Without a keeper nobody starts anything again, so a worker lets its connections end and goes.
-        process.die_with_parent(self._pid, process.STOP)
-
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            for child in [*self._workers, self._control]:
-                if pid == child.pid:
-                    self._on_death(child, status)
-                elif pid == child.successor:
-                    child.successor = 0
-
-    def _on_death(self, child: Child, status: int) -> None:
-        child.pid = self._unguarded(child)
-        if not child.pid and child.successor:
-            child.pid, child.successor = child.successor, 0
-            if self._called is child:  # the next one's worker may be up before this one's end is seen
-                succession.recall(self._state.hand)  # or, where it never heard, the successor would wait for nothing
-        if child.pid:
-            return
-        if self._phase is Phase.DRAINING and child is not self._control:
-            return
-        if child.replaced:
-            child.replaced = False
-            self._start(child)
-            return
-        child.crashes = crashes_now(child.crashes, status, time.monotonic() - child.started_s)
-        delay_s = BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
-        child.restart_at_s = time.monotonic() + delay_s
-        head = DaemonWord.CONTROL_RESTARTS if child is self._control else DaemonWord.HOLDER_RESTARTS
-        self._state.ledger.words[head] += 1
-        how = how_it_ended(status)
-        self._state.log.event("error", "died", message=child.name, how=how, restart_in_s=delay_s)
-
-    def _unguarded(self, child: Child) -> int:
-        """The pid of the worker whose holder has just died, if it lives: it works on, and is ours to wait for. Else 0."""
-        if child is self._control:
-            return 0
-        pid = self._state.ledger.worker(self._workers.index(child))[Word.PID]
-        try:
-            if pid in (0, child.pid) or os.waitpid(pid, os.WNOHANG)[0] != 0:
-                return 0
-        except ChildProcessError:
-            return 0
-        self._state.ledger.worker(self._workers.index(child))[Word.UNSHARED] = 1
-        self._state.log.event("error", "holder died", message=f"{child.name} works on, without a net", pid=pid)
-        return pid
 
     # --- live upgrade -------------------------------------------------------------------------------------------
 
@@ -212,30 +121,14 @@ class Keeper:
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger
         ledger.words[DaemonWord.PROGRAM] += 1
-        self._renewal = Renewal(ledger, self._state.log, self._succeed, range(ledger.workers))
-        for child in [*self._workers, self._control]:
+        self._renewal = Renewal(ledger, self._state.log, self._children.succeed, range(ledger.workers))
+        for child in self._children:
             child.started_s = time.monotonic()
             if not child.pid:
-                self._start(child)
+                self._children.start(child)
         if before.control_pid:
             self._control.replaced = True
             os.kill(before.control_pid, signal.SIGTERM)
-
-    def _succeed(self, index: int) -> None:
-        """Start a holder of this program beside the one of the old program, and tell that one to give it everything."""
-        child = self._workers[index]
-        if not child.pid or child.successor:
-            return  # it is just being started in this program; the last successor has not given up yet
-        try:
-            ours, theirs = succession.pair()
-            with ours, theirs:
-                succession.call(self._state.hand, theirs)
-                self._called = child
-                child.successor = self._fork(child.name, partial(be_successor, self._state, index, ours, theirs))
-        except OSError as error:
-            self._state.log.event("error", "not started", message=no_process(child.name, error))
-        else:
-            os.kill(child.pid, signal.SIGUSR2)
 
     # --- what comes in ------------------------------------------------------------------------------------------
 
@@ -302,7 +195,7 @@ class Keeper:
 
     def _wait_ms(self) -> int:
         now_s = time.monotonic()
-        at_s = [child.restart_at_s for child in [*self._workers, self._control] if child.restart_at_s is not None]
+        at_s = self._children.restarts_at_s()
         if self._kill_at_s is not None:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
@@ -313,15 +206,10 @@ class Keeper:
 
     def _on_time(self) -> None:
         now_s = time.monotonic()
-        for child in [*self._workers, self._control]:
-            if child.restart_at_s is not None and now_s >= child.restart_at_s:
-                if self._phase is Phase.DRAINING and child is not self._control:
-                    child.restart_at_s = None
-                else:
-                    self._start(child)
+        self._children.start_due(now_s)
         if self._kill_at_s is not None and now_s >= self._kill_at_s:
             self._kill_at_s = now_s + _KILL_AFTER_S
-            self._kill_workers()
+            self._children.kill()
         if self._watchdog_s is not None and now_s >= self._watchdog_at_s:
             self._watchdog_at_s = now_s + self._watchdog_s / 2
             if self._alive():
@@ -342,7 +230,10 @@ class Keeper:
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
-            self._renewal = Renewal(self._state.ledger, self._state.log, self._succeed)  # nobody is renewed any more
+            self._children.draining = True
+            self._renewal = Renewal(
+                self._state.ledger, self._state.log, self._children.succeed
+            )  # nobody is renewed any more
             self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
@@ -351,27 +242,10 @@ class Keeper:
             for listener in self._state.listeners.values():
                 listener.close()
             self._state.listeners.clear()
-        self._signal_workers(signal.SIGTERM)
-
-    def _signal_workers(self, sig: signal.Signals) -> None:
-        for pid in self._holder_pids():
-            os.kill(pid, sig)
-
-    def _kill_workers(self) -> None:
-        """The holders first, or each would start its worker again."""
-        self._signal_workers(signal.SIGKILL)
-        ledger = self._state.ledger
-        for n in range(ledger.workers):
-            try:
-                os.kill(ledger.worker(n)[Word.PID], signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        self._children.signal_holders(signal.SIGTERM)
 
     def _stopped(self) -> bool:
-        return self._phase is Phase.DRAINING and not self._holder_pids()
-
-    def _holder_pids(self) -> list[int]:
-        return [pid for child in self._workers for pid in (child.pid, child.successor) if pid]
+        return self._phase is Phase.DRAINING and not self._children.holder_pids()
 
     def _end_control(self) -> None:
         """Control goes last: it writes the log and answers `relay status` while the workers drain."""

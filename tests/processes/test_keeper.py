@@ -1,33 +1,11 @@
-"""The keeper's judgement of its children, without any. The end-to-end tests kill real ones."""
+"""What the keeper makes of messages. The end-to-end tests run a real one."""
 
-import errno
 import os
-import subprocess
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
-
-from relay.kernel import channel
-from relay.processes import succession
 from relay.processes.keeper import Keeper
-from tests.e2e.peers import gone
-from tests.harness import eventually
 from tests.ledger.rig import new_ledger
-
-
-def test_a_holder_that_dies_before_it_has_a_worker_takes_no_other_childs_end_along() -> None:
-    """Its worker has no pid yet, and to waitpid(2) nought is any child: control's end would never be noticed."""
-    with new_ledger() as ledger:
-        keeper = Keeper(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None)
-        [holder] = keeper._workers
-        holder.pid = 1
-        with subprocess.Popen(["false"]) as other:
-            eventually(lambda: gone(other.pid), "it has ended")
-            assert keeper._unguarded(holder) == 0
-            assert other.wait() == 1
-        for fd in (keeper._wake_r, keeper._wake_w):
-            os.close(fd)
 
 
 def test_what_the_replaced_program_still_says_is_let_be() -> None:
@@ -41,46 +19,5 @@ def test_what_the_replaced_program_still_says_is_let_be() -> None:
             keeper._on_message({"op": op, "generation": 7, "addresses": ["127.0.0.1:1"]}, [of_old_form])
             assert not os.path.exists(f"/proc/self/fd/{of_old_form}"), "it is closed all the same"
         assert keeper._state.snapshot is stands
-        for fd in (keeper._wake_r, keeper._wake_w):
-            os.close(fd)
-
-
-def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full() -> int:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    said: list[dict[str, Any]] = []
-    log = SimpleNamespace(event=lambda *_, **more: said.append(more))
-    with new_ledger() as ledger:
-        keeper = Keeper(cast(Any, SimpleNamespace(ledger=ledger, log=log)), lambda _: None)
-        monkeypatch.setattr(os, "fork", full)
-        keeper._start(keeper._control)
-        assert (keeper._control.pid, said[0]["message"].split(":")[0]) == (0, "control cannot be started")
-        assert 0 < keeper._wait_ms() <= 1001
-        for fd in (keeper._wake_r, keeper._wake_w):
-            os.close(fd)
-
-
-@pytest.mark.parametrize("dead", [0, 1])
-def test_the_end_of_a_holder_takes_nothing_from_another(dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first is succeeded and its worker is up; its own end may be seen only when the second was called already.
-
-    What is left for the second is taken back when it is the second that has ended, and will never hear.
-    """
-    hand = channel.pair()
-    with new_ledger(workers=2) as ledger, hand[0], hand[1]:
-        keeper = Keeper(cast(Any, SimpleNamespace(ledger=ledger, log=None, hand=hand)), lambda _: None)
-        for number, child in enumerate(keeper._workers):
-            child.pid = 1000 + number
-        keeper._workers[0].successor = 2000
-        monkeypatch.setattr(os, "fork", lambda: 2001)
-        monkeypatch.setattr(os, "kill", lambda _pid, _signal: None)
-        keeper._succeed(1)
-        keeper._on_death(keeper._workers[dead], 0)
-        assert keeper._workers[dead].pid == 2000 + dead
-        end = succession.fetched(hand[1])
-        assert (end is None) is (dead == 1)
-        if end is not None:
-            end.close()
         for fd in (keeper._wake_r, keeper._wake_w):
             os.close(fd)
