@@ -102,7 +102,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.processes.holder": "a process that forks; the end-to-end tests kill it and what it holds",
     "relay.dataplane.context": "what flows share; the tests of listener, stages and log go through it",
     "relay.processes.inherited": "what processes begin with; the end-to-end tests start, kill and upgrade them",
-    "relay.ledger.by_source": "the tests of the gate share sources between two workers",
     "relay.envelope.verdict": "two types; tests/envelope/promises.py states what parsers promise with them",
 }
 

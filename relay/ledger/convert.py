@@ -59,7 +59,7 @@ def take_over(fd: int) -> Ledger:
     if layout_version(fd) == BEFORE:
         _grow(fd)
     if layout_version(fd) == VERSION:
-        source_tables.append(fd)
+        source_tables.append(fd)  # none are in a ledger that was made before there were any
     return Ledger.attach(fd)
 
 
@@ -104,8 +104,7 @@ def _copy(ledger: Ledger, part: WorkerLedger) -> None:
     """All of a worker's part, from the layout before to this one. What is empty is not touched: it costs no memory."""
     words, flows = ledger.words, ledger.flows_per_worker
     rows = _WORKER_WORDS
-    sources = rows + SLOTS * _SLOT_WORDS
-    targets = sources + SOURCE_WORDS
+    targets = rows + SLOTS * _SLOT_WORDS + SOURCE_WORDS  # counts by source are made anew by the next worker
     records = targets + TARGETS * _TARGET_WORDS
     part_bytes = -(-(records * WORD_BYTES + flows * RECORD_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
     base = FIRST_WORKER + part.index * (part_bytes // WORD_BYTES)
