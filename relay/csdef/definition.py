@@ -60,6 +60,12 @@ _INPUT_ATTRIBUTES = (
     "idleTimeoutInMinutes",
 )
 
+_ENDPOINT_KINDS = ("InputEndpoint", "InternalEndpoint", "InstanceInputEndpoint")
+_IN_ENDPOINTS = "write it inside `<Endpoints>` of a role"
+_IN_AN_ENDPOINT = "write it inside an endpoint"
+_IN_A_ROLE = "write it inside a `<WebRole …>` or a `<WorkerRole …>`"
+_IN_THE_DEFINITION = "write it right below `<ServiceDefinition …>`"
+
 # A day: relay takes no longer duration.
 _SECONDS_MAX = 24 * 3600
 
@@ -178,6 +184,22 @@ def definition_of(root: Element, file: str, problems: list[Problem]) -> Definiti
 class _Definition(Reader):
     """Reads a .csdef, element by element; the order of children counts nowhere."""
 
+    homes: ClassVar = {
+        "endpoint": f"write {', '.join(f'`{kind}`' for kind in _ENDPOINT_KINDS)} inside `<Endpoints>` of a role",
+        **{kind.lower(): _IN_ENDPOINTS for kind in _ENDPOINT_KINDS},
+        "endpoints": _IN_A_ROLE,
+        "inputendpoints": _IN_A_ROLE,
+        "fixedport": _IN_AN_ENDPOINT,
+        "fixedportrange": _IN_AN_ENDPOINT,
+        "allocatepublicportfrom": _IN_AN_ENDPOINT,
+        "webrole": _IN_THE_DEFINITION,
+        "workerrole": _IN_THE_DEFINITION,
+        "networktrafficrules": _IN_THE_DEFINITION,
+        "onlyallowtrafficto": "write it inside `<NetworkTrafficRules>`",
+        "loadbalancerprobes": _IN_THE_DEFINITION,
+        "loadbalancerprobe": "write it inside `<LoadBalancerProbes>`",
+    }
+
     def definition(self, root: Element) -> Definition:
         known = ("LoadBalancerProbes", "WebRole", "WorkerRole", "NetworkTrafficRules")
         self.attributes(root, "name", "upgradeDomainCount", "topologyChangeDiscovery", "schemaVersion")
@@ -214,7 +236,7 @@ class _Definition(Reader):
         )
 
     def _role(self, role: Element) -> DefinedRole:
-        known = ("Endpoints", "Imports", *_ROLE_PARTS)
+        known = ("Endpoints", "InputEndpoints", "Imports", *_ROLE_PARTS)
         endpoints: list[Endpoint] = []
         with self.noted() as notes:
             self.attributes(role, "name", "vmsize", "enableNativeCodeExecution")
@@ -223,7 +245,7 @@ class _Definition(Reader):
             if "enableNativeCodeExecution" in role.attributes:
                 self.left_out(role, "enableNativeCodeExecution: relay runs no applications")
             for part in role.children:
-                if part.name == "Endpoints":
+                if part.name in ("Endpoints", "InputEndpoints"):  # the latter in files of the first SDKs
                     endpoints += self._endpoints(part)
                 elif part.name == "Imports":
                     self._plug_ins(part)
@@ -243,7 +265,7 @@ class _Definition(Reader):
     def _endpoints(self, part: Element) -> list[Endpoint]:
         self.attributes(part)
         found: list[Endpoint] = []
-        for each in self.children(part, "InputEndpoint", "InternalEndpoint", "InstanceInputEndpoint"):
+        for each in self.children(part, *_ENDPOINT_KINDS):
             with self.noted() as notes:
                 match each.name:
                     case "InputEndpoint":
