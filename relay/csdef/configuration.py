@@ -5,11 +5,12 @@ List?". Of settings and certificates only the names are read.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from relay.config import values
 from relay.config.values import IPNetwork
 from relay.config.wording import brief
+from relay.csdef.homes import OF_A_CONFIGURATION
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem, WrongValue
@@ -50,10 +51,6 @@ _ADDRESS_PARTS = {
     "PublicIPs": ("PublicIP", "public addresses belong to the machines that carry them"),
     "Subnets": ("Subnet", "a machine's network is its own"),
 }
-
-
-_IN_THE_NETWORK = "write it inside `<NetworkConfiguration>`"
-_IN_THE_CONFIGURATION = "write it right below `<ServiceConfiguration …>`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +116,7 @@ def configuration_of(root: Element, file: str, problems: list[Problem]) -> Confi
 class _Configuration(Reader):
     """Reads a .cscfg, element by element; the order of children counts nowhere."""
 
-    homes: ClassVar = {
-        "role": _IN_THE_CONFIGURATION,
-        "instances": "write it inside a `<Role …>`",
-        "networkconfiguration": _IN_THE_CONFIGURATION,
-        "accesscontrols": _IN_THE_NETWORK,
-        "accesscontrol": "write it inside `<AccessControls>`",
-        "rule": "write it inside an `<AccessControl …>`",
-        "endpointacls": _IN_THE_NETWORK,
-        "endpointacl": "write it inside `<EndpointAcls>`",
-        "endpoint": "write `<EndpointAcl …/>` inside `<EndpointAcls>`",
-    }
+    homes = OF_A_CONFIGURATION
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         super().__init__(file, problems)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from relay.config.values import PROBE_PATH_PATTERN
 from relay.config.wording import brief, shown
+from relay.csdef.homes import ENDPOINT_KINDS, OF_A_DEFINITION
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem
@@ -59,12 +60,6 @@ _INPUT_ATTRIBUTES = (
     "loadBalancerDistribution",
     "idleTimeoutInMinutes",
 )
-
-_ENDPOINT_KINDS = ("InputEndpoint", "InternalEndpoint", "InstanceInputEndpoint")
-_IN_ENDPOINTS = "write it inside `<Endpoints>` of a role"
-_IN_AN_ENDPOINT = "write it inside an endpoint"
-_IN_A_ROLE = "write it inside a `<WebRole …>` or a `<WorkerRole …>`"
-_IN_THE_DEFINITION = "write it right below `<ServiceDefinition …>`"
 
 # A day: relay takes no longer duration.
 _SECONDS_MAX = 24 * 3600
@@ -184,21 +179,7 @@ def definition_of(root: Element, file: str, problems: list[Problem]) -> Definiti
 class _Definition(Reader):
     """Reads a .csdef, element by element; the order of children counts nowhere."""
 
-    homes: ClassVar = {
-        "endpoint": f"write {', '.join(f'`{kind}`' for kind in _ENDPOINT_KINDS)} inside `<Endpoints>` of a role",
-        **{kind.lower(): _IN_ENDPOINTS for kind in _ENDPOINT_KINDS},
-        "endpoints": _IN_A_ROLE,
-        "inputendpoints": _IN_A_ROLE,
-        "fixedport": _IN_AN_ENDPOINT,
-        "fixedportrange": _IN_AN_ENDPOINT,
-        "allocatepublicportfrom": _IN_AN_ENDPOINT,
-        "webrole": _IN_THE_DEFINITION,
-        "workerrole": _IN_THE_DEFINITION,
-        "networktrafficrules": _IN_THE_DEFINITION,
-        "onlyallowtrafficto": "write it inside `<NetworkTrafficRules>`",
-        "loadbalancerprobes": _IN_THE_DEFINITION,
-        "loadbalancerprobe": "write it inside `<LoadBalancerProbes>`",
-    }
+    homes = OF_A_DEFINITION
 
     def definition(self, root: Element) -> Definition:
         known = ("LoadBalancerProbes", "WebRole", "WorkerRole", "NetworkTrafficRules")
@@ -265,7 +246,7 @@ class _Definition(Reader):
     def _endpoints(self, part: Element) -> list[Endpoint]:
         self.attributes(part)
         found: list[Endpoint] = []
-        for each in self.children(part, *_ENDPOINT_KINDS):
+        for each in self.children(part, *ENDPOINT_KINDS):
             with self.noted() as notes:
                 match each.name:
                     case "InputEndpoint":

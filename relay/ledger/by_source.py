@@ -67,6 +67,7 @@ class SourceCounts:
         if self._others:
             self._publish(name, count)
 
+    @step
     def clear(self) -> None:
         """Forget a predecessor's counts: its flows are about to be counted anew."""
         source_tables.wipe(self._ledger.memory, self._words, self._own)
