@@ -6,6 +6,7 @@ Text is put together and taken apart here and nowhere else.
 from ipaddress import IPv6Address
 from typing import Final, NamedTuple, Self
 
+_IPV4_BYTES: Final = 4
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 
 
@@ -44,6 +45,12 @@ def packed_host(host: str) -> bytes:
         return unmap(IPv6Address(host.partition("%")[0]).packed)
     one, two, three, four = host.split(".")
     return bytes((int(one), int(two), int(three), int(four)))
+
+
+def network_of(packed: bytes, ipv4_bits: int, ipv6_bits: int) -> bytes:
+    """The first address of the network with so many leading bits that a packed address (see `packed_host`) is in."""
+    dropped = len(packed) * 8 - (ipv4_bits if len(packed) == _IPV4_BYTES else ipv6_bits)
+    return (int.from_bytes(packed, "big") >> dropped << dropped).to_bytes(len(packed), "big") if dropped else packed
 
 
 def unmap(packed: bytes) -> bytes:

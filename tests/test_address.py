@@ -1,13 +1,13 @@
 """An address and its text."""
 
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.address import Address, join_host_port, packed_host
+from relay.address import Address, join_host_port, network_of, packed_host
 
 PORT = st.integers(0, 65535)
 
@@ -35,6 +35,13 @@ def test_what_is_no_address(source: str) -> None:
 @given(st.ip_addresses(v=4))
 def test_packed_as_the_kernel_packs(address: IPv4Address) -> None:
     assert packed_host(str(address)) == socket.inet_pton(socket.AF_INET, str(address))
+
+
+@given(st.ip_addresses(), st.integers(1, 32), st.integers(1, 128))
+def test_the_network_that_an_address_is_in(address: IPv4Address | IPv6Address, ipv4_bits: int, ipv6_bits: int) -> None:
+    packed = packed_host(str(address))
+    bits = ipv4_bits if len(packed) == 4 else ipv6_bits
+    assert network_of(packed, ipv4_bits, ipv6_bits) == ip_network((packed, bits), strict=False).network_address.packed
 
 
 @given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)), PORT)

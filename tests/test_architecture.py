@@ -1,6 +1,7 @@
 """The shape of the program: what imports what, how large a file may be, and that every module has its tests."""
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -75,6 +76,7 @@ CELL_WORDS_MAX: Final = 20
 
 # Modules without a test file of their own, and why.
 TESTED_ELSEWHERE: Final = {
+    "relay.csdef.homes": "two tables; the corpus of the importer has what stands in a wrong place",
     "relay.steps": "the end-to-end tests have workers die at each of them",
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
@@ -102,7 +104,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.processes.holder": "a process that forks; the end-to-end tests kill it and what it holds",
     "relay.dataplane.context": "what flows share; the tests of listener, stages and log go through it",
     "relay.processes.inherited": "what processes begin with; the end-to-end tests start, kill and upgrade them",
-    "relay.ledger.by_source": "the tests of the gate share sources between two workers",
     "relay.envelope.verdict": "two types; tests/envelope/promises.py states what parsers promise with them",
 }
 
@@ -224,6 +225,41 @@ def test_documents_can_be_read_on_a_screen() -> None:
             assert not [cell for cell in cells if len(cell.split()) > CELL_WORDS_MAX], (
                 f"{document}:{number} has a long cell"
             )
+
+
+# The project that PyPI has under the name is somebody else's.
+BY_ITS_BARE_NAME: Final = re.compile(
+    r"\b(?:pip|pip3|pipx|uv|poetry|pdm)\b[^`\n]*?\b(?:install|add|download|run|wheel)\b[^`\n]*?"
+    r"""[\s"'`=]relay(?:\[[^]]*\])?(?:\s*[=<>~!]=?\s*[\w.*]+)?(?=[\s"'`;,)&|]|$)"""
+)
+
+
+def test_nobody_is_told_to_install_somebody_elses_program() -> None:
+    texts = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run", *ROOT.glob("*.md")]
+    for folder in ("bench", "config", "docs", "relay", "scripts", "systemd"):
+        texts += [file for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    told = [(file, BY_ITS_BARE_NAME.findall(file.read_text().replace("\\\n", " "))) for file in texts]
+    assert len(told) > 200
+    assert [(str(file), found) for file, found in told if found] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("pip install relay", True),
+        ("`/opt/relay/bin/pip install --upgrade relay`), then", True),
+        ('python3 -m pip install -U "relay[dev]>=0.1"', True),
+        ("pip3 install relay==0.1.0 && relay run", True),
+        ("pipx install relay", True),
+        ("uv pip install relay;", True),
+        ("`/opt/relay/bin/pip install --upgrade .`, then `relay upgrade`", False),
+        ("pip install ./relay-0.2.0-py3-none-any.whl", False),
+        ("/opt/relay/bin/pip install /usr/src/relay", False),
+        ("pip install --editable . $groups", False),
+    ],
+)
+def test_a_bare_name_is_found(text: str, bare: bool) -> None:
+    assert bool(BY_ITS_BARE_NAME.search(text)) is bare
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -225,6 +225,8 @@ def explain_text(answer: "Explanation") -> str:
         lines.append(f"  (by way of the edge, {', '.join(answer['edges'])}: directly nobody else connects here)")
     if answer["verdict"] == "permit":
         lines.append("  (its limits and its protocol may still refuse a connection)")
+        if (share := answer["per_source"]) is not None:
+            lines.append(f"  (of {share['network']} together at most {share['limit']} are open: `limits.per_source`)")
     return "\n".join(lines)
 
 

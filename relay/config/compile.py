@@ -7,9 +7,10 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from relay.address import join_host_port
+from relay.config.fields import PerSource
 from relay.config.model import Door, Endpoint, Probe, Service, Timeouts
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
@@ -37,6 +38,8 @@ _FILTERS_MAX_BYTES = 65_536 * 8
 
 DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
 """Of an endpoint that declares none."""
+
+_ADDRESS: Final = PerSource(limit=1)  # each address is a source, where nothing else is declared
 
 _Name = TypeVar("_Name", str, tuple[str, str])  # an endpoint's, or an endpoint's with a target's
 
@@ -103,6 +106,8 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
                 # Limits are an instance's own, and it counts by the client's address.
                 connections=None,
                 per_source=None,
+                per_source_ipv4_bits=_ADDRESS.ipv4,
+                per_source_ipv6_bits=_ADDRESS.ipv6,
                 rate_per_s=None,
                 held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
                 # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
@@ -201,7 +206,7 @@ def _endpoint(
     service: Service, roster: Roster, name: str, endpoint: Endpoint, host: str, file: str, *, dropping: bool = False
 ) -> EndpointRow:
     rules, unmatched = envelope_rules(service, roster, endpoint, file)
-    program, deny = b"", endpoint.deny
+    program, deny, per_source = b"", endpoint.deny, endpoint.limits.per_source
     edges = tuple(map(str, service.edge.instances)) if service.edge is not None and endpoint.type == "input" else ()
     # Behind an edge the packets are the edge's own, and it drops.
     if endpoint.deny == "drop" and endpoint.enforce == "strict" and (dropping or not edges):
@@ -228,7 +233,9 @@ def _endpoint(
         deny=deny,
         drop_filter=program.hex(),
         connections=endpoint.limits.connections,
-        per_source=endpoint.limits.per_source,
+        per_source=None if per_source is None else per_source.limit,
+        per_source_ipv4_bits=(per_source or _ADDRESS).ipv4,
+        per_source_ipv6_bits=(per_source or _ADDRESS).ipv6,
         rate_per_s=endpoint.limits.rate_per_s,
         connect_s=endpoint.timeouts.connect_s,
         first_byte_s=endpoint.timeouts.first_byte_s,

@@ -166,6 +166,42 @@ class AddressesOrCount:
         return validate(written)
 
 
+class PerSource(Keys):
+    """How many connections a source may have open, and what one source is."""
+
+    limit: Annotated[int, *whole(values.CONNECTIONS_MAX, 200)]
+    """Open connections at most from one source."""
+
+    ipv4: Annotated[int, *whole(32, 24)] = 32
+    """Clients whose IPv4 addresses have so many leading bits in common are one source. 32: each address is."""
+
+    ipv6: Annotated[int, *whole(128, 64)] = 128
+    """The same of IPv6. A customer has a whole network there, mostly of 64 bits. 128: each address is a source."""
+
+
+class _PerSourceOrNumber:
+    """Reads such a mapping, or its `limit` alone. As above: an error in the mapping has one place."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(PerSource))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": 1, "maximum": values.CONNECTIONS_MAX, "examples": [200]}
+        return {"anyOf": [number, handler(schema)]}
+
+    @staticmethod
+    def _read(written: Any, validate: Callable[[Any], PerSource]) -> PerSource:
+        if isinstance(written, dict):
+            return validate(written)
+        if isinstance(written, list):
+            what = f"{shown(written)} is neither a whole number nor a mapping"
+            raise WrongValue(what, f"write 1 to {values.CONNECTIONS_MAX}, or `{{limit: 200, ipv4: 32, ipv6: 64}}`")
+        return validate({"limit": values.connections(written)})
+
+
+PerSourceOrNumber = Annotated[PerSource | None, _PerSourceOrNumber()]
+
+
 @dataclass(frozen=True, slots=True)
 class MappingOrFalse:
     """Reads a mapping of such keys, or `false`. As above: an error in the mapping has one place."""

@@ -26,6 +26,7 @@ from relay.config.fields import (
     ListenPorts,
     ListName,
     MappingOrFalse,
+    PerSourceOrNumber,
     Port,
     Protocol,
     RoleName,
@@ -44,8 +45,8 @@ class Limits(Keys):
     connections: Connections = None
     """Open connections at most, over all clients."""
 
-    per_source: Connections = None
-    """Open connections at most from one client address."""
+    per_source: PerSourceOrNumber = None
+    """Open connections at most from one client address; or a mapping, with what is counted as one."""
 
     rate_per_s: Annotated[float | None, *text(values.rate, values.RATE_PATTERN, "500/s", "30/m")] = Field(
         default=None, alias="rate"

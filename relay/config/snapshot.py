@@ -100,6 +100,8 @@ class EndpointRow:
     keepalive_s: float | None = None  # a peer that is silent for so long is asked whether it is there
     dead_s: float | None = None  # one that is silent for so long is dead
     hold_s: float | None = None  # while no target can be had a connection waits for one so long; None: it does not
+    per_source_ipv4_bits: int = 32  # sources that have so many leading bits in common are one for `per_source`
+    per_source_ipv6_bits: int = 128
     held_max: int | None = None  # connections that wait at the most, where `connections` is not this machine's to ask
     table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
 

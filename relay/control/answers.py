@@ -321,6 +321,13 @@ class RuleAnswer(TypedDict):
     source: str
 
 
+class SourceShare(TypedDict):
+    """At most `limit` open connections from all of `network` together."""
+
+    limit: int
+    network: str
+
+
 Explanation = TypedDict(
     "Explanation",
     {
@@ -335,6 +342,7 @@ Explanation = TypedDict(
         "looked_at": list[RuleAnswer],
         "otherwise": Permission,
         "why": str,
+        "per_source": SourceShare | None,
     },
 )
 """The envelope's verdict on a source, and the rules that were looked at, in order."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
+from relay.address import packed_host
 from relay.config.compile import compile_snapshot
 from relay.config.load import load_service
 from relay.config.model import Service
@@ -99,7 +100,17 @@ def explain(row: EndpointRow, source: str) -> answers.Explanation:
         "looked_at": [_rule(rule) for rule in row.rules[: last + 1]],
         "otherwise": "permit" if row.permit_unmatched else "deny",
         "why": _why(row, verdict.rule),
+        "per_source": None
+        if row.per_source is None
+        else {"limit": row.per_source, "network": _counted_as(row, source)},
     }
+
+
+def _counted_as(row: EndpointRow, source: str) -> str:
+    """The network whose connections `limits.per_source` counts together with those of `source`."""
+    address = ipaddress.ip_address(packed_host(source))
+    bits = row.per_source_ipv4_bits if address.version == 4 else row.per_source_ipv6_bits
+    return str(ipaddress.ip_network((address, bits), strict=False))
 
 
 def _rule(rule: RuleRow) -> answers.RuleAnswer:

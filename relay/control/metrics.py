@@ -47,6 +47,11 @@ _WORKER_COUNTERS = (
     ("relay_accept_pauses", "Times accepting paused for want of descriptors or memory.", Word.ACCEPT_PAUSES),
     ("relay_pipes_degraded", "Pipes that the kernel gave smaller than asked.", Word.PIPES_DEGRADED),
     ("relay_pipes_refused", "Times that no pipe was to be had.", Word.PIPES_REFUSED),
+    (
+        "relay_sources_uncounted",
+        "Times that a source had no place in a worker's table, so that `per_source` held for it there alone.",
+        Word.SOURCES_UNCOUNTED,
+    ),
     ("relay_log_lines_dropped", "Log lines that were not written because the log did not keep up.", Word.LOG_DROPPED),
     ("relay_flows_adopted", "Established connections that a new worker took over from a dead one.", Word.FLOWS_ADOPTED),
 )

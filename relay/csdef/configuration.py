@@ -10,6 +10,7 @@ from typing import Literal
 from relay.config import values
 from relay.config.values import IPNetwork
 from relay.config.wording import brief
+from relay.csdef.homes import OF_A_CONFIGURATION
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem, WrongValue
@@ -114,6 +115,8 @@ def configuration_of(root: Element, file: str, problems: list[Problem]) -> Confi
 
 class _Configuration(Reader):
     """Reads a .cscfg, element by element; the order of children counts nowhere."""
+
+    homes = OF_A_CONFIGURATION
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         super().__init__(file, problems)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from relay.config.values import PROBE_PATH_PATTERN
 from relay.config.wording import brief, shown
+from relay.csdef.homes import ENDPOINT_KINDS, OF_A_DEFINITION
 from relay.csdef.read import UNKNOWN, Note, Place, Reader
 from relay.csdef.tree import Element
 from relay.errors import Problem
@@ -178,6 +179,8 @@ def definition_of(root: Element, file: str, problems: list[Problem]) -> Definiti
 class _Definition(Reader):
     """Reads a .csdef, element by element; the order of children counts nowhere."""
 
+    homes = OF_A_DEFINITION
+
     def definition(self, root: Element) -> Definition:
         known = ("LoadBalancerProbes", "WebRole", "WorkerRole", "NetworkTrafficRules")
         self.attributes(root, "name", "upgradeDomainCount", "topologyChangeDiscovery", "schemaVersion")
@@ -214,7 +217,7 @@ class _Definition(Reader):
         )
 
     def _role(self, role: Element) -> DefinedRole:
-        known = ("Endpoints", "Imports", *_ROLE_PARTS)
+        known = ("Endpoints", "InputEndpoints", "Imports", *_ROLE_PARTS)
         endpoints: list[Endpoint] = []
         with self.noted() as notes:
             self.attributes(role, "name", "vmsize", "enableNativeCodeExecution")
@@ -223,7 +226,7 @@ class _Definition(Reader):
             if "enableNativeCodeExecution" in role.attributes:
                 self.left_out(role, "enableNativeCodeExecution: relay runs no applications")
             for part in role.children:
-                if part.name == "Endpoints":
+                if part.name in ("Endpoints", "InputEndpoints"):  # the latter in files of the first SDKs
                     endpoints += self._endpoints(part)
                 elif part.name == "Imports":
                     self._plug_ins(part)
@@ -243,7 +246,7 @@ class _Definition(Reader):
     def _endpoints(self, part: Element) -> list[Endpoint]:
         self.attributes(part)
         found: list[Endpoint] = []
-        for each in self.children(part, "InputEndpoint", "InternalEndpoint", "InstanceInputEndpoint"):
+        for each in self.children(part, *ENDPOINT_KINDS):
             with self.noted() as notes:
                 match each.name:
                     case "InputEndpoint":

@@ -1,9 +1,9 @@
 """What reading the two schemas has in common: typed attributes, unknown names, and notes on what is left behind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from relay.config.wording import brief, nearest, printable, shown
 from relay.csdef.tree import Element
@@ -60,7 +60,10 @@ class Reader:
     """Reads the elements of one file. `problems` is where mistakes go; what is wrong is read as "", 0 or None.
 
     `notes` is where notes go: the document's, but inside `noted()` those of one part of it.
+    `homes`: where the elements belong of which nothing may get lost, by their names in lower case, as what to write.
     """
+
+    homes: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = printable(file)
@@ -88,11 +91,30 @@ class Reader:
         self.notes.append(Note(self.file, *element.at, "warning", text))
 
     def part_left_out(self, part: Element, child: str, why: str) -> None:
-        """Note a part of the file, and by their names the elements `child` in it; "" for none. An empty part is nothing."""
-        if not part.attributes and not part.children:
+        """Note a part of the file, and by their names the elements `child` in it; "" for none. An empty part is nothing.
+
+        What would get lost with it and must not is a problem.
+        """
+        lost = list(self._lost(part))
+        for each in lost:
+            inside = "" if each is part else f"is inside `{brief(part.name)}`, which relay does not read, and "
+            self.problem(each, "", f"{inside or 'is not read here, and '}would get lost", self._home(each.name))
+        if lost or not (part.attributes or part.children or part.text_at):
             return
         names = [each.attributes["name"] for each in _inside(part) if each.name == child and "name" in each.attributes]
         self.left_out(part, f"{_title(part)}{f' ({_listed(names)})' if names else ''}: {why}")
+
+    def _lost(self, element: Element) -> Iterator[Element]:
+        """The outermost elements in this one, or itself, that have a home elsewhere."""
+        if self._home(element.name):
+            yield element
+            return
+        for child in element.children:
+            yield from self._lost(child)
+
+    def _home(self, name: str) -> str:
+        lower = name.lower()
+        return self.homes.get(lower) or (self.homes.get("endpoint", "") if "endpoint" in lower else "")
 
     def attributes(self, element: Element, *known: str) -> None:
         """Look at the element itself: every attribute but the `known` is noted, or a problem where it misspells one."""

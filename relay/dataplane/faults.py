@@ -89,6 +89,7 @@ _HTTP: Final[_Steps] = (
     "first_bytes.first_bytes",
     "WorkerLedger.advance",
     "dialling.introduce",
+    "SourceCounts.clear",
     "SourceCounts.add",
 )
 _EDGE: Final[_Steps] = (

@@ -7,7 +7,7 @@ that let the last one in at the same moment may both refuse it, and can never bo
 
 from typing import Final, Protocol
 
-from relay.address import packed_host
+from relay.address import network_of, packed_host
 from relay.config.snapshot import EndpointRow
 from relay.kernel.sockets import AnySocket
 from relay.ledger.by_source import SourceCounts
@@ -18,7 +18,8 @@ from relay.targets import why
 from relay.targets.health import own_health
 from relay.targets.pool import Pool
 
-# Verdicts remembered by source address. A flood of invented sources only empties it: 16,384 entries are about 2 MiB.
+# Verdicts, and what a limit calls them, remembered by source address. A flood of invented sources only empties it: 16,384
+# entries are about 2 MiB.
 _REMEMBERED_MAX: Final = 16384
 _REASON: Final = {name: Count.DENIED + n for n, name in enumerate(REASONS)}
 _CAUSE: Final = {name: Count.CLOSED + n for n, name in enumerate(CAUSES)}
@@ -38,13 +39,17 @@ class Gate:
 
     def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: SourceCounts) -> None:
         self.counts_at = ledger.claim(declared.slot, declared.name)
+        self._holder = ledger.words[self.counts_at + Count.HOLDER]
         self._all_counts_at = ledger.all_counts_at(declared.slot)
         self.hold_until_at = self._all_counts_at[0] + Count.HOLD_UNTIL_NS
         self.held: dict[int, Queue] = {}  # who waits for a target, by the port that it came to (0: any)
         self._words = ledger.words
-        self._sources = sources if len(self._all_counts_at) > 1 else None
-        self._per_source: dict[str, int] = {}  # of this worker
-        self._shared = False  # whether these stand in the ledger too
+        self._sources = sources
+        self._per_source: dict[str, int] = {}  # connections of this worker, by address
+        self._bits: tuple[int, int] | None = (
+            None  # `sources` has them by networks so long (IPv4, IPv6); None: not at all
+        )
+        self._names: dict[str, int] = {}  # what it calls them
         self._ledger = ledger
         self.pool: Pool | None = None  # on an edge
         self.declared = declared
@@ -64,12 +69,14 @@ class Gate:
         self.audits = declared.enforce == "audit"
         self._envelope = declared.envelope
         self._verdicts: dict[str, bool] = {}
-        shared = self._sources is not None and declared.per_source is not None
-        if shared != self._shared:
-            self._shared = True
-            for source, count in self._per_source.items():
-                self._share(source, count if shared else -count)
-            self._shared = shared
+        limited, bits = declared.per_source is not None, (declared.per_source_ipv4_bits, declared.per_source_ipv6_bits)
+        if (bits if limited else None) != self._bits:
+            self._recount(bits if limited else None)
+
+    def forget(self) -> None:
+        """Its endpoint is gone. The counters are nought for whoever gets the row next, unless somebody has it already."""
+        if self._words[self.counts_at + Count.HOLDER] == self._holder:
+            self._ledger.clear(self.declared.slot)
 
     def permits(self, source: str) -> bool:
         """The envelope's answer alone: may this address connect."""
@@ -126,10 +133,10 @@ class Gate:
             return declared.denied_reason
         if self.pool is not None and not self.pool.any_left() and not self.hold_s(int(now_s * 1e9)):
             return "no_target"
-        self._enter(source, 1)
+        name = self._enter(source, 1)
         if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:
             reason = "connections"
-        elif declared.per_source is not None and self._from(source) > declared.per_source:
+        elif declared.per_source is not None and self._sources.total(name) > declared.per_source:
             reason = "per_source"
         elif declared.rate_per_s is not None and self._exceeds(declared.rate_per_s, now_s):
             reason = "rate"
@@ -212,27 +219,43 @@ class Gate:
         """Count one whom the envelope refuses, and who is let in because it is not enforced."""
         self._words[self.counts_at + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
 
-    def _enter(self, source: str, change: int) -> None:
-        self._words[self.counts_at + Count.ACTIVE] += change
-        sources = self._per_source
+    def _enter(self, source: str, change: int) -> int:
+        """One connection more, or one less; what the limit calls its source, 0 where there is none."""
+        words, at, sources = self._words, self.counts_at + Count.ACTIVE, self._per_source
         count = sources.get(source, 0) + change
+        if count < 0:  # it was not counted in, and takes from nobody
+            return 0
+        if change > 0 or words[at]:  # a row that another endpoint was given begins at nought
+            words[at] += change
         if count:
             sources[source] = count
         else:
             del sources[source]
-        if self._shared:
-            self._share(source, change)
+        if self._bits is None:
+            return 0
+        name = self._name(source)
+        self._sources.add(name, change)
+        return name
 
-    def _share(self, source: str, change: int) -> None:
-        assert self._sources is not None
-        self._sources.add(self._sources.name(self.declared.slot, packed_host(source)), change)
+    def _recount(self, bits: tuple[int, int] | None) -> None:
+        """Count sources by networks of so many leading bits from now on; None: not at all."""
+        if self._bits is not None:
+            for source, count in self._per_source.items():
+                self._sources.add(self._name(source), -count)
+        self._bits, self._names = bits, {}
+        if bits is not None:
+            for source, count in self._per_source.items():
+                self._sources.add(self._name(source), count)
 
-    def _from(self, source: str) -> int:
-        """Connections that this source has open."""
-        own = self._per_source[source]
-        if not self._shared or self._sources is None:
-            return own
-        return max(own, self._sources.total(self._sources.name(self.declared.slot, packed_host(source))))
+    def _name(self, source: str) -> int:
+        name = self._names.get(source)
+        if name is None:
+            assert self._bits is not None  # asked where there is a limit alone
+            if len(self._names) >= _REMEMBERED_MAX:
+                self._names.clear()
+            network = network_of(packed_host(source), *self._bits)
+            name = self._names[source] = self._sources.name(self.declared.slot, network)
+        return name
 
     def _total(self, count: int) -> int:
         words = self._words

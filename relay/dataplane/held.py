@@ -80,7 +80,9 @@ class Held:
         place = bisect_left(self._queue, (waits.since_ns, waits.held_flow.record))
         if place < len(self._queue) and self._queue[place][2] is waits:
             del self._queue[place]
-            self._context.ledger.words[self._gate.counts_at + Count.HELD] -= 1
+            words, at = self._context.ledger.words, self._gate.counts_at + Count.HELD
+            if words[at]:  # a row that another endpoint was given begins at nought
+                words[at] -= 1
             self._tick_first()
 
     def is_first(self, waits: Waits) -> bool:

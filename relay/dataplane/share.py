@@ -30,7 +30,7 @@ class Share:
     def __init__(self, ledger: WorkerLedger) -> None:
         self._words = ledger.words
         self._mine = ledger.word_index(Word.OPEN)
-        others = [n for n in range(len(ledger.all_sources_at)) if n != ledger.index]
+        others = [n for n in range(len(ledger.all_counts_at(0))) if n != ledger.index]
         self._beats = {ledger.word_index(Word.OPEN, n): ledger.word_index(Word.HEARTBEAT_NS, n) for n in others}
         self._others = list(self._beats)  # less those that hang
 

@@ -87,7 +87,7 @@ class Worker:
             unused_records=unused,
             exhausted=self._pause,
         )
-        self._sources = SourceCounts(inherited.ledger)
+        self._sources = SourceCounts(inherited.ledger, self._log)
         self._sources.clear()
         self._left = left
         self._ports = OpenPorts(self._context, self._on_error, self._after)
@@ -236,7 +236,7 @@ class Worker:
         """Every connection is one that the snapshot in force lets in."""
         declared = self._declared()
         for name in [name for name in self._gates if name not in declared]:
-            self._ledger.clear(self._gates.pop(name).declared.slot)
+            self._gates.pop(name).forget()
         self._ledger[Word.GENERATION] = self._snapshot.generation
         self._say_applied()
 

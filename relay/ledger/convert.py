@@ -3,7 +3,7 @@
 A worker of the program before goes on writing in its layout until its holder is succeeded. So the ledger grows at its
 end by parts in this layout, and what was there stays where it is:
 
-    header | health | parts in the layout before | parts in this layout
+    header | health | parts in the layout before | parts in this layout | tables of sources
 
 Header and health are the same in both. Until a worker's part is `finish`ed, the one in this layout is a copy for
 readers that `refresh` makes again and again. The new program's worker begins after `finish`, when the old one has
@@ -14,6 +14,7 @@ import mmap
 import os
 from typing import Final
 
+from relay.ledger import source_tables
 from relay.ledger.layout import (
     FIRST_WORKER,
     RECORD_BYTES,
@@ -57,6 +58,8 @@ def take_over(fd: int) -> Ledger:
     """
     if layout_version(fd) == BEFORE:
         _grow(fd)
+    if layout_version(fd) == VERSION:
+        source_tables.append(fd)  # none are in a ledger that was made before there were any
     return Ledger.attach(fd)
 
 
@@ -101,8 +104,7 @@ def _copy(ledger: Ledger, part: WorkerLedger) -> None:
     """All of a worker's part, from the layout before to this one. What is empty is not touched: it costs no memory."""
     words, flows = ledger.words, ledger.flows_per_worker
     rows = _WORKER_WORDS
-    sources = rows + SLOTS * _SLOT_WORDS
-    targets = sources + SOURCE_WORDS
+    targets = rows + SLOTS * _SLOT_WORDS + SOURCE_WORDS  # counts by source are made anew by the next worker
     records = targets + TARGETS * _TARGET_WORDS
     part_bytes = -(-(records * WORD_BYTES + flows * RECORD_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
     base = FIRST_WORKER + part.index * (part_bytes // WORD_BYTES)
@@ -117,7 +119,6 @@ def _copy(ledger: Ledger, part: WorkerLedger) -> None:
         if words[old + _TARGET_HOLDER]:
             new = part.target_counts_at(slot)[part.index]
             words[new : new + TargetCount.HOLDER + 1] = words[old : old + _TARGET_WORDS]
-    words[part.sources_at : part.sources_at + SOURCE_WORDS] = words[base + sources : base + sources + SOURCE_WORDS]
     old, new = base, part.word_index(Word.PID)
     high = words[old + Word.FLOWS_HIGH]
     size = high * RECORD_BYTES // WORD_BYTES

@@ -15,9 +15,7 @@ WORKER_WORDS: Final = 1024  # a page of words that have a meaning, and one of SC
 SLOT_WORDS: Final = 128
 SLOTS: Final = 1024  # endpoints one instance can declare; untouched rows cost no memory
 RECORD_BYTES: Final = 128
-SOURCE_ENTRIES: Final = 16_384  # of one worker's table of sources, see by_source.py: 256 KiB, taken as it is used
-
-SOURCE_WORDS: Final = 2 * SOURCE_ENTRIES
+SOURCE_WORDS: Final = 32_768  # unused: counts by source stood here, see source_tables.py
 TARGETS: Final = 1024  # instances times endpoints that one edge can lead to
 TARGET_WORDS: Final = 16
 FIRST_WORKER: Final = HEADER_WORDS + TARGETS  # of a new ledger; the health is one word for each target
@@ -87,6 +85,9 @@ class DaemonWord:
     BUSY_UNTIL_NS: Final = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
     GENERATION: Final = 15  # of the snapshot by which the keeper holds what it holds
     PROGRAM: Final = 11  # times the keeper replaced its program: which one it runs now
+    SOURCES_AT: Final = 26  # index of the first table of sources; 0: there is none yet. See source_tables.py
+    SOURCES_ENTRIES: Final = 27  # places of each: a power of two
+    SOURCES_KEY: Final = 28  # random: what sources are called goes by it
     WORKERS_AT: Final = 32  # index of the first worker's words
     END: Final = 33
 
@@ -116,7 +117,8 @@ class Word:
     ENDING: Final = 18
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
-    END: Final = 21
+    SOURCES_UNCOUNTED: Final = 23  # times a source found no place in the table of sources
+    END: Final = 24
 
 
 class Count:

@@ -2,7 +2,7 @@
 
 One memfd, made by the keeper and inherited by everybody:
 
-    header | health of targets | for each worker: its words | its endpoints' counters | sources | targets | flow records
+    header | health of targets | for each worker: words | endpoints' counters | targets | flow records | tables of sources
 
 Every row has exactly one writer, the worker it belongs to (of the health, control), so no lock and no atomic operation is
 needed; whoever wants a total adds up the workers. Words are 8 bytes, native and aligned: CPython stores one with a single
@@ -24,6 +24,7 @@ from hashlib import blake2b
 from typing import Final
 
 from relay.errors import RelayBug
+from relay.ledger import source_tables
 from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
@@ -95,7 +96,6 @@ _LOW_FLAGS: Final = (1 << Flag.CAUSE_SHIFT) - 1
 _PEER_OFFSET: Final = 64
 _PEER: Final = struct.Struct("64s")
 
-
 NO_PIPE: Final = (-1, -1)
 
 
@@ -134,9 +134,10 @@ class Ledger:
         words[DaemonWord.WORKERS_AT] = FIRST_WORKER
         for n in range(workers):
             words[FIRST_WORKER + n * part_bytes // WORD_BYTES + Word.LAYOUT] = VERSION
+        source_tables.append(fd)
         words[DaemonWord.MAGIC] = MAGIC  # last: a header with the magic is whole
         words.release()
-        return cls(fd, memory)
+        return cls.attach(fd)
 
     @classmethod
     def attach(cls, fd: int) -> "Ledger":
@@ -176,14 +177,14 @@ class WorkerLedger:
         self._all_bases = tuple(first + n * stride for n in range(words[DaemonWord.WORKERS]))
         self.index = index
         self.words = words
+        self.claims: dict[int, int] = {}  # how often a target's row got another holder here, by slot
         self.capacity_flows = flows
-        self._memory = memory
+        self.memory = memory
         self._base = base
         self._high = base + Word.FLOWS_HIGH
         self._ending = base + Word.ENDING
         self._counts = base + WORKER_WORDS
-        self.sources_at = self._counts + SLOTS * SLOT_WORDS  # this worker's table of sources
-        self.all_sources_at = tuple(each + WORKER_WORDS + SLOTS * SLOT_WORDS for each in self._all_bases)
+        self.all_sources_at = source_tables.tables_at(words)
         self._targets_from_base = WORKER_WORDS + SLOTS * SLOT_WORDS + SOURCE_WORDS
         self._records = (base + self._targets_from_base + TARGETS * TARGET_WORDS) * WORD_BYTES
         self.records_at = self._records // WORD_BYTES  # index into `words` of its first flow record
@@ -215,6 +216,7 @@ class WorkerLedger:
             for word in range(at, at + TARGET_WORDS):
                 self.words[word] = 0
             self.words[at + TargetCount.HOLDER] = holder
+            self.claims[slot] = self.claims.get(slot, 0) + 1
         return at
 
     def recount_target(self, slot: int) -> None:
@@ -358,7 +360,7 @@ class WorkerLedger:
 
         Reading beside the writer is safe: a torn record shows old byte counts.
         """
-        memory, first, high = self._memory, self._records, self[Word.FLOWS_HIGH]
+        memory, first, high = self.memory, self._records, self[Word.FLOWS_HIGH]
         # The first byte of a record is its state. After a busy day most are free, and a new worker must not look at each.
         states = memory[first + _LOW_BYTE : first + high * RECORD_BYTES : RECORD_BYTES]
         for index in [index for index, at in enumerate(states) if (at if state is None else at == state)]:

@@ -33,7 +33,8 @@ class Pool:
         self._words = ledger.words
         rows = [ledger.target_counts_at(each.slot) for each in row.targets]
         self._counts_at = [ledger.claim_target(each.slot, f"{row.name} {each.text}") for each in row.targets]
-        self._holders = [self._words[at + TargetCount.HOLDER] for at in self._counts_at]
+        self._claims = [ledger.claims.get(each.slot) for each in row.targets]
+        self._claims_now = ledger.claims
         self._all_counts_at = rows
         self._health = [health_at(each.slot) for each in row.targets]
         self._forbids = row.type != "door"  # a target that is down gets nobody
@@ -170,10 +171,11 @@ class Pool:
     @step
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
-        at = self._counts_at[place]
-        # A connection goes on when its target has left the set, and some reloads later another target has the slot.
-        if self._words[at + TargetCount.HOLDER] == self._holders[place]:
-            self._words[at + TargetCount.ACTIVE] += change
+        words, at = self._words, self._counts_at[place] + TargetCount.ACTIVE
+        # A connection goes on when its target has left the set. Some reloads later another target has the slot, or the same
+        # one again, which begins at nought.
+        if self._claims_now.get(self.targets[place].slot) == self._claims[place] and (change > 0 or words[at]):
+            words[at] += change
 
     def recount(self) -> None:
         """Forget who is connected: a predecessor's connections are about to be counted anew."""

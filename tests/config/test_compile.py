@@ -55,6 +55,16 @@ def test_an_input_endpoint() -> None:
     assert (row.role, row.endpoint, row.listen) == ("web", "http-in", "10.0.0.4:8080")
 
 
+def test_what_one_source_is() -> None:
+    networks = "{limit: 200, ipv4: 24, ipv6: 64}"
+    found = {}
+    for written in ("5", "{limit: 5}", networks):
+        text = SERVICE.replace("per_source: 2", f"per_source: {written}")
+        row = compiled("web_IN_0", service=service(text)).endpoints[0]
+        found[written] = row.per_source, row.per_source_ipv4_bits, row.per_source_ipv6_bits
+    assert found == {"5": (5, 32, 128), "{limit: 5}": (5, 32, 128), networks: (200, 24, 64)}
+
+
 def test_who_is_admitted_where_no_rule_matches() -> None:
     by_name = {row.endpoint: row.permit_unmatched for row in compiled("web_IN_0").endpoints}
     assert by_name == {"http-in": False, "open": True, "closed-to-one": True}

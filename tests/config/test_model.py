@@ -7,7 +7,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import ValidationError
 
-from relay.config.fields import Rule
+from relay.config.fields import PerSource, Rule
 from relay.config.model import Endpoint, Service
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
@@ -53,9 +53,18 @@ def test_every_key_of_an_endpoint() -> None:
         Rule("permit", ip_network("2001:db8::/32")),
     )
     assert made.access[0].text == "203.0.113.9/24"
-    assert (made.limits.connections, made.limits.per_source, made.limits.rate_per_s) == (10, 2, 0.5)
+    assert (made.limits.connections, made.limits.rate_per_s) == (10, 0.5)
+    assert made.limits.per_source == PerSource(limit=2, ipv4=32, ipv6=128), (
+        "each address, where nothing else is written"
+    )
     assert (made.timeouts.connect_s, made.timeouts.first_byte_s, made.timeouts.idle_s) == (0.2, 1.0, None)
     assert endpoint(**INTERNAL, **{"from": ["web"]}).from_roles == ("web",)
+
+
+def test_a_limit_for_networks() -> None:
+    made = endpoint(**INPUT, limits={"per_source": {"limit": 200, "ipv4": 24, "ipv6": 64}})
+    assert made.limits.per_source == PerSource(limit=200, ipv4=24, ipv6=64)
+    assert endpoint(**INPUT, limits={"per_source": {"limit": 7}}).limits.per_source == PerSource(limit=7)
 
 
 def test_a_range_of_ports() -> None:

@@ -81,6 +81,7 @@ def test_no_difference(snapshot: Snapshot) -> None:
         ({"listen_port": 81}, ("listen_port",)),
         ({"port_count": 2}, ("port_count",)),
         ({"protocol": "http", "per_source": 3}, ("protocol", "per_source")),
+        ({"per_source_ipv4_bits": 24, "per_source_ipv6_bits": 64}, ("per_source_ipv4_bits", "per_source_ipv6_bits")),
         ({"rules": (RuleRow(True, "10.0.0.0/8", "f:1"),), "permit_unmatched": False}, ("rules", "permit_unmatched")),
         ({"slot": 9}, ()),
     ],

@@ -22,7 +22,8 @@ def slots(snapshot: Snapshot) -> dict[str, int]:
 
 
 def test_an_edge_listens_on_the_public_ports_of_input_endpoints() -> None:
-    rows = compiled("edge_IN_1", service=service(EDGE)).endpoints
+    text = EDGE.replace("per_source: 2", "per_source: {limit: 2, ipv6: 64}")
+    rows = compiled("edge_IN_1", service=service(text)).endpoints
     assert [(row.name, row.listen, row.distribution) for row in rows] == [
         ("web/http-in", "198.51.100.11:80", "five-tuple"),
         ("web/http-in@instance", "198.51.100.11:8000-8001", "instance"),
@@ -39,8 +40,8 @@ def test_an_edge_listens_on_the_public_ports_of_input_endpoints() -> None:
         "to the instance; what the application gets is the instance's to say"
     )
     assert {(row.transparent, row.edges) for row in rows} == {(False, ())}
-    limits = {(row.connections, row.per_source, row.rate_per_s) for row in rows}
-    assert limits == {(None, None, None)}, "an instance counts, by the client's address"
+    limits = {(row.connections, row.per_source, row.rate_per_s, row.per_source_ipv6_bits) for row in rows}
+    assert limits == {(None, None, None, 128)}, "an instance counts, by the client's address"
 
 
 def test_an_edges_targets_are_the_instances_at_their_private_port() -> None:

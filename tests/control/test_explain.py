@@ -246,6 +246,28 @@ def test_who_came_directly_is_cut_when_an_edge_comes() -> None:
     assert "(by way of the edge, 198.51.100.10: directly nobody else connects here)" in told
 
 
+@pytest.mark.parametrize(
+    ("written", "source", "share"),
+    [
+        ("7", "203.0.113.9", {"limit": 7, "network": "203.0.113.9/32"}),
+        ("7", "2001:db8::1", {"limit": 7, "network": "2001:db8::1/128"}),
+        ("{limit: 7, ipv4: 24, ipv6: 64}", "203.0.113.9", {"limit": 7, "network": "203.0.113.0/24"}),
+        ("{limit: 7, ipv4: 24, ipv6: 64}", "::ffff:203.0.113.9", {"limit": 7, "network": "203.0.113.0/24"}),
+        ("{limit: 7, ipv4: 24, ipv6: 64}", "2001:db8::1:0:0:1", {"limit": 7, "network": "2001:db8:0:0::/64"}),
+        ("", "203.0.113.9", None),
+    ],
+)
+def test_with_whom_a_source_shares_its_limit(written: str, source: str, share: dict[str, object] | None) -> None:
+    limits = f", limits: {{per_source: {written}}}" if written else ""
+    made = snapshot(text=SERVICE.replace("target: 127.0.0.1:3001}", f"target: 127.0.0.1:3001{limits}}}"))
+    answer = explain(find_endpoint(made, "web/open"), source)
+    if share is not None:
+        share = share | {"network": str(ipaddress.ip_network(str(share["network"])))}
+    assert answer["per_source"] == share
+    told = f"(of {share['network']} together at most 7 are open: `limits.per_source`)" if share else "per_source"
+    assert (told in explain_text(answer)) is bool(share)
+
+
 def test_a_file_with_counted_roles_tells_what_it_can(tmp_path: Path) -> None:
     file = tmp_path / "service.yaml"
     file.write_text(

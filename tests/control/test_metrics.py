@@ -67,6 +67,7 @@ NAMES = {
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
+    "relay_sources_uncounted_total",
 }
 OF_AN_EDGES_TARGETS = {
     "relay_target_connections_active",
@@ -94,6 +95,7 @@ OF_THE_DAEMON = {
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
+    "relay_sources_uncounted_total",
 }
 
 SNAPSHOT = snapshot_of(
@@ -275,6 +277,7 @@ def test_the_daemons_own(ledger: Ledger) -> None:
         Word.PIPES_DEGRADED: "relay_pipes_degraded_total",
         Word.PIPES_REFUSED: "relay_pipes_refused_total",
         Word.LOG_DROPPED: "relay_log_lines_dropped_total",
+        Word.SOURCES_UNCOUNTED: "relay_sources_uncounted_total",
         Word.FLOWS_ADOPTED: "relay_flows_adopted_total",
     }
     for n, word in enumerate(own, 1):

@@ -104,6 +104,7 @@ def test_notes_of_a_part_are_apart() -> None:
         ("<e><x/></e>", "e: why"),
         ('<e><x name="a"/><y name="b"/><z><x name="c"/><x name="a"/></z></e>', "e (a, c): why"),
         ('<e name="n"/>', "e n: why"),
+        ("<e>text</e>", "e: why"),
         (
             "<e>" + "".join(f'<x name="{number}"/>' for number in range(25)) + "</e>",
             f"e ({', '.join(map(str, range(20)))} and 5 more): why",

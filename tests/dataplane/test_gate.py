@@ -15,7 +15,7 @@ from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, SOURCE_ENTRIES, Count
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from tests.config.rig import endpoint_row
@@ -144,66 +144,20 @@ def test_limits_are_the_instances_and_not_a_workers(keys: dict[str, Any], two: L
         assert gates[0].admit(ONE, 5.0) == reason
 
 
-def test_sources_do_not_share_another_sources_limit(two: Ledger) -> None:
-    gates = [gate(two, n, per_source=1) for n in (0, 1)]
-    for n in range(500):
-        assert gates[n % 2].admit(f"2001:db8::{n:x}", 5.0) is None
-    assert gates[0].admit("2001:db8::1", 5.0) == gates[1].admit("2001:db8::1", 5.0) == "per_source"
-
-
-def test_the_same_source_at_two_endpoints(two: Ledger) -> None:
-    gates = [
-        Gate(endpoint_row(f"web/{slot}", slot=slot, per_source=1), two.worker(n), SourceCounts(two.worker(n)))
-        for n, slot in ((0, 2), (1, 3))
-    ]
-    assert [each.admit(ONE, 5.0) for each in gates] == [None, None]
-    assert [each.admit(ONE, 5.0) for each in gates] == ["per_source", "per_source"]
-
-
-def test_a_limit_per_source_that_a_reload_brings(two: Ledger) -> None:
-    """What is open already counts, in both workers."""
-    gates = [gate(two, n) for n in (0, 1)]
-    assert [each.admit(ONE, 5.0) for each in gates] == [None, None]
-    for each in gates:
-        each.declare(replace(each.declared, per_source=3))
-    assert [gates[0].admit(ONE, 5.0), gates[0].admit(ONE, 5.0), gates[1].admit(ONE, 5.0)] == [
-        None, "per_source", "per_source",
-    ]  # fmt: skip
-    for each in gates:
-        each.declare(replace(each.declared, per_source=None))
-    assert gates[1].admit(ONE, 5.0) is None
-    for each in gates:
-        each.declare(replace(each.declared, per_source=4))
-    assert gates[0].admit(ONE, 5.0) == "per_source"
-    for each, count in zip(gates, (2, 2), strict=True):
-        for _ in range(count):
-            each.release(ONE, "client_fin")
-    assert [gates[0].admit(ONE, 5.0) for _ in range(5)] == [*[None] * 4, "per_source"]
-
-
-def test_a_full_table_of_sources_still_counts_in_its_own_worker(two: Ledger) -> None:
-    gates = [gate(two, n, per_source=1) for n in (0, 1)]
-    sources = [f"2001:db8::{n:x}" for n in range(SOURCE_ENTRIES + 2000)]
-    assert {gates[0].admit(source, 5.0) for source in sources} == {None}
-    assert {gates[0].admit(source, 5.0) for source in sources} == {"per_source"}
-    for source in sources:
-        gates[0].release(source, "client_fin")
-    assert {gates[1].admit(source, 5.0) for source in sources[:1000]} == {None}, "what is over is forgotten"
-    assert gates[0]._per_source == {}
-
-
-def test_a_worker_that_starts_again_counts_its_flows_anew(two: Ledger) -> None:
-    before, other = gate(two, 0, per_source=2), gate(two, 1, per_source=2)
-    assert [before.admit(ONE, 5.0), before.admit(ONE, 5.0), other.admit(ONE, 5.0)] == [None, None, "per_source"]
-    part = two.worker(0)
-    SourceCounts(part).clear()
-    part.reconcile(2, live=1, ended=["error"])
-    after = gate(two, 0, per_source=2)
-    after.readmit(ONE)
-    assert two.active(2) == 1
-    assert [other.admit(ONE, 5.0), other.admit(ONE, 5.0), after.admit(ONE, 5.0)] == [None, "per_source", "per_source"]
-    after.release(ONE, "idle")
-    assert two.active(2) == 1
+def test_a_row_that_another_endpoint_got_is_left_to_it(ledger: Ledger) -> None:
+    """Its connections are still being cut when two reloads follow each other at once."""
+    before = gate(ledger)
+    assert before.admit(ONE, 5.0) is None
+    after = Gate(replace(before.declared, name="web/other"), ledger.worker(0), SourceCounts(ledger.worker(0)))
+    before.release(ONE, "revoked")
+    assert after.admit(ONE, 5.0) is None
+    before.forget()
+    assert ledger.active(2) == 1
+    after.release(ONE, "client_fin")
+    assert ledger.active(2) == 0
+    after.denied("rate")
+    after.forget()
+    assert ledger.total(2, Count.DENIED + REASONS.index("rate")) == 0
 
 
 def test_another_declaration_counts_at_once_and_the_counts_stay(ledger: Ledger) -> None:
@@ -281,23 +235,6 @@ def test_a_flood_of_sources_costs_bounded_memory(ledger: Ledger) -> None:
     assert len(denials._left_out) == 1
     assert most_bytes < 4_000_000
     assert ledger.total(2, Count.DENIED + REASONS.index("access")) == 100_000
-
-
-def test_ended_connections_leave_nothing(ledger: Ledger) -> None:
-    made = gate(ledger, per_source=1)
-    for n in range(1000):
-        assert made.admit(f"2001:db8::{n:x}", 5.0) is None
-    for n in range(1000):
-        made.release(f"2001:db8::{n:x}", "client_fin")
-    assert made._per_source == {}
-
-
-def test_a_mapped_address_is_the_ipv4_one_for_envelope_and_limits(two: Ledger) -> None:
-    """No listener of ours sees one (`::` says nothing about IPv4); whoever passes one on is not let in by another rule."""
-    made, other = (gate(two, n, per_source=1, **DENY_ONE) for n in (0, 1))
-    assert made.admit(f"::ffff:{ONE}", 5.0) == "access"
-    assert made.admit(f"::ffff:{TWO}", 5.0) is None
-    assert other.admit(TWO, 5.0) == "per_source"
 
 
 def test_the_zone_does_not_count_for_the_envelope(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from relay.dataplane import dialling, held
 from relay.dataplane.dialling import Dialling
-from relay.ledger.layout import State
+from relay.ledger.layout import Count, State
 from tests.dataplane.holding_scenes import (
     HOLD_S,
     TRY_S,
@@ -54,6 +54,15 @@ def test_another_connection_that_reaches_the_target_has_them_follow(stack: Stack
     assert (flow.state, scene.flow.state) == (State.SPLICE, State.HOLD)
     scene.rig.tick()
     assert scene.flow.state == State.SPLICE
+
+
+def test_nobody_who_waits_is_counted_below_nought(stack: Stack) -> None:
+    """As when the row was given to another endpoint meanwhile, which began at nought."""
+    scene = at_hold(stack)
+    scene.rig.part.words[scene.rig.gate.counts_at + Count.HELD] = 0
+    scene.flow.cut("revoked")
+    assert waiting(scene.rig) == 0
+    assert scene.rig.ended()["cause"] == "revoked"
 
 
 def test_those_who_follow_and_fail_wait_again_and_no_longer_than_before(stack: Stack) -> None:

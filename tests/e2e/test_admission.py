@@ -110,6 +110,20 @@ def test_limits_of_connections_and_of_one_source(daemons: Daemons, echo: Echo) -
     counted(daemon, active=0, accepted=4)
 
 
+def test_a_limit_of_networks(daemons: Daemons, echo: Echo) -> None:
+    limits = {"per_source": {"limit": 2, "ipv4": 24}}
+    daemon = daemons(one_endpoint(port := free_port(), echo.target, limits=limits), {"workers": 2})
+    with dial(port, source="127.0.5.1") as one, dial(port, source="127.0.5.2") as two:
+        assert (echoed(one), echoed(two)) == (b"ping", b"ping")
+        assert denied(port, source="127.0.5.3")
+        counted(daemon, denied={"per_source": 1})
+        with dial(port, source="127.0.6.1") as other:
+            assert echoed(other) == b"ping"
+    counted(daemon, active=0, accepted=3)
+    with dial(port, source="127.0.5.3") as again:
+        assert echoed(again) == b"ping"
+
+
 def test_a_limit_of_the_rate(daemons: Daemons, echo: Echo) -> None:
     daemon = daemons(one_endpoint(port := free_port(), echo.target, limits={"rate": "5/s"}))
     begun_s = time.monotonic()

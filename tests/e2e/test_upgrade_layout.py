@@ -79,3 +79,30 @@ def test_under_load_and_once_more(daemons: Daemons, installed: Installed) -> Non
             assert daemon.ask("POST", "/v1/upgrade")[0] == 202
             upgraded(daemon, 1 + turn, f"9.9.{turn}")
         assert list(daemon.events("upgrade failed")) == []
+
+
+def test_a_ledger_without_tables_of_sources_gets_them(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """Who is open stays open, and the limit for each source holds over all workers from then on."""
+    installed.change("ledger/ledger.py", "        source_tables.append(fd)\n", "")
+    installed.change("ledger/by_source.py", "[at for at in ledger.all_sources_at if at != self._own]", "[]")
+    installed.change("ledger/by_source.py", "source_tables.wipe(self._ledger.memory, self._words, self._own)", "return")
+    port = free_port()
+    declared = one_endpoint(port, echo.target, limits={"per_source": {"limit": 8, "ipv4": 31}})
+    daemon = daemons(declared, {"workers": 2}, wrapper=installed.wrapper)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(dial(port)) for _ in range(8)]
+        assert [echoed(client) for client in clients] == [b"ping"] * 8
+        installed.restore()
+        installed.release()
+        done = daemon.relay("upgrade")
+        assert done.returncode == 0, done
+        upgraded(daemon, 1, NEW)
+        assert [echoed(client, b"pong") for client in clients] == [b"pong"] * 8
+        assert denied(port), "the eight are with both workers"
+        counted(daemon, denied={"per_source": 1}, active=8)
+        assert sorted(each["connections"] > 0 for each in daemon.status()["workers"]) == [True, True]
+        clients[0].close()
+        counted(daemon, active=7)
+        with dial(port) as last:
+            assert echoed(last) == b"ping"
+    counted(daemon, active=0)

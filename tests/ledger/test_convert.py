@@ -89,7 +89,6 @@ def check(ledger: Ledger, n: int) -> None:
             assert list(part.words[row + now : row + now + count]) == [first + was + each for each in range(count)]
         row = part.target_counts_at(slot)[n]
         assert list(part.words[row : row + 8]) == [20_000 * (n + 1) + slot + count for count in range(8)]
-    assert list(part.words[part.sources_at : part.sources_at + 3]) == [77, n + 1, 0]
     assert [(flow.index, flow.client_fd, flow.peer) for flow in part.flows()] == [
         (index, 40 + index, f"192.0.2.{n}:{index}") for index in (0, 2)
     ]
@@ -107,6 +106,7 @@ def test_everything_is_there() -> None:
         assert (ledger.words[DaemonWord.VERSION], ledger.words[DaemonWord.RELOADS_FAILED]) == (VERSION, 12)
         assert ledger.words[health_at(7)] == Health.DOWN
         assert convert.pending(ledger) == [0, 1]
+        assert ledger.words[DaemonWord.SOURCES_AT] * 8 >= FIRST_WORKER * 8 + 2 * WORKERS * STRIDE * 8, "behind all else"
         assert Ledger.attach(fd).total(5, Count.ACCEPTED) == 10_005 + 20_005
 
 
@@ -149,7 +149,7 @@ def test_what_is_empty_takes_no_memory() -> None:
     with before() as (fd, _words):
         convert.take_over(fd)
         after = os.fstat(fd).st_blocks * 512
-        assert after < WORKERS * STRIDE * 8 * 3 / 2, "the tables of sources, and little else"
+        assert after < WORKERS * STRIDE * 8 * 3 / 2
 
 
 def test_one_of_this_layout_is_taken_as_it_is() -> None:

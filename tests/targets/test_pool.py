@@ -231,6 +231,30 @@ def test_a_row_that_another_target_had_begins_at_nought(ledger: Ledger) -> None:
     assert ledger.target_total(FIRST_SLOT + 1, TargetCount.FAILURES) == 0
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_who_went_to_a_target_before_it_left_takes_nobody_from_it_when_it_is_back(again: bool, ledger: Ledger) -> None:
+    """Its connections go on when it has left the set, and its row was another one's meanwhile."""
+    part = ledger.worker(0)
+    before = Pool(row_of(), part)
+    before.enter(1, 3)
+    Pool(row_of(targets=(TargetRow("10.0.0.99:80", slot=FIRST_SLOT + 1),)), part)
+    back = Pool(row_of(), part)
+    if again:
+        back.enter(1, 1)
+    for _ in range(3):
+        before.enter(1, -1)
+    assert back.active(1) == int(again)
+    assert Pool(row_of(), part).active(1) == int(again), "a reload that changes nothing leaves the counts"
+
+
+def test_nobody_is_counted_below_nought(ledger: Ledger) -> None:
+    made = pool_of(ledger)
+    made.enter(1, 1)
+    made.recount()
+    made.enter(1, -1)
+    assert made.active(1) == 0
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     distribution=st.sampled_from(["five-tuple", "source-ip", "least-connections"]),
