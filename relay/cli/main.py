@@ -254,7 +254,8 @@ def _explain(args: argparse.Namespace) -> int:
         from relay.config.load import SERVICE_FILE, load_service
         from relay.control.explain import matrix
 
-        rows = matrix(load_service(args.service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE).value)
+        path = args.service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE
+        rows = matrix(load_service(path, piped=True).value)
         print(json.dumps(rows, indent=2) if args.json else matrix_text(rows))
         return 0
     if args.client is not None and args.to is not None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from relay.config import values
-from relay.config.document import Document, read
+from relay.config.document import Document
+from relay.config.reading import read
 from relay.config.roster import Member, split_instance
 from relay.config.wording import nearest, printable
 from relay.errors import ConfigError, Problem, WrongValue, os_reason
