@@ -4,7 +4,8 @@ RelayError
 ├── OperatorError          the file, the command or the machine must change; exit status 1
 │   ├── ConfigError        one or more `Problem`s in a YAML file
 │   ├── WrongValue         one value of a file or of the command line, and what to write instead; also a ValueError
-│   ├── UnreadableError    a file is no ordinary one, is too large, hangs or cannot be read
+│   ├── UnreadableError    a file is no ordinary one, is too large or cannot be read
+│   │   └── HangingError   it, or its directory, gives no answer
 │   ├── IdentityError      which instance this machine is cannot be told
 │   ├── ListenError        a declared port cannot be listened on
 │   ├── RegistryError      the registry does not answer, or refused the request
@@ -89,6 +90,10 @@ class UnreadableError(OperatorError):
         self.fix = fix
         self.code = code
         super().__init__(f"{path} cannot be read: {reason}; {fix}")
+
+
+class HangingError(UnreadableError):
+    """Its file system has not answered in time."""
 
 
 class IdentityError(OperatorError):

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from relay.config.document import SIZE_MAX_BYTES, Document, parse
 from relay.config.wording import printable
-from relay.errors import ConfigError, Problem, UnreadableError, os_reason
+from relay.errors import ConfigError, HangingError, Problem, UnreadableError, os_reason
 
 __all__ = ["DEADLINE_S", "is_there", "read", "read_bytes", "read_content", "unreadable", "within"]
 
@@ -44,7 +44,8 @@ def within(deadline_s: float, path: str, do: Callable[[], T]) -> T:
     """What `do` gives, which asks the file system about `path`, in a thread of its own and for `deadline_s` seconds at most.
 
     What `do` began goes on after that, so it must change nothing that others look at. Raises what `do` raises, and
-    UnreadableError when the time is over, or when 4 threads hang in the path's directory already.
+    HangingError when the time is over, or when 4 threads hang in the path's directory already;
+    UnreadableError when there can be no thread.
     """
     directory = os.path.dirname(path)
     found: list[T] = []
@@ -81,13 +82,13 @@ def within(deadline_s: float, path: str, do: Callable[[], T]) -> T:
     return found[0]
 
 
-def _hangs(path: str, reason: str) -> UnreadableError:
+def _hangs(path: str, reason: str) -> HangingError:
     fix = "mend or unmount what is mounted there (`findmnt -T` names it), or keep the file on a local disk"
-    return UnreadableError(printable(path), reason, f"{fix}; if it does not go by itself then, restart relay")
+    return HangingError(printable(path), reason, f"{fix}; if it does not go by itself then, restart relay")
 
 
 def is_there(path: str) -> bool:
-    """Whether something may be at `path`, if only a link to nowhere. Raises UnreadableError when that hangs."""
+    """Whether something may be at `path`, if only a link to nowhere. Raises HangingError."""
 
     def look() -> bool:
         try:
@@ -105,7 +106,7 @@ def read_bytes(path: str, *, deadline_s: float, most_bytes: int, piped: bool = F
     """All bytes of the ordinary file at `path`, which are `most_bytes` at most, within `deadline_s` seconds.
 
     With `piped` also what the command line's caller has opened (`/dev/stdin`, a shell's `<(…)`), and that without a
-    deadline. Raises UnreadableError for what is no ordinary file, is larger, hangs or cannot be read.
+    deadline. Raises UnreadableError for what is no ordinary file, is larger or cannot be read, and HangingError.
     """
     try:
         if piped and _OPENED_BY_THE_CALLER.fullmatch(path):

@@ -97,6 +97,8 @@ class Keeper:
     # --- children -----------------------------------------------------------------------------------------------
 
     def _start(self, child: Child) -> None:
+        if child is self._control:
+            self._on_messages()  # what the one before said last: the next one begins with it
         child.started_s, child.restart_at_s = time.monotonic(), None
         try:
             child.pid = self._fork(child.name, child.main)
@@ -280,6 +282,8 @@ class Keeper:
                     state.listeners.pop(address).close()
                 self._holds_by(state.snapshot)
                 self._tell_control(messages.plain(messages.HOLDS))
+            case messages.SERVES:
+                state.hold_for_control(message["what"], fds[0])
             case messages.UPGRADE if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
                 os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
             case messages.UPGRADE:
