@@ -63,6 +63,8 @@ def test_nothing_is_lost_under_the_units_filter(daemons: Daemons) -> None:
                 os.kill(worker["pid"], signal.SIGKILL)
             assert echoed(client) == b"ping"
             eventually(lambda: daemon.status()["worker_restarts"] == 2, "both were started again")
+            daemon.admin_socket.unlink()
+            eventually(daemon.admin_socket.exists, "it is made again")
             daemon.write_service(one_endpoint(port, echo.target, access=[{"permit": "127.0.0.0/8"}]))
             assert daemon.ask("POST", "/v1/reload")[0] == 200
             code, answer = daemon.ask("POST", "/v1/upgrade")
