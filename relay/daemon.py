@@ -13,7 +13,7 @@ from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
-from relay.kernel import channel, memory
+from relay.kernel import channel, memory, process
 from relay.ledger import convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
@@ -26,6 +26,9 @@ from relay.processes.keeper import Keeper
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
+# Where memory is short: after a worker (processes/holder.py), and before what nobody can be without.
+_SPARED_LESS_BY = 100
+_SPARED_LESS_TO = 0
 
 
 def run(files: ConfigFiles) -> int:
@@ -45,6 +48,7 @@ def run(files: ConfigFiles) -> int:
     workers = tuple(control_end for _, control_end in state.worker_ends)
 
     def control_main(state: Inherited) -> None:
+        process.spare_less(_SPARED_LESS_BY, _SPARED_LESS_TO)
         for listener in state.listeners.values():
             listener.close()  # or its address would stay open as long as control lives
         control.main(

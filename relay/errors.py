@@ -4,6 +4,8 @@ RelayError
 ├── OperatorError          the file, the command or the machine must change; exit status 1
 │   ├── ConfigError        one or more `Problem`s in a YAML file
 │   ├── WrongValue         one value of a file or of the command line, and what to write instead; also a ValueError
+│   ├── UnreadableError    a file is no ordinary one, is too large or cannot be read
+│   │   └── HangingError   it, or its directory, gives no answer
 │   ├── IdentityError      which instance this machine is cannot be told
 │   ├── ListenError        a declared port cannot be listened on
 │   ├── RegistryError      the registry does not answer, or refused the request
@@ -74,6 +76,24 @@ class WrongValue(OperatorError, ValueError):
         self.what = what
         self.remedy = remedy
         super().__init__(f"{what}; {remedy}")
+
+
+class UnreadableError(OperatorError):
+    """The file at `path` cannot be read: for what `reason`, and what to do (`fix`).
+
+    `code` is the system's (errno(3)), 0 where relay itself refused it.
+    """
+
+    def __init__(self, path: str, reason: str, fix: str, code: int = 0) -> None:
+        self.path = path
+        self.reason = reason
+        self.fix = fix
+        self.code = code
+        super().__init__(f"{path} cannot be read: {reason}; {fix}")
+
+
+class HangingError(UnreadableError):
+    """Its file system has not answered in time."""
 
 
 class IdentityError(OperatorError):

@@ -1,25 +1,41 @@
 """The command line's side of the admin API: HTTP over a Unix socket, with the standard library alone."""
 
+import errno
 import http.client
 import json
 import socket
-from typing import Any
+import struct
+from typing import Any, Final
 
 from relay.config.values import HostPort
 from relay.errors import AdminError, RefusedError, os_reason
 
-_TIMEOUT_S = 45.0  # a reload and an upgrade's trial have their own, shorter, limits
+# For each step: connecting, sending, and each part of the answer. Control answers within a second when it has much to do.
+# One that hangs is killed after 5 s, and the next one, which has the same socket, takes another to begin.
+_ANSWER_S: Final = 15.0
+_RESTARTED_S: Final = 10.0  # 5 s without a sign of life, and its start on a busy machine
+# Reloads and upgrades wait for each other. One that is under way may read two files that hang (10 s each) and wait for a
+# worker (2 s), or try a new version out (30 s); then the one that was asked for does, and 50,000 rules take seconds more.
+_WORK_S: Final = 90.0
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
+    def __init__(self, path: str, within_s: float) -> None:
+        super().__init__("localhost", timeout=within_s)
         self._path = path
+        self._within_s = within_s
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        # A backlog that is full is waited for by a socket that blocks, and by no other (unix(7)); so long at the most.
+        whole_s = int(self._within_s)
+        within = struct.pack("ll", whole_s, int((self._within_s - whole_s) * 1e6))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, within)
+        try:
+            self.sock.connect(self._path)
+        except BlockingIOError:
+            raise TimeoutError(errno.ETIMEDOUT, "its backlog is full") from None
+        self.sock.settimeout(self._within_s)
 
 
 class AdminClient:
@@ -44,20 +60,20 @@ class AdminClient:
 
     def get(self, resource: str) -> Any:
         """The JSON value at `resource`. Raises AdminError."""
-        return self._ask("GET", resource)
+        return self._ask("GET", resource, _ANSWER_S)
 
-    def post(self, resource: str) -> Any:
-        """Do what `resource` says; the JSON answer. Raises AdminError."""
-        return self._ask("POST", resource)
+    def post(self, resource: str, *, takes_time: bool = False) -> Any:
+        """Do what `resource` says; the JSON answer. Raises AdminError. `takes_time`: a reload or an upgrade."""
+        return self._ask("POST", resource, _WORK_S if takes_time else _ANSWER_S)
 
-    def _ask(self, method: str, resource: str) -> Any:
+    def _ask(self, method: str, resource: str, within_s: float) -> Any:
         try:
-            return self._exchange(_UnixConnection(self._path), self._path, method, resource)
+            return self._exchange(_UnixConnection(self._path, within_s), self._path, method, resource)
         except PermissionError as error:
             if self._listen is None:
                 raise self._unreachable(self._path, error) from error
         # Never first: while relay is down, any program here can listen at that port, and nobody else at the socket's path.
-        where = http.client.HTTPConnection(self._listen.host, self._listen.port, timeout=_TIMEOUT_S)
+        where = http.client.HTTPConnection(self._listen.host, self._listen.port, timeout=within_s)
         try:
             return self._exchange(where, str(self._listen), method, resource)
         except PermissionError as error:
@@ -72,7 +88,12 @@ class AdminClient:
         except PermissionError:
             raise
         except TimeoutError:
-            raise AdminError(f"the daemon at {where} does not answer; see its log") from None
+            what = f"the daemon at {where} has not answered within {connection.timeout:g} s"
+            raise AdminError(
+                f"{what}: its control process hangs, or has too much to do. Connections go on being forwarded; a control "
+                f"that hangs is restarted by the daemon within {_RESTARTED_S:g} s, so try again. `journalctl -u relay` has "
+                "more"
+            ) from None
         except OSError as error:
             raise self._unreachable(where, error) from error
         except (http.client.HTTPException, ValueError) as error:

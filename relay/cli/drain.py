@@ -21,7 +21,8 @@ _LOOK_S: Final = 0.1
 _LOOKS: Final = 2
 _NAMES_SHOWN: Final = 8
 _SAY_S: Final = 1.0  # connections come and go
-_AWAY_S: Final = 5.0
+# Control may be restarted, or hang until it is; the application must not be stopped only because nobody could be asked.
+_AWAY_S: Final = 60.0
 
 
 class Asked(Protocol):
@@ -109,6 +110,8 @@ def _wait(
         except AdminError:  # control may be started again at this moment
             if now_s() - heard_s >= _AWAY_S:
                 raise
+            if late:
+                return _too_late(args.timeout, waiting.text or "control does not answer")
             rest(_LOOK_S)
             continue
         heard_s = now_s()
@@ -119,8 +122,12 @@ def _wait(
             said, said_s = waiting.text, heard_s
             print(said, flush=True)
         if late:
-            print(f"relay: not within {args.timeout}: {waiting.text or 'one look is too few'}", file=sys.stderr)
-            return EXIT_LATE
+            return _too_late(args.timeout, waiting.text or "one look is too few")
         if not status["busy_for_s"]:
             raise OperatorError(f"{args.for_text} are over, and not all have stopped: {waiting.text}")
         rest(_LOOK_S)
+
+
+def _too_late(timeout: str, why: str) -> int:
+    print(f"relay: not within {timeout}: {why}", file=sys.stderr)
+    return EXIT_LATE

@@ -86,7 +86,7 @@ def instances(service: Service) -> list[Instance]:
 
 def emulate(path: str, *, demo: bool) -> int:
     """Run the service in the file at `path` until SIGINT or SIGTERM; the exit status. Raises OperatorError."""
-    loaded = load_service(path)
+    loaded = load_service(path, piped=True)
     if (count := len(instances(loaded.value))) > _INSTANCES_MAX:
         raise OperatorError(
             f"{path} has {count} instances, each a daemon here; emulate one with {_INSTANCES_MAX} or fewer"

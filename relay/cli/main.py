@@ -187,7 +187,7 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.tables import dry_run_text, reload_text
 
             client = AdminClient.find(args.socket, args.settings)
-            answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
+            answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload", takes_time=True)
             text = dry_run_text if args.dry_run else reload_text
             print(json.dumps(answer, indent=2) if args.json else text(answer))
             return 0
@@ -254,7 +254,8 @@ def _explain(args: argparse.Namespace) -> int:
         from relay.config.load import SERVICE_FILE, load_service
         from relay.control.explain import matrix
 
-        rows = matrix(load_service(args.service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE).value)
+        path = args.service or os.environ.get("RELAY_SERVICE") or SERVICE_FILE
+        rows = matrix(load_service(path, piped=True).value)
         print(json.dumps(rows, indent=2) if args.json else matrix_text(rows))
         return 0
     if args.client is not None and args.to is not None:
@@ -294,8 +295,9 @@ def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
 def _upgrade(client: "AdminClient") -> int:
     """Ask for it, and wait until every worker runs in the new program."""
     began_s = time.monotonic()
-    answer = client.post("/v1/upgrade")
-    while time.monotonic() - began_s < _UPGRADE_S:
+    answer = client.post("/v1/upgrade", takes_time=True)
+    until_s = time.monotonic() + _UPGRADE_S
+    while time.monotonic() < until_s:
         with contextlib.suppress(AdminError):  # control is replaced as well
             status = client.get("/v1/status")
             if status["program"] >= answer["program"] and not status["upgrading"]:

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from relay.config.wording import brief, printable, shown
-from relay.errors import ConfigError, Problem, os_reason
+from relay.errors import ConfigError, Problem
 
-__all__ = ["Document", "KeyPath", "dotted", "parse", "place_after", "read", "read_content"]
+__all__ = ["Document", "KeyPath", "dotted", "parse", "place_after"]
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: the keys and list indexes (from 0) that lead to it from the top."""
@@ -92,25 +92,11 @@ def dotted(path: Iterable[str | int]) -> str:
     return text.removeprefix(".")
 
 
-def read(path: str) -> Document:
-    """The file at `path`, at most 4 MiB of UTF-8. Raises ConfigError with every problem that can be told apart."""
-    return parse(read_content(path), path)
-
-
-def read_content(path: str) -> bytes:
-    """The bytes of the file at `path`, and no more than show that it is larger than 4 MiB. Raises ConfigError."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(SIZE_MAX_BYTES + 1)
-    except OSError as error:
-        fix = "check the path and the permissions"
-        raise ConfigError([Problem(printable(path), 0, 0, "", f"cannot be read: {os_reason(error)}", fix)]) from None
-    except ValueError:
-        raise ConfigError([Problem(printable(path), 0, 0, "", "the path holds a NUL", "write another path")]) from None
-
-
 def parse(content: bytes, path: str) -> Document:
-    """As `read`, of a file's content. `path` is only a name. An empty file gives an empty mapping."""
+    """The data of a file's content, at most 4 MiB of UTF-8. `path` is only a name. An empty file gives an empty mapping.
+
+    Raises ConfigError with every problem that can be told apart.
+    """
     path = printable(path)
     text = _decode(content, path)
     walk = _Walk(path)

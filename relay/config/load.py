@@ -11,14 +11,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from relay.config.check import check_pair, check_service
-from relay.config.document import Document, KeyPath, dotted, read
+from relay.config.document import Document, KeyPath, dotted
 from relay.config.fields import FOLLOWS, Rule
 from relay.config.lint import lint_service
 from relay.config.model import Service
+from relay.config.reading import is_there, read, unreadable
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 from relay.config.wording import nearest, shown
-from relay.errors import ConfigError, Problem, RelayBug, WrongValue
+from relay.errors import ConfigError, Problem, RelayBug, UnreadableError, WrongValue
 
 __all__ = [
     "Loaded",
@@ -53,20 +54,22 @@ class Loaded(Generic[Model]):
     document: Document
 
 
-def load_service(path: str) -> Loaded[Service]:
-    """The service file at `path`. Raises ConfigError with every problem, warnings among them."""
-    return parse_service(read(path))
+def load_service(path: str, *, piped: bool = False) -> Loaded[Service]:
+    """The service file at `path`; `piped` lets it be what the command line's caller has opened.
+
+    Raises ConfigError with every problem, warnings among them.
+    """
+    return parse_service(read(path, piped=piped))
 
 
 def load_settings(path: str, *, required: bool) -> Loaded[Settings]:
     """The settings file at `path`; the defaults when there is none and it is not `required`. Raises ConfigError."""
     if not required:
         try:
-            os.lstat(path)
-        except FileNotFoundError:
-            return Loaded(Settings(), (), Document(path, {}, {}, {}))
-        except (OSError, ValueError):
-            pass  # there may be one: let reading it say what is wrong
+            if not is_there(path):
+                return Loaded(Settings(), (), Document(path, {}, {}, {}))
+        except UnreadableError as error:
+            raise unreadable(error) from None
     return parse_settings(read(path))
 
 
@@ -116,13 +119,16 @@ def kind_of(document: Document) -> Literal["service", "settings"]:
 
 
 def check_files(paths: Iterable[str]) -> list[Problem]:
-    """Every problem of the files, errors and warnings, sorted by place. No problem: an empty list. Raises nothing."""
+    """Every problem of the files, errors and warnings, sorted by place. No problem: an empty list. Raises nothing.
+
+    A file may be what the command line's caller has opened: `/dev/stdin`, a shell's `<(…)`.
+    """
     found: list[Problem] = []
     services: list[Service] = []
     settings: list[Loaded[Settings]] = []
     for path in paths:
         try:
-            document = read(path)
+            document = read(path, piped=True)
             if kind_of(document) == "service":
                 service = parse_service(document)
                 services.append(service.value)

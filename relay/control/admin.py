@@ -31,7 +31,8 @@ from relay.control.routes import Discovery, errors_as_json, for_this_machine
 from relay.errors import ConfigError, ListenError, OperatorError, os_reason
 
 SOCKET_MODE = 0o660  # the daemon's user and group, nobody else
-_BACKLOG = 64
+SOCKET_FIX = "create its directory (the unit in systemd/ does), or set `admin.socket` in instance.yaml"
+BACKLOG = 64
 # Of the port that every program of this machine may ask at: each has at most some 100 KiB of a request that is not whole.
 CONNECTIONS_MAX = 256
 
@@ -53,12 +54,11 @@ def open_admin_socket(path: str) -> socket.socket:
             listener.bind(path)
         finally:
             os.umask(before)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         if listener is not None:
             listener.close()
-        fix = "create its directory (the unit in systemd/ does), or set `admin.socket` in instance.yaml"
-        raise ListenError(f"cannot serve {path}: {os_reason(error)}; {fix}") from error
+        raise ListenError(f"cannot serve {path}: {os_reason(error)}; {SOCKET_FIX}") from error
     return listener
 
 
@@ -71,7 +71,7 @@ def open_tcp_socket(where: HostPort, key: str) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         if listener is not None:
             listener.close()
@@ -196,7 +196,7 @@ async def _run(
     await runner.setup()
     assert runner.server is not None, "it is set up"
     bounded = _Bounded(runner.server, bounded_but_for)
-    servers.append(await asyncio.get_running_loop().create_server(bounded.make, sock=listener, backlog=_BACKLOG))
+    servers.append(await asyncio.get_running_loop().create_server(bounded.make, sock=listener, backlog=BACKLOG))
     return runner
 
 

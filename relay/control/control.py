@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from relay import __version__
 from relay import log as logging
-from relay.address import Address
 from relay.config.roster import Member, difference
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, done, upgrade
+from relay.control.admin_socket import AdminSocket
 from relay.control.delivery import Delivery
 from relay.control.draining import told
-from relay.control.explain import explain, find_endpoint, find_source, route, who_is_cut
+from relay.control.explain import explain, find_endpoint, find_source, route
 from relay.control.holds import hold
 from relay.control.in_force import InForce
 from relay.control.lines import Lines
@@ -34,6 +34,7 @@ from relay.control.senders import ToldStatus
 from relay.control.status import busy, connections, is_draining, status
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
+from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
 from relay.ledger.layout import DaemonWord, Word
@@ -42,7 +43,6 @@ from relay.log import Logger
 from relay.processes.renewal import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
-_AGAIN_S: Final = 5.0  # to the next try where the registry's own files cannot be read
 _REFRESH_S: Final = 1.0  # a target that is down is looked at as often
 
 
@@ -71,6 +71,7 @@ class Control:
         self._log = Logger(inherited.log_sink, "control", inherited.snapshot.log_level)
         self._loop = asyncio.get_running_loop()
         self._reloading = asyncio.Lock()
+        self._trying = asyncio.Lock()  # each has a thread of its own, however many ask
         self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
         self._said = ""  # to the keeper, last
         self._began_s = self._loop.time()
@@ -111,6 +112,7 @@ class Control:
         if (listener := inherited.listeners.get("metrics")) is not None:
             collector = LedgerCollector(self._ledger, self._in_force)
             runners.append(await admin.serve_metrics(listener, collector))
+        self._admin_socket = AdminSocket(inherited.settings.admin.socket, runners[0], self._hand_socket, self._log)
         self._naming.follow(self._discovery.fleet())
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
@@ -132,6 +134,7 @@ class Control:
         async with asyncio.TaskGroup() as group:
             going = [
                 group.create_task(self._refresh(), name="refresh"),
+                group.create_task(self._admin_socket.run(), name="admin socket"),
                 group.create_task(self._looker.run(), name="look at targets"),
                 group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
@@ -153,8 +156,9 @@ class Control:
         async with self._reloading:
             self._refuse_while_busy("reloaded")
             self._tell_keeper(messages.plain(messages.RELOADING))
+            self._admin_socket.look_soon()
             try:
-                prepared = await self._loop.run_in_executor(None, self._prepare)
+                prepared = await aside(self._prepare)
                 if is_draining(self._ledger):  # meanwhile
                     close_all(prepared.opened)
                     raise OperatorError("relay is stopping; nothing is reloaded")
@@ -183,21 +187,20 @@ class Control:
 
     async def _dry_run(self) -> done.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""
-        return await self._loop.run_in_executor(None, self._would)
+        async with self._trying:
+            return await aside(self._would)
 
     def _would(self) -> done.WouldReload:
         prepared = self._prepare(dry_run=True)
-        open_now = ((each["endpoint"], each["peer"]) for each in self._connections())
-        flows = ((name, Address.parse(peer).host) for name, peer in open_now)
-        old = self._in_force.snapshot
-        return {**prepared.told(old.generation), "cut": who_is_cut(flows, prepared.snapshot, old)}
+        return prepared.would_be(self._in_force.snapshot, self._connections())
 
     def _failed(self, error: OperatorError) -> OperatorError:
         """Say everywhere that the former configuration stands."""
         self._ledger.words[DaemonWord.RELOAD_OK] = 0
         self._ledger.words[DaemonWord.RELOADS_FAILED] += 1
         self._announce()
-        self._log.event("error", "reload failed", message=str(error), problems=_lines(error))
+        problems = error.problems if isinstance(error, ConfigError) else [error]
+        self._log.event("error", "reload failed", message=str(error), problems=[str(each) for each in problems])
         return error
 
     def _prepare(self, *, dry_run: bool = False) -> Prepared:
@@ -244,19 +247,11 @@ class Control:
 
     async def _follow_registry(self) -> None:
         """Follow the registry that the settings name, if they name one."""
-        inherited, said = self._inherited, ""
-        if inherited.settings.registry is None:
-            return
-        while self._follower is None:
-            try:
-                here = inherited.settings, self._in_force, os.getppid(), self._ledger, self._log
-                self._follower = Follower.of(*here, self._roster)
-            except OperatorError as error:  # its files were right when the daemon started
-                if str(error) != said:
-                    said = str(error)
-                    self._log.event("error", "registry", message=f"{said}; the last roster stays in force")
-                await asyncio.sleep(_AGAIN_S)
-        await self._follower.run()
+        inherited = self._inherited
+        if inherited.settings.registry is not None:
+            here = inherited.settings, self._in_force, os.getppid(), self._ledger, self._log
+            self._follower = await Follower.begun(*here, self._roster)
+            await self._follower.run()
 
     def _registered(self) -> tuple[Member, ...]:
         """Whom the registry tells of. Before it has told anything, those who are there."""
@@ -316,6 +311,9 @@ class Control:
         except OperatorError:
             return  # logged and counted where it happened; a signal has nobody to answer to
 
+    def _hand_socket(self, listener: socket.socket) -> bool:
+        return channel.send(self._inherited.keeper, messages.serves("admin"), (listener.fileno(),))
+
     def _tell_keeper(self, message: dict[str, Any]) -> None:
         channel.send(self._inherited.keeper, message)
         self._said = message.get("status", "")
@@ -370,10 +368,6 @@ class Control:
 
     def _connections(self) -> list[answers.Connection]:
         return connections(self._ledger, self._in_force.snapshot)
-
-
-def _lines(error: OperatorError) -> list[str]:
-    return [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
 
 
 def main(inherited: ControlInherits) -> None:

@@ -61,7 +61,7 @@ def find_endpoint(snapshot: Snapshot, name: str) -> EndpointRow:
 
 def explain_file(path: str, to: str, address: str | None, instance: str | None) -> answers.Explanation:
     """`explain` by a service file alone, for any role's endpoint. Raises OperatorError."""
-    service = load_service(path).value
+    service = load_service(path, piped=True).value
     role = to.partition("/")[0]
     if role not in service.roles or not service.roles[role].count:
         raise OperatorError(f"no role `{role}` with instances in {path}; `--to` is ROLE/ENDPOINT")

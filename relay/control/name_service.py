@@ -10,6 +10,7 @@ from typing import Final
 from relay.config.settings import Names
 from relay.control.discovery import Fleet, unhealthy
 from relay.errors import OperatorError
+from relay.kernel.aside import aside
 from relay.ledger.layout import NAMES_RCODES, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -22,6 +23,7 @@ _NOWHERE: Final = "127.0.0.1"
 
 
 _PAUSE_S: Final = 0.9  # between two zones: of a thousand instances one takes 0.1 s, in which control does nothing else
+_END_S: Final = 2.0  # a disk that is busy takes as long; for one that hangs nobody waits
 _LOOK_S: Final = 30.0  # a hosts file that could not be written, or that somebody else wrote, is looked at again
 
 
@@ -69,7 +71,7 @@ class Naming:
     async def end(self) -> None:
         """Answer no more. A hosts file stays as it is: names go on to lead where they led."""
         if self._writing is not None:
-            await self._writing
+            await asyncio.wait([self._writing], timeout=_END_S)
         self._count()
         if self._server is not None:
             await self._server.close()
@@ -93,7 +95,7 @@ class Naming:
             written, before = self._zone, self._failed
             try:
                 write = partial(hosts.write, self._settings.hosts, hosts.block(written))
-                await asyncio.get_running_loop().run_in_executor(None, write)
+                await aside(write)
                 self._failed = ""
             except OperatorError as error:
                 self._failed = str(error)

@@ -5,6 +5,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Self
 
 from relay.config.roster import Member, split_instance
@@ -13,12 +14,13 @@ from relay.control import answers
 from relay.control.faults import own_faults
 from relay.control.in_force import InForce
 from relay.control.status import is_busy, is_draining
-from relay.errors import IdentityError
+from relay.errors import IdentityError, OperatorError
 from relay.fleet.claim import Claimant
 from relay.fleet.directory import Directory
 from relay.fleet.last_roster import Memory
 from relay.fleet.machine_id import Daemon, machine_hash
 from relay.fleet.registry import Etcd, RegistryClient, Seen
+from relay.kernel.aside import aside
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -27,7 +29,7 @@ _TICK_S: Final = 1.0  # what is told is at most so old, and what did not come in
 # Between two rosters that come into force: when a thousand instances start at once, each would decide on every connection
 # again for each of them.
 _SETTLE_S: Final = 0.2
-_AGAIN_S: Final = 5.0  # after a mistake of our own
+_AGAIN_S: Final = 5.0  # after a mistake of our own, and where the registry's own files cannot be read
 # From etcd's word that it has what is told until all who follow go by it: they are told within milliseconds, and then work
 # on one change every `_SETTLE_S`.
 _HEARD_S: Final = 1.0
@@ -78,6 +80,27 @@ class Follower:
         registry, memory = _registry(settings, in_force, keeper_pid, ledger, log)
         return cls(registry, memory, ledger, log, in_force, put, metrics)
 
+    @classmethod
+    async def begun(
+        cls,
+        settings: Settings,
+        in_force: InForce,
+        keeper_pid: int,
+        ledger: Ledger,
+        log: Logger,
+        put: Put,
+    ) -> Self:
+        """As `of`, as soon as the registry's own files can be read; until then the log says why not."""
+        said = ""
+        while True:
+            try:
+                return await aside(partial(cls.of, settings, in_force, keeper_pid, ledger, log, put))
+            except OperatorError as error:  # they were right when the daemon started
+                if str(error) != said:
+                    said = str(error)
+                    log.event("error", "registry", message=f"{said}; the last roster stays in force")
+            await asyncio.sleep(_AGAIN_S)
+
     @property
     def members(self) -> tuple[Member, ...]:
         """Who is registered, as the registry said last."""
@@ -123,15 +146,13 @@ class Follower:
             await asyncio.sleep(_SETTLE_S)
 
     async def _tell(self) -> None:
-        remembered: tuple[Member, ...] | None = None
         while True:
             snapshot = self._in_force.snapshot
             busy = is_busy(self._ledger) or is_draining(self._ledger)
             self._registry.announce(self._metrics, busy, own_faults(self._ledger, snapshot, telling=True))
             self._note()
             seen = self._registry.current
-            if self._memory is not None and seen.confirmed_ns and seen.members != remembered:
-                remembered = seen.members
+            if self._memory is not None and seen.confirmed_ns:
                 self._memory.note(seen.members)
             await asyncio.sleep(_TICK_S)
 

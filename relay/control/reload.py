@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from relay.address import Address
 from relay.config.compile import compile_snapshot
 from relay.config.document import parse
 from relay.config.load import Loaded, load_service, load_settings, parse_service
@@ -16,7 +17,8 @@ from relay.config.plan import Plan, plan
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
-from relay.control import done
+from relay.control import answers, done
+from relay.control.explain import who_is_cut
 from relay.control.in_force import InForce
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
@@ -58,6 +60,11 @@ class Prepared:
             "warnings": [str(warning) for warning in self.warnings],
             "notes": [*self.notes, *notes],
         }
+
+    def would_be(self, old: Snapshot, open_now: Iterable[answers.Connection]) -> done.WouldReload:
+        """What would change, and who of the connections would be cut, if it came into force in place of `old`."""
+        flows = ((each["endpoint"], Address.parse(each["peer"]).host) for each in open_now)
+        return {**self.told(old.generation), "cut": who_is_cut(flows, self.snapshot, old)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ which then replaces its program (processes/keeper.py): after that nothing is rea
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ from relay.ledger import convert, layout
 from relay.processes import handover
 
 _TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
+_KILL_S: Final = 1.0
 _TEXT_MAX: Final = 4000  # of a failed trial's output: the end of a traceback says what is wrong
 
 
@@ -90,7 +92,9 @@ async def try_out(told: Facts) -> str:
             out, err = await trial.communicate()
     except TimeoutError:
         trial.kill()
-        await trial.wait()
+        with contextlib.suppress(TimeoutError):  # one that hangs in the kernel ends when it can: signal(7)
+            async with asyncio.timeout(_KILL_S):
+                await trial.wait()
         raise OperatorError(f"the installed relay did not come up within {_TRIAL_S:g} s; nothing has changed") from None
     if trial.returncode:
         text = err.decode(errors="replace").strip()[-_TEXT_MAX:]

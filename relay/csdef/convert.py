@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from relay.config.document import SIZE_MAX_BYTES
+from relay.config.reading import read_content
 from relay.csdef import configuration, definition
 from relay.csdef.check import check_configuration, check_definition
 from relay.csdef.mapping import mapped
 from relay.csdef.read import Note
-from relay.csdef.tree import Element, read_xml
+from relay.csdef.tree import Element, parse_xml
 from relay.csdef.yamltext import render
 from relay.errors import ConfigError, Problem
 
@@ -62,7 +63,7 @@ def _parsed(
 ) -> Parsed | None:
     """What `reader` makes of a file; None where it is no XML. Every problem goes to `problems`."""
     try:
-        document = read_xml(path, root, namespace)
+        document = parse_xml(read_content(path, piped=True), path, root, namespace)
     except ConfigError as error:
         problems += error.problems
         return None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from xml.parsers import expat
 from xml.parsers.expat import errors
 
-from relay.config.document import SIZE_MAX_BYTES, place_after, read_content
+from relay.config.document import SIZE_MAX_BYTES, place_after
 from relay.config.wording import brief, printable, shown
 from relay.errors import ConfigError, Problem
 
-__all__ = ["Element", "parse_xml", "read_xml"]
+__all__ = ["Element", "parse_xml"]
 
 # The deepest element of either schema stands at depth 7.
 DEPTH_MAX = 32
@@ -54,16 +54,12 @@ class Element:
     text_at: tuple[int, int] | None
 
 
-def read_xml(path: str, root: str, namespace: str) -> Element:
-    """The document of the file at `path`, at most 4 MiB, whose outermost element is `root`. Raises ConfigError."""
-    return parse_xml(read_content(path), path, root, namespace)
-
-
 def parse_xml(content: bytes, path: str, root: str, namespace: str) -> Element:
-    """As `read_xml`, of a file's content; `path` is only a name.
+    """The document in a file's content, at most 4 MiB, whose outermost element is `root`. Raises ConfigError.
 
-    UTF-8 and UTF-16, with or without their mark. What the XML declaration says of the encoding does not count: in .NET it
-    is an easy slip to write `encoding="utf-16"` into UTF-8. `namespace` or none is the namespace of every element.
+    `path` is only a name. UTF-8 and UTF-16, with or without their mark. What the XML declaration says of the encoding
+    does not count: in .NET it is an easy slip to write `encoding="utf-16"` into UTF-8. `namespace` or none is the
+    namespace of every element.
     """
     path = printable(path)
     text = _decode(content, path)

@@ -4,15 +4,17 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from relay.config import values
-from relay.config.document import Document, read
+from relay.config import reading, values
+from relay.config.document import SIZE_MAX_BYTES, Document, parse
 from relay.config.roster import Member, split_instance
 from relay.config.wording import nearest, printable
-from relay.errors import ConfigError, Problem, WrongValue, os_reason
+from relay.errors import ConfigError, HangingError, Problem, UnreadableError, WrongValue, os_reason
 from relay.fleet.registry import RegistryClient, Seen
+from relay.kernel.aside import aside
 
 _POLL_S: Final = 1.0  # as soon as an instance by etcd is admitted; stat(2) of a thousand files takes a few milliseconds
 _GONE_LOOKS: Final = 3  # in a row: a file that is replaced may be away for a moment
@@ -54,15 +56,21 @@ class Directory(RegistryClient):
         while True:
             await asyncio.sleep(_POLL_S)
             # In a thread: a directory on a network file system may take its time.
-            self._publish(await asyncio.to_thread(self._look))
+            self._publish(await aside(self._look))
 
     def _look(self) -> Seen:
         """Read what has changed since the last look."""
         try:
-            stamps = _stamps(self._path)
+            path = os.path.join(self._path, "")  # whatever hangs in it is counted together
+            return self._compared(reading.within(reading.DEADLINE_S, path, partial(_stamps, self._path)))
+        except UnreadableError as error:
+            trouble = f"{error.path} cannot be read: {error.reason}; {error.fix}"
         except OSError as error:
             trouble = f"{printable(str(self._path))} cannot be read: {os_reason(error)}; check `directory`"
-            return Seen(self._seen.members, self._seen.confirmed_ns, trouble)
+        return Seen(self._seen.members, self._seen.confirmed_ns, trouble)
+
+    def _compared(self, stamps: dict[str, Stamp]) -> Seen:
+        """As `_look`, by what is there now. Raises HangingError at the first file that hangs: the others would, too."""
         if not stamps and self._members:
             # Such as a mount point whose file system is away, or a copy that has just begun.
             trouble = f"{printable(str(self._path))} is empty, which is not believed; write the files again"
@@ -83,9 +91,15 @@ class Directory(RegistryClient):
         return Seen(tuple(sorted(self._members.values())), time.time_ns(), trouble)
 
     def _read(self, name: str) -> None:
+        path = str(self._path / name)
         try:
-            self._members[name] = _member(name, read(str(self._path / name)))
+            content = reading.read_bytes(path, deadline_s=reading.DEADLINE_S, most_bytes=SIZE_MAX_BYTES)
+            self._members[name] = _member(name, parse(content, path))
             self._problems.pop(name, None)
+        except HangingError:
+            raise
+        except UnreadableError as error:
+            self._problems[name] = str(reading.unreadable(error))
         except ConfigError as error:
             self._problems[name] = "; ".join(str(error).splitlines())
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from relay.config import reading
 from relay.config.wording import printable
-from relay.errors import IdentityError, os_reason
+from relay.errors import IdentityError, UnreadableError
 
 NEW_MACHINE_ID: Final = "rm /etc/machine-id && systemd-machine-id-setup"
 """What gives a machine an id of its own (machine-id(5), systemd-machine-id-setup(1))."""
 
 _UNKNOWN_BOOT: Final = "boot unknown"
-_ID_MAX_BYTES: Final = 4096  # a machine id has 33; past this it is another file
+_ID_MAX_BYTES: Final = 4096  # a machine id has 33; past this it is another file, of which the beginning tells enough
+_FILE_MAX_BYTES: Final = 1024 * 1024
 
 
 def machine_hash(path: str, service: str) -> str:
@@ -25,10 +27,10 @@ def machine_hash(path: str, service: str) -> str:
     where = printable(path)
     fix = f"run `{NEW_MACHINE_ID}` as root, or write `machine_id` with another file into instance.yaml"
     try:
-        with open(path, "rb") as file:
-            machine_id = file.read(_ID_MAX_BYTES).strip()
-    except OSError as error:
-        raise IdentityError(f"cannot tell this machine from others: {where}: {os_reason(error)}; {fix}") from None
+        content = reading.read_bytes(path, deadline_s=reading.DEADLINE_S, most_bytes=_FILE_MAX_BYTES)
+    except UnreadableError as error:
+        raise IdentityError(f"cannot tell this machine from others: {where}: {error.reason}; {fix}") from None
+    machine_id = content[:_ID_MAX_BYTES].strip()
     if machine_id in (b"", b"uninitialized"):  # the latter before a first boot has set it: machine-id(5)
         raise IdentityError(f"cannot tell this machine from others: {where} has no machine id; {fix}")
     return hmac.new(service.encode(), machine_id, hashlib.sha256).hexdigest()[:32]

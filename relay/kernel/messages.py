@@ -5,6 +5,7 @@
     control  worker   listeners: where         sockets         it keeps them for the snapshot that comes next
     control  keeper   snapshot: number         a memory file   it holds by it, closes what is of no use, says `holds`
     control  worker   snapshot: number         a memory file   it works by it, and says `applied`
+    control  keeper   serves: what             a socket        it holds that in place of the one before
     control  keeper   reloading                                systemd is told
     control  keeper   ready: text                              systemd is told, with that text
     control  worker   busy                                     it tells the machines that hold a line (dataplane/line.py)
@@ -24,6 +25,7 @@ from typing import Any, Final
 
 LISTENERS: Final = "listeners"
 SNAPSHOT: Final = "snapshot"
+SERVES: Final = "serves"
 RELOADING: Final = "reloading"
 READY: Final = "ready"
 UPGRADE: Final = "upgrade"
@@ -53,6 +55,11 @@ def listeners(addresses: Sequence[str]) -> Message:
 def snapshot(generation: int) -> Message:
     """The snapshot of that number, in the memory file with it."""
     return {"op": SNAPSHOT, "generation": generation}
+
+
+def serves(what: str) -> Message:
+    """The socket of what control serves beside the endpoints, such as `admin`, made anew."""
+    return {"op": SERVES, "what": what}
 
 
 def ready(status: str) -> Message:

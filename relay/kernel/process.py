@@ -1,5 +1,6 @@
 """What the kernel can do for a process and Python has no name for: prctl(2) and clone3(2), by ctypes."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -16,6 +17,8 @@ _CLONE_FILES: Final = 0x400
 
 STOP: Final = signal.SIGTERM
 """What a process gets when its parent is gone: nobody starts anything again, so it lets its connections end and goes."""
+
+_OOM_SCORE_MAX: Final = 1000
 
 _HANDLED: Final = frozenset(
     {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -44,6 +47,17 @@ class _CloneArguments(ctypes.Structure):
 def name(text: str) -> None:
     """Name this process for ps(1) and top(1)."""
     _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(text.encode()[:15]), 0, 0, 0)
+
+
+def spare_less(by: int, least: int) -> None:
+    """Where memory is short, have the kernel kill this process before the one that it was forked from.
+
+    Its score (proc_pid_oom_score_adj(5): a thousandth of the memory is a point) is raised `by` points, to `least` or more;
+    every process may do that. Without /proc it stays.
+    """
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as file:
+        score = min(max(int(file.read()) + by, least), _OOM_SCORE_MAX)
+        file.write(b"%d" % score)
 
 
 def die_with_parent(parent_pid: int, sig: signal.Signals) -> None:

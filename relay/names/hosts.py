@@ -14,14 +14,17 @@ import os
 import re
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Final
 
-from relay.errors import OperatorError, os_reason
+from relay.config import reading
+from relay.errors import HangingError, OperatorError, UnreadableError, os_reason
 from relay.names.zone import Zone
 
 _MARK: Final = re.compile(r"# (BEGIN|END) relay (\S+)[ \t\r]*")
 _TRIES: Final = 5  # an editor that saves at this very moment does so once
+_SIZE_MAX_BYTES: Final = 64 * 1024 * 1024  # lists of a million names that somebody blocks are about half of it
 
 _ELSEWHERE: Final = "set another file in `names.hosts` of instance.yaml"
 _FIXES: Final = {
@@ -125,25 +128,34 @@ def remove(path: str, service: str) -> bool:
 
 
 def _change(path: str, edit: Callable[[str], str]) -> bool:
-    try:
+    given_up = threading.Event()
+
+    def change() -> bool:
         real = os.path.realpath(path, strict=True)
         for _ in range(_TRIES):
-            before, text = _read(path, real)
-            if (new := edit(text)) == text:
+            before, text = _read(real)
+            if (new := edit(text)) == text or given_up.is_set():
                 return False
             if _replace(real, before, new):
                 return True
+        raise OperatorError(f"{cannot}: something else writes it all the time; stop one of the two")
+
+    cannot = f"cannot write the names to {path}"
+    try:
+        return reading.within(reading.DEADLINE_S, path, change)
+    except UnreadableError as error:
+        given_up.set()  # names that are old by then must not be written over newer ones
+        fix = error.fix if isinstance(error, HangingError) else _FIXES.get(error.code, _ELSEWHERE)
+        raise OperatorError(f"{cannot}: {error.reason}; {fix}") from None
     except OSError as error:
         fix = _FIXES.get(error.errno or 0, _ELSEWHERE)
-        raise OperatorError(f"cannot write the names to {path}: {os_reason(error)}; {fix}") from error
-    raise OperatorError(f"cannot write the names to {path}: something else writes it all the time; stop one of the two")
+        raise OperatorError(f"{cannot}: {os_reason(error)}; {fix}") from error
 
 
-def _read(path: str, real: str) -> tuple[os.stat_result, str]:
-    if not stat.S_ISREG(os.stat(real).st_mode):  # to open a pipe would be to wait for its other end
-        raise OperatorError(f"cannot write the names to {path}: it is not an ordinary file; {_ELSEWHERE}")
-    with open(real, encoding="utf-8", errors="surrogateescape", newline="") as file:  # bytes as they are
-        return os.fstat(file.fileno()), file.read()
+def _read(real: str) -> tuple[os.stat_result, str]:
+    before = os.stat(real)
+    content = reading.read_bytes(real, deadline_s=reading.DEADLINE_S, most_bytes=_SIZE_MAX_BYTES)
+    return before, content.decode("utf-8", "surrogateescape")  # bytes as they are
 
 
 def _replace(real: str, before: os.stat_result, text: str) -> bool:

@@ -18,10 +18,17 @@ from relay.processes.inherited import Inherited, be_holder, be_successor
 class Children:
     """Starts the keeper's processes, and each one again when it has died."""
 
-    def __init__(self, state: Inherited, control_main: Callable[[Inherited], None], of_keeper: tuple[int, ...]) -> None:
-        """`of_keeper`: descriptors that only the keeper has."""
+    def __init__(
+        self,
+        state: Inherited,
+        control_main: Callable[[Inherited], None],
+        of_keeper: tuple[int, ...],
+        hear: Callable[[], None],
+    ) -> None:
+        """`of_keeper`: descriptors that only the keeper has. `hear` takes in what control has said."""
         self._state = state
         self._of_keeper = of_keeper
+        self._hear = hear
         self._keeper_pid = os.getpid()
         self._called: Child | None = None  # whose holder was told last to give everything to its successor
         self.draining = False  # then a worker that ends is not started again
@@ -36,6 +43,8 @@ class Children:
 
     def start(self, child: Child) -> None:
         """Start it with nothing from before. Where there can be no process at the moment, that is tried again."""
+        if child is self.control:
+            self._hear()  # what the one before said last: the next one begins with it
         child.started_s, child.restart_at_s = time.monotonic(), None
         try:
             child.pid = self._fork(child.name, child.main)

@@ -29,6 +29,10 @@ from relay.processes import succession
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
 NO_PROCESS_S: Final = 1.0  # from one try to the next where the limit of processes is reached, or memory is short
+# A worker's memory grows with its connections, and its successor takes them over: when memory is short it is to go first,
+# then control (daemon.py). Holders and keeper stay as they were started, for without them connections are lost.
+_SPARED_LESS_BY: Final = 200
+_SPARED_LESS_TO: Final = 100
 EXIT_BUG: Final = 70  # sysexits(3), EX_SOFTWARE
 
 
@@ -106,6 +110,7 @@ class Holder:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             process.unblock()
             process.name(f"relay-{self._name}")
+            process.spare_less(_SPARED_LESS_BY, _SPARED_LESS_TO)
             self._worker_main()
             status = 0
         except BaseException:

@@ -40,6 +40,12 @@ class Inherited:
         ends = (sock.fileno() for pair in (self.hand, *self.worker_ends) for sock in pair)
         return descriptors({0, 1, 2, self.ledger.fd, self.log_sink.fileno(), self.log_source.fileno(), *ends})
 
+    def hold_for_control(self, what: str, fd: int) -> None:
+        """Control has made the socket of what it serves anew: the next control begins with this one."""
+        if what in self.control_only:
+            self.control_only[what].close()
+        self.control_only[what] = socket.socket(fileno=fd)
+
     def handed_over(self, control_pid: int, holder_pids: tuple[int, ...], prepared: int) -> Handover:
         """The same for the program that takes this one's place; `prepared` is what its trial left."""
         return Handover(

@@ -42,7 +42,7 @@ class Keeper:
         """`before`: what the program that this one replaces left; None at a start from nothing."""
         self._state = state
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._children = Children(state, control_main, (self._wake_r, self._wake_w))
+        self._children = Children(state, control_main, (self._wake_r, self._wake_w), self._on_messages)
         self._control, self._workers = self._children.control, self._children.workers
         self._before = before
         self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
@@ -173,6 +173,8 @@ class Keeper:
                     state.listeners.pop(address).close()
                 self._holds_by(state.snapshot)
                 self._tell_control(messages.plain(messages.HOLDS))
+            case messages.SERVES:
+                state.hold_for_control(message["what"], fds[0])
             case messages.UPGRADE if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
                 os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
             case messages.UPGRADE:

@@ -1,18 +1,20 @@
 """The command line's side of the admin API, and what it says when the other side is not as it should be."""
 
+import argparse
 import errno
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from relay.cli import client as module
 from relay.cli.client import AdminClient
+from relay.cli.main import main, parser
 from relay.errors import AdminError, ConfigError
 from tests.harness import HANG_S
 from tests.ports import free_port
@@ -103,13 +105,123 @@ def test_it_is_not_relay(answer: bytes, path: str) -> None:
     assert str(caught.value)
 
 
-def test_a_daemon_that_does_not_answer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", 0.05)
-    with socket.socket(socket.AF_UNIX) as silent:
-        silent.bind(path)
-        silent.listen()
-        with pytest.raises(AdminError, match=rf"^the daemon at {path} does not answer; see its log$"):
+NO_ANSWER = (
+    "the daemon at {} has not answered within 0.05 s: its control process hangs, or has too much to do. Connections go on "
+    "being forwarded; a control that hangs is restarted by the daemon within 10 s, so try again. `journalctl -u relay` has "
+    "more"
+)
+
+
+# Every command that asks the daemon, and the status with which it ends when it cannot.
+COMMANDS: list[tuple[int, str]] = [
+    (1, "status"),
+    (1, "status --connections"),
+    (1, "reload"),
+    (1, "reload --dry-run"),
+    (1, "explain --to web/in --from 127.0.0.1"),
+    (1, "explain --to web/in --client 127.0.0.1:50000"),
+    (1, "upgrade"),
+    (1, "drain"),
+    (1, "drain --wait"),
+    (1, "drain off"),
+    (1, "hold web/in"),
+    (1, "release web/in"),
+    (1, "instances"),
+    (1, "resolve web/in"),
+    (1, "identity"),
+    (1, "env"),
+    (1, "hosts"),
+    (125, "exec -- true"),
+]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits as long as he would."""
+    monkeypatch.setattr(module, "_ANSWER_S", 0.05)
+    monkeypatch.setattr(module, "_WORK_S", 0.05)
+
+
+def test_these_are_all_commands() -> None:
+    asking = {name for name, command in _commands().items() if "--socket" in command.format_help()}
+    assert {command.split()[0] for _, command in COMMANDS} == asking
+
+
+def _commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("status", "command"), COMMANDS)
+def test_a_daemon_that_does_not_answer(
+    path: str, capsys: pytest.CaptureFixture[str], status: int, command: str, full: bool
+) -> None:
+    """Its control stands still: it may be connected to, and answers nothing. Or its backlog is full."""
+    name, *rest = command.split()
+    with socket.socket(socket.AF_UNIX) as silent, ExitStack() as crowd:
+        if full:
+            crowd.enter_context(crowded(silent, path))
+        else:
+            silent.bind(path)
+            silent.listen()
+        assert main([name, "--socket", path, *rest]) == status
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"relay: {NO_ANSWER.format(path)}\n")
+
+
+def test_a_backlog_that_has_room_again_is_waited_for(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, crowded(listener, path) as crowd:
+
+        def serve() -> None:
+            for _ in crowd:
+                listener.accept()[0].close()
+            answer_once(listener, http("200 OK", b"{}"))
+
+        later = threading.Timer(0.05, serve)
+        later.start()
+        assert AdminClient(path).get("/v1/status") == {}
+        later.join(HANG_S)
+
+
+@pytest.mark.usefixtures("soon")
+def test_an_answer_that_stops_in_the_middle(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        stopped = threading.Event()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{")
+                stopped.wait(HANG_S)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(AdminError) as caught:
             AdminClient(path).get("/v1/status")
+        assert str(caught.value) == NO_ANSWER.format(path)
+        stopped.set()
+        thread.join(HANG_S)
+
+
+@contextmanager
+def crowded(listener: socket.socket, path: str) -> Iterator[list[socket.socket]]:
+    """The listener at `path`, with so many clients that its backlog is full."""
+    listener.bind(path)
+    listener.listen(1)
+    with ExitStack() as each:
+        crowd = []
+        while True:
+            client = each.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            if client.connect_ex(path) == errno.EAGAIN:
+                break
+            crowd.append(client)
+        yield crowd
 
 
 def found(path: str | None, settings: str | None) -> str:

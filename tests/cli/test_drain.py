@@ -132,6 +132,13 @@ def test_control_may_be_started_again_meanwhile() -> None:
         run(Fake([status(sender()), *[AdminError("away")] * 1000]), "--wait")
 
 
+def test_the_timeout_holds_while_control_is_away(capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake([status(sender()), *[AdminError("away")] * 1000])
+    assert run(fake, "--wait", "--timeout", "2s") == EXIT_LATE
+    assert 102.0 <= fake.now < 102.2
+    assert capsys.readouterr().err == "relay: not within 2s: edge_IN_0: being told\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

@@ -1,7 +1,5 @@
 """Strict YAML: what is typed, where it stands, and that no file gives anything but a Document or its problems."""
 
-import os
-import stat
 import string
 from pathlib import Path
 
@@ -11,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.config import document
-from relay.config.document import SIZE_MAX_BYTES, Document, dotted, parse, read
+from relay.config.document import Document, dotted, parse
+from relay.config.reading import read
 from relay.errors import ConfigError, Problem
 from tests.config.rig import YAML_LINES, YAML_TEXT
 from tests.harness import examples
@@ -31,13 +30,6 @@ def problems(content: bytes | str) -> list[Problem]:
     with pytest.raises(ConfigError) as caught:
         parse(content.encode() if isinstance(content, str) else content, "f.yaml")
     return caught.value.problems
-
-
-def unreadable(path: str) -> Problem:
-    with pytest.raises(ConfigError) as caught:
-        read(path)
-    [problem] = caught.value.problems
-    return problem
 
 
 @pytest.mark.usefixtures("loader")
@@ -133,57 +125,6 @@ def test_a_syntax_problem_comes_with_those_before_it() -> None:
 def test_depth_costs_neither_recursion_nor_time() -> None:
     for text in ("a: " + "[" * 1000, "a: " + "[" * 200_000, "a: " + "{x: " * 1000, "- " * 1000, "? " * 1000):
         assert any("deep" in problem.what for problem in problems(text))
-
-
-def test_a_file_over_the_cap(tmp_path: Path) -> None:
-    file = tmp_path / "large.yaml"
-    file.write_bytes(b"# " + b"x" * (10 * 1024 * 1024))
-    assert str(unreadable(str(file))) == f"{file}:0:0: is larger than 4 MiB; check that this is the right file"
-    file.write_bytes(b"#" * SIZE_MAX_BYTES)
-    assert read(str(file)).data == {}
-
-
-def test_endless_files_end() -> None:
-    assert "larger than 4 MiB" in unreadable("/dev/zero").what
-
-
-def test_a_directory(tmp_path: Path) -> None:
-    assert unreadable(str(tmp_path)).what == "cannot be read: is a directory, not a file"
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    problem = unreadable(str(tmp_path / "none.yaml"))
-    assert (problem.line, problem.what) == (0, "cannot be read: no such file")
-    assert problem.fix == "check the path and the permissions"
-
-
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "", "/etc/passwd/x"])
-def test_paths_that_cannot_be(path: str) -> None:
-    assert "\0" not in str(unreadable(path))
-
-
-def test_no_permission(tmp_path: Path) -> None:
-    file = tmp_path / "secret.yaml"
-    file.write_text("version: 1\n")
-    file.chmod(0)
-    assert stat.S_IMODE(file.stat().st_mode) == 0
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.geteuid() == 0:  # root reads everything
-                os.setuid(65534)
-            read(str(file))
-            os.write(sender, b"could be read")
-        except BaseException as error:
-            os.write(sender, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(sender)
-    with open(receiver) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    assert text == f"{file}:0:0: cannot be read: no permission; check the path and the permissions"
 
 
 def test_problems_are_one_line_each_whatever_the_name() -> None:

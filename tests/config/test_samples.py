@@ -6,8 +6,8 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 
-from relay.config.document import read
 from relay.config.load import load_service, load_settings
+from relay.config.reading import read
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 

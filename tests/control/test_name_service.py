@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import socket
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import dns.message
 import dns.rdatatype
 import pytest
 
+from relay.config import reading
 from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.roster import Member, Roster
@@ -22,7 +25,7 @@ from relay.ledger.layout import NAMES_RCODES, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.names.server import open_names_sockets
 from tests.control.rig import Logged
-from tests.harness import HANG_S
+from tests.harness import HANG_S, eventually
 from tests.ledger.rig import new_ledger
 
 SERVICE = parse_service(
@@ -42,6 +45,7 @@ def fleet_of(*members: Member, avoided: Iterable[str] = ()) -> Fleet:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes do not wait for one another."""
     monkeypatch.setattr(naming_module, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(naming_module, "_END_S", HANG_S)  # an end waits until all is written, on a busy machine too
 
 
 @pytest.fixture
@@ -145,3 +149,64 @@ async def test_a_hosts_file_that_cannot_be_written_is_told_once(ledger: Ledger, 
     (line,) = logged.lines()
     assert (line["level"], line["event"]) == ("error", "names")
     assert str(tmp_path / "none" / "hosts") in line["message"]
+
+
+async def test_a_hosts_file_that_hangs_is_told_and_nobody_waits_for_it(
+    ledger: Ledger, logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+
+    def hang(path: str, **_: object) -> str:
+        assert back.wait(HANG_S)
+        return path
+
+    monkeypatch.setattr(os.path, "realpath", hang)
+    monkeypatch.setattr(reading, "DEADLINE_S", 0.01)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    naming = Naming(Names.model_validate({"hosts": str(hosts)}), ledger, logged.log)
+    naming.follow(fleet_of())
+    await naming.end()
+    (line,) = logged.lines()
+    assert f"cannot write the names to {hosts}: its file system has not answered within 0.01 s" in line["message"]
+    back.set()
+    eventually(lambda: not any(reading._hanging.values()), "it has ended")
+    assert hosts.read_text() == "127.0.0.1 localhost\n", "names that are old by now are not written"
+    monkeypatch.setattr(reading, "DEADLINE_S", HANG_S)
+    naming.follow(fleet_of(Member("web", 1, "10.0.0.5")))
+    await naming.end()
+    assert "10.0.0.5" in hosts.read_text()
+
+
+async def test_the_end_does_not_wait_for_a_hosts_file_that_hangs(
+    ledger: Ledger, logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(naming_module, "_END_S", 0.01)
+    monkeypatch.setattr("relay.names.hosts.write", lambda *_: back.wait(HANG_S))
+    naming = Naming(Names.model_validate({"hosts": str(tmp_path / "hosts")}), ledger, logged.log)
+    naming.follow(fleet_of())
+    await naming.end()
+    assert naming._writing is not None
+    assert not naming._writing.done()
+    back.set()
+    await naming._writing
+
+
+async def test_a_hosts_file_that_was_removed_is_written_when_there_is_one_again(
+    ledger: Ledger, logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """relay does not make it: a hosts file without `localhost` is worse than none."""
+    monkeypatch.setattr(naming_module, "_LOOK_S", 0.0)
+    hosts = tmp_path / "hosts"
+    naming = Naming(Names.model_validate({"hosts": str(hosts)}), ledger, logged.log)
+    for _ in range(2):
+        hosts.write_text("127.0.0.1 localhost\n")
+        naming.follow(fleet_of())
+        await naming.end()
+        assert "# BEGIN relay shop" in hosts.read_text()
+        hosts.unlink()
+        naming.follow(fleet_of())
+        await naming.end()
+        assert not hosts.exists()
+    assert ["create it" in line["message"] for line in logged.lines()] == [True, True], "each time it was gone"

@@ -110,3 +110,8 @@ def test_a_service_that_is_too_large_for_relay(folder: Path) -> None:
 
 
 # --- bytes of any kind ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
+        import_files(str(tmp_path / "none.csdef"))

@@ -1,11 +1,9 @@
 """XML to a tree: where everything stands, what is refused, and how much is read at most."""
 
-from pathlib import Path
-
 import pytest
 
 from relay.config.document import SIZE_MAX_BYTES
-from relay.csdef.tree import DEPTH_MAX, NODES_MAX, Element, parse_xml, read_xml
+from relay.csdef.tree import DEPTH_MAX, NODES_MAX, Element, parse_xml
 from relay.errors import ConfigError, Problem
 
 NAMESPACE = "urn:here"
@@ -164,8 +162,3 @@ def test_long_names_are_cut() -> None:
     assert len(str(problem(f"<{'r' * 10_000}/>"))) < 200
     assert len(str(problem(f"<root><{'b' * 10_000}>"))) < 300
     assert len(str(problem(f"<root {'b' * 10_000}=1/>"))) < 200
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: no such file"):
-        read_xml(str(tmp_path / "none.csdef"), "root", NAMESPACE)

@@ -130,13 +130,13 @@ def descendants(pid: int) -> list[int]:
     return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
-def control_restarted(daemon: Daemon) -> dict[str, Any]:
-    """The status once control was started again, for the first time."""
+def control_restarted(daemon: Daemon, times: int = 1) -> dict[str, Any]:
+    """The status once control was started again, for the first time, or so many times."""
 
     def check() -> dict[str, Any] | None:
         with contextlib.suppress(OSError):
             now = daemon.status()
-            return now if now["control"]["restarts"] == 1 else None
+            return now if now["control"]["restarts"] == times else None
         return None
 
     return dict(eventually(check, "control answers again"))

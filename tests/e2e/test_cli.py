@@ -13,7 +13,7 @@ import yaml
 
 from relay import __version__
 from relay.cli.main import main
-from relay.config.document import read
+from relay.config.reading import read
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint
 from tests.harness import HANG_S, Echo, run_relay, service

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from relay import daemon
 from relay.config.settings import Settings
+from relay.processes import holder
 from relay.processes.keeper import _KILL_AFTER_S
 from tests.harness import HANG_S
 
+CONTROL = daemon._SPARED_LESS_BY, daemon._SPARED_LESS_TO
+WORKER = holder._SPARED_LESS_BY, holder._SPARED_LESS_TO
 REPOSITORY = Path(__file__).parents[2]
 UNIT = REPOSITORY / "systemd" / "relay.service"
 INSTALLED = "/opt/relay/bin/relay"
@@ -80,6 +84,15 @@ def test_reload_refuses_a_bad_file_and_needs_no_settings(tmp_path: Path) -> None
     bad_service = run_check(tmp_path)
     assert bad_service.returncode == 1
     assert str(service) in bad_service.stdout
+
+
+def test_a_worker_that_is_killed_for_memory_does_not_end_the_others() -> None:
+    """OOMPolicy=stop is the default of systemd; and by the score a worker is to be killed, and then control."""
+    assert values("OOMPolicy") == ["continue"]
+    (score,) = map(int, values("OOMScoreAdjust"))
+    for by, least in (CONTROL, WORKER):
+        assert score + by < least, "they are not spared at all"
+    assert score < CONTROL[1] < WORKER[1]
 
 
 def test_systemd_waits_longer_than_the_default_drain() -> None:

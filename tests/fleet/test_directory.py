@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
+import os
+import threading
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from relay.config import reading
 from relay.config.roster import Member
 from relay.fleet.directory import Directory
 from relay.fleet.registry import Seen
-from tests.harness import HANG_S
+from tests.harness import HANG_S, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -138,3 +142,52 @@ def test_a_link_to_nowhere_and_a_directory(tmp_path: Path) -> None:
     trouble = Directory(str(tmp_path)).current.trouble
     assert "web_IN_0.yaml:0:0: cannot be read: no such file" in trouble
     assert "web_IN_1.yaml:0:0: cannot be read: is a directory" in trouble
+
+
+@pytest.mark.parametrize("hangs", ["scandir", "read"])
+async def test_one_that_hangs_changes_nothing_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    back = threading.Event()
+    does = getattr(os, hangs)
+
+    def hang(*arguments: Any) -> Any:
+        assert back.wait(HANG_S)
+        return does(*arguments)
+
+    for n in range(20):
+        write(tmp_path, f"web_IN_{n}.yaml", f"address: 10.0.0.{n + 1}\n")
+    before = threading.active_count()
+    with monkeypatch.context() as away:
+        away.setattr(os, hangs, hang)
+        away.setattr(reading, "DEADLINE_S", 0.01)
+        seen = Directory(str(tmp_path)).current
+        assert (seen.members, seen.confirmed_ns) == ((), 0), "a start says so, and is none"
+        assert "has not answered within 0.01 s" in seen.trouble
+        assert threading.active_count() <= before + 2, "the others would hang, too"
+        back.set()
+        eventually(lambda: not any(reading._hanging.values()), "it has ended")
+    directory = Directory(str(tmp_path))
+    assert len(directory.current.members) == 20
+    back.clear()
+    async with contextlib.aclosing(directory.watch()) as stream:
+        await anext(stream)
+        with monkeypatch.context() as away:
+            away.setattr(os, hangs, hang)
+            away.setattr(reading, "DEADLINE_S", 0.01)
+            write(tmp_path, "web_IN_0.yaml", "address: 10.0.1.1\n")
+            seen = await until(stream, lambda seen: seen.trouble != "")
+            assert len(seen.members) == 20
+            assert seen.members[0].address == "10.0.0.1"
+            assert "hang" in seen.trouble or "has not answered" in seen.trouble
+        back.set()
+        seen = await until(stream, lambda seen: seen.trouble == "")
+        assert (len(seen.members), seen.members[0].address) == (20, "10.0.1.1")
+
+
+def test_a_pipe_among_the_files_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "web_IN_1.yaml", "address: 10.0.0.5\n")
+    os.mkfifo(tmp_path / "web_IN_0.yaml")
+    seen = Directory(str(tmp_path)).current
+    assert seen.members == (Member("web", 1, "10.0.0.5"),)
+    assert "web_IN_0.yaml:0:0: cannot be read: is a pipe, not a file" in seen.trouble

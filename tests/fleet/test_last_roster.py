@@ -1,16 +1,27 @@
 """The last roster on disk: whole or not at all, this machine's or nobody's."""
 
+import asyncio
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relay.config import reading
 from relay.config.roster import Member
 from relay.fleet import last_roster
 from relay.fleet.last_roster import Memory, Remembered, path_of, recall, save
+from tests.harness import HANG_S
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end waits until all is written, on a busy machine too."""
+    monkeypatch.setattr(last_roster, "_END_S", HANG_S)
+
 
 MEMBERS = (Member("web", 0, "10.0.0.4", "10.0.0.4:9464", True, ("http-in",)), Member("web", 1, "10.0.0.5"))
 KEPT = Remembered("web_IN_0", MEMBERS, 1_700_000_000_000_000_000)
@@ -119,6 +130,7 @@ async def test_a_directory_that_is_not_there_is_said_once(tmp_path: Path) -> Non
 
 async def test_it_is_said_once_and_again_after_it_could(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(last_roster, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(last_roster, "_LOOK_S", 0.0)
     said: list[str] = []
     state = tmp_path / "state"
     memory = Memory(str(state), "shop", "m", "web_IN_0", said.append)
@@ -138,3 +150,76 @@ async def test_it_is_said_once_and_again_after_it_could(tmp_path: Path, monkeypa
     state.rmdir()
     await written()
     assert len(said) == 2
+
+
+def test_what_is_no_file_is_nobodys(tmp_path: Path) -> None:
+    os.mkfifo(path_of(str(tmp_path), "shop"))
+    assert recall(str(tmp_path), "shop", "m") is None
+
+
+async def test_one_that_somebody_removes_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(last_roster, "_PAUSE_S", 0.0)
+    state = tmp_path / "state"
+    state.mkdir()
+    file = path_of(str(state), "shop")
+    said: list[str] = []
+    memory = Memory(str(state), "shop", "m", "web_IN_0", said.append)
+
+    async def noted() -> None:
+        memory.note(MEMBERS)
+        assert memory._task is not None
+        await memory._task
+
+    await noted()
+    file.unlink()
+    await noted()
+    assert not file.exists(), "it is looked at now and then"
+    monkeypatch.setattr(memory, "_look_at_s", 0.0)
+    await noted()
+    assert recall(str(state), "shop", "m") is not None
+    before = file.stat().st_ino
+    monkeypatch.setattr(memory, "_look_at_s", 0.0)
+    await noted()
+    assert file.stat().st_ino == before, "nothing has changed"
+    file.unlink()
+    state.rmdir()
+    monkeypatch.setattr(memory, "_look_at_s", 0.0)
+    await noted()
+    assert len(said) == 1
+    state.mkdir()
+    monkeypatch.setattr(memory, "_look_at_s", 0.0)
+    await noted()
+    assert recall(str(state), "shop", "m") is not None, "though nobody came or went"
+
+
+async def test_a_file_system_that_hangs_is_said_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, begun, fsync = threading.Event(), threading.Semaphore(0), os.fsync
+
+    def hang(fd: int) -> None:
+        begun.release()
+        assert back.wait(HANG_S)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", hang)
+    monkeypatch.setattr(reading, "DEADLINE_S", 0.01)
+    monkeypatch.setattr(last_roster, "_END_S", 0.01)
+    monkeypatch.setattr(last_roster, "_PAUSE_S", 0.0)
+    said: asyncio.Queue[str] = asyncio.Queue()
+    memory = Memory(str(tmp_path), "shop", "m", "web_IN_0", said.put_nowait)
+    memory.note(MEMBERS[:1])
+    assert "has not answered within 0.01 s; mend its mount" in await asyncio.wait_for(said.get(), HANG_S)
+    memory.note(MEMBERS)
+    await memory.close()
+    assert memory._task is not None
+    assert not memory._task.done(), "it is not waited for"
+    assert begun.acquire()
+    assert not begun.acquire(blocking=False), "two never write at the same time"
+    back.set()
+    await memory._task
+    monkeypatch.setattr(reading, "DEADLINE_S", HANG_S)
+    found = recall(str(tmp_path), "shop", "m")
+    assert found is not None
+    assert found.members == MEMBERS
+    assert said.empty(), "it is said once"

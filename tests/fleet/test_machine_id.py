@@ -41,6 +41,12 @@ def test_no_machine_id(tmp_path: Path, content: str | None) -> None:
     )
 
 
+def test_a_machine_id_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "machine-id")
+    with pytest.raises(IdentityError, match=r"machine-id: is a pipe, not a file; run"):
+        machine_hash(str(tmp_path / "machine-id"), "shop")
+
+
 def test_a_daemon_stays_the_same() -> None:
     assert Daemon.of(os.getpid(), "10.0.0.4") == HERE
     assert Daemon.of(os.getppid(), "10.0.0.4") != HERE

@@ -76,3 +76,35 @@ print(open("/proc/self/comm").read())
 """)
     assert said == "relay-worker-0"
     assert os.path.exists("/proc/self/comm")
+
+
+@pytest.mark.parametrize(
+    ("by", "least", "score"), [(200, 100, 350), (100, 0, 250), (200, 400, 400), (900, 0, 1000), (0, 2000, 1000)]
+)
+def test_one_that_is_spared_less(by: int, least: int, score: int) -> None:
+    """From 150 on: to raise it needs no privilege."""
+    said = in_a_child_of_its_own(f"""
+import os
+from pathlib import Path
+from relay.kernel import process
+score = Path("/proc/self/oom_score_adj")
+score.write_text("150")
+if os.fork() == 0:
+    process.spare_less({by}, {least})
+    print(score.read_text(), flush=True)
+    os._exit(0)
+os.wait()
+print(score.read_text())
+""")
+    assert said.split() == [str(score), "150"]
+
+
+def test_where_the_kernel_does_not_let_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc, or with one that is not ours to write."""
+    for error in (FileNotFoundError, PermissionError):
+
+        def refuse(*_: object, error: type[OSError] = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr("builtins.open", refuse)
+        process.spare_less(200, 100)

@@ -240,8 +240,8 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     for name, words in (
         ("missing", "no such file; create it, or set another file in `names.hosts`"),
         ("nowhere", "no such file; create it"),
-        ("pipe", "it is not an ordinary file; set another file"),
-        (".", "it is not an ordinary file; set another file"),
+        ("pipe", "is a pipe, not a file; set another file"),
+        (".", "is a directory, not a file; set another file"),
         ("circle", "too many levels of symbolic links; its symbolic links lead in a circle"),
         ("file/hosts", "not a directory; set another file"),
     ):

@@ -21,7 +21,7 @@ from tests.ledger.rig import new_ledger
 def test_a_holder_that_dies_before_it_has_a_worker_takes_no_other_childs_end_along() -> None:
     """Its worker has no pid yet, and to waitpid(2) nought is any child: control's end would never be noticed."""
     with new_ledger() as ledger:
-        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, ())
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, (), lambda: None)
         [holder] = children.workers
         holder.pid = 1
         with subprocess.Popen(["false"]) as other:
@@ -37,7 +37,7 @@ def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Mon
     said: list[dict[str, Any]] = []
     log = SimpleNamespace(event=lambda *_, **more: said.append(more))
     with new_ledger() as ledger:
-        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=log)), lambda _: None, ())
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=log)), lambda _: None, (), lambda: None)
         monkeypatch.setattr(os, "fork", full)
         children.start(children.control)
         assert (children.control.pid, said[0]["message"].split(":")[0]) == (0, "control cannot be started")
@@ -53,7 +53,9 @@ def test_the_end_of_a_holder_takes_nothing_from_another(dead: int, monkeypatch: 
     """
     hand = channel.pair()
     with new_ledger(workers=2) as ledger, hand[0], hand[1]:
-        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None, hand=hand)), lambda _: None, ())
+        children = Children(
+            cast(Any, SimpleNamespace(ledger=ledger, log=None, hand=hand)), lambda _: None, (), lambda: None
+        )
         for number, child in enumerate(children.workers):
             child.pid = 1000 + number
         children.workers[0].successor = 2000
