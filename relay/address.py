@@ -9,6 +9,8 @@ from typing import Final, NamedTuple, Self
 _IPV4_BYTES: Final = 4
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 
+_COMPATIBLE: Final = bytes(12)  # ::/96, RFC 4291 section 2.5.5.1
+
 
 class Address(NamedTuple):
     """One end of a connection. `host` is an IP address as accept(2) gives it; `str()` is the text of both."""
@@ -56,3 +58,18 @@ def network_of(packed: bytes, ipv4_bits: int, ipv6_bits: int) -> bytes:
 def unmap(packed: bytes) -> bytes:
     """The IPv4 address (4 bytes) inside an IPv4-mapped IPv6 address; any other address as it is."""
     return packed[12:] if len(packed) == 16 and packed.startswith(_MAPPED) else packed
+
+
+def map_host(packed: bytes) -> bytes:
+    """An address of 4 or 16 bytes as 16: IPv4 inside IPv6, which `unmap` takes out again."""
+    return _MAPPED + packed if len(packed) == 4 else packed
+
+
+def host_text(packed: bytes) -> str:
+    """An address of 4 or 16 bytes as accept(2) would give it; an IPv4-mapped one as IPv4."""
+    packed = unmap(packed)
+    if len(packed) == 4:
+        return ".".join(map(str, packed))
+    if packed.startswith(_COMPATIBLE) and packed[12:14] != b"\0\0":  # inet_ntop(3) writes their tail with dots
+        return "::" + ".".join(map(str, packed[12:]))
+    return str(IPv6Address(packed))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.address import Address, join_host_port, network_of, packed_host
+from relay.address import Address, host_text, join_host_port, map_host, network_of, packed_host, unmap
 
 PORT = st.integers(0, 65535)
 
@@ -60,3 +60,22 @@ def test_host_and_port() -> None:
 def test_what_has_no_port(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Address.parse(text)
+
+
+PACKED = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+SPARSE = st.lists(st.sampled_from([0, 0, 0, 1, 255]), min_size=16, max_size=16).map(bytes)
+
+
+@given(PACKED | SPARSE)
+def test_the_text_of_a_packed_address_is_the_kernels(packed: bytes) -> None:
+    """A client has one text, whoever tells of it: it is counted by that."""
+    own = unmap(packed)
+    expected = socket.inet_ntop(socket.AF_INET if len(own) == 4 else socket.AF_INET6, own)
+    assert host_text(packed) == expected
+    assert packed_host(expected) == own
+
+
+@given(PACKED)
+def test_an_address_inside_sixteen_bytes(packed: bytes) -> None:
+    assert len(map_host(packed)) == 16
+    assert unmap(map_host(packed)) == unmap(packed)

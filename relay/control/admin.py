@@ -29,6 +29,8 @@ from relay.control import answers, done
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
 from relay.errors import ConfigError, ListenError, OperatorError, os_reason
+from relay.kernel.accepting import Acceptor
+from relay.log import Logger
 
 SOCKET_MODE = 0o660  # the daemon's user and group, nobody else
 SOCKET_FIX = "create its directory (the unit in systemd/ does), or set `admin.socket` in instance.yaml"
@@ -99,8 +101,9 @@ async def serve_admin(
     dry_run: Callable[[], Awaitable[done.WouldReload]],
     upgrade: Callable[[], Awaitable[done.Upgrading]],
     discovery: Discovery,
-) -> web.AppRunner:
-    """Answer on the admin socket until the runner is cleaned up."""
+    log: Logger | None = None,
+) -> "Serving":
+    """Answer on the admin socket until it is cleaned up. `log` is told why nobody is let in."""
 
     async def get_status(_request: web.Request) -> web.Response:
         return web.json_response(status())
@@ -154,18 +157,18 @@ async def serve_admin(
     app.router.add_post("/v1/reload", post_reload)
     app.router.add_post("/v1/upgrade", post_upgrade)
     discovery.add_to(app, admin=True)
-    return await _run(app, listener)
+    return await serve(app, listener, log)
 
 
-async def serve_discovery(listener: socket.socket, discovery: Discovery) -> web.AppRunner:
-    """Answer what every program of this machine may ask until the runner is cleaned up."""
+async def serve_discovery(listener: socket.socket, discovery: Discovery, log: Logger | None = None) -> "Serving":
+    """Answer what every program of this machine may ask until it is cleaned up. `log`: as above."""
     app = web.Application(middlewares=[for_this_machine, errors_as_json])
     discovery.add_to(app, admin=False)
-    return await _run(app, listener, bounded_but_for=discovery.watches)
+    return await serve(app, listener, log, bounded_but_for=discovery.watches)
 
 
-async def serve_metrics(listener: socket.socket, collector: LedgerCollector) -> web.AppRunner:
-    """Answer scrapes until the runner is cleaned up."""
+async def serve_metrics(listener: socket.socket, collector: LedgerCollector, log: Logger | None = None) -> "Serving":
+    """Answer scrapes until it is cleaned up. `log`: as above."""
 
     async def get_metrics(_request: web.Request) -> web.Response:
         body = await asyncio.get_running_loop().run_in_executor(None, render, collector)
@@ -173,31 +176,54 @@ async def serve_metrics(listener: socket.socket, collector: LedgerCollector) -> 
 
     app = web.Application()
     app.router.add_get("/metrics", get_metrics)
-    return await _run(app, listener)
+    return await serve(app, listener, log)
 
 
-async def _run(
+async def serve(
     app: web.Application,
     listener: socket.socket,
+    log: Logger | None,
     bounded_but_for: Callable[[asyncio.BaseTransport], bool] | None = None,
-) -> web.AppRunner:
+) -> "Serving":
+    """Answer by this application until it is cleaned up, with a bound on connections but for those that are named."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    if bounded_but_for is None:
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
-        return runner
-    servers: list[asyncio.Server] = []
-
-    async def close(_app: web.Application) -> None:
-        for server in servers:
-            server.close()
-
-    app.on_shutdown.append(close)
     await runner.setup()
     assert runner.server is not None, "it is set up"
-    bounded = _Bounded(runner.server, bounded_but_for)
-    servers.append(await asyncio.get_running_loop().create_server(bounded.make, sock=listener, backlog=BACKLOG))
-    return runner
+    make = runner.server if bounded_but_for is None else _Bounded(runner.server, bounded_but_for).make
+    serving = Serving(runner, make, log)
+
+    async def close(_app: web.Application) -> None:
+        serving.close()
+
+    app.on_shutdown.append(close)
+    serving.move(listener)
+    return serving
+
+
+class Serving:
+    """An application that answers at a listening socket, until it is cleaned up."""
+
+    def __init__(self, runner: web.AppRunner, make: Callable[[], Any], log: Logger | None) -> None:
+        self.app = runner.app
+        self._runner = runner
+        self._make = make
+        self._log = log
+        self._acceptor: Acceptor | None = None
+
+    def move(self, listener: socket.socket) -> None:
+        """Answer there from now on. Who is being answered at the former one is answered to the end."""
+        listener.listen(BACKLOG)  # again: from now on SO_PEERCRED names this process (unix(7)), see admin_socket.py
+        self.close()
+        self._acceptor = Acceptor(listener, self._make, self._log)
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+
+    async def cleanup(self) -> None:
+        """End, a second after the last answer that is under way at the latest."""
+        await self._runner.cleanup()
 
 
 class _Bounded:

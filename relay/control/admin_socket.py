@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from aiohttp import web
-
-from relay.control.admin import BACKLOG, SOCKET_FIX, SOCKET_MODE
+from relay.control.admin import BACKLOG, SOCKET_FIX, SOCKET_MODE, Serving
 from relay.errors import OperatorError, os_reason
 from relay.kernel.aside import aside
 from relay.log import Logger
@@ -41,10 +39,10 @@ class Found:
 class AdminSocket:
     """Keeps the socket at `path`. `run` works until it is cancelled."""
 
-    def __init__(self, path: str, runner: web.AppRunner, hand: Callable[[socket.socket], bool], log: Logger) -> None:
-        """`runner` serves on the one that is there. `hand` gives a new one to the keeper; False: it has no room now."""
+    def __init__(self, path: str, serving: Serving, hand: Callable[[socket.socket], bool], log: Logger) -> None:
+        """`serving` answers at the one that is there. `hand` gives a new one to the keeper; False: it has no room now."""
         self._path = path
-        self._runner = runner
+        self._serving = serving
         self._hand = hand
         self._log = log
         self._place: Place | None = None
@@ -77,7 +75,8 @@ class AdminSocket:
                 trouble += " does not come here: remove it or move it away, and it is made again within seconds"
             elif found.place is None:
                 listener, self._place = await aside(partial(make, self._path))
-                await self._serve(listener)
+                self._serving.move(listener)
+                self._unhanded = listener
                 self._log.event("warning", "admin socket", message=f"{self._path} was gone; it is there again")
             else:
                 self._place = found.place
@@ -90,14 +89,6 @@ class AdminSocket:
         if trouble not in ("", self._said):
             self._log.event("error", "admin socket", message=trouble)
         self._said = trouble
-
-    async def _serve(self, listener: socket.socket) -> None:
-        """Answer there from now on. Who is being answered on the former one is answered to the end."""
-        former = list(self._runner.sites)
-        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
-        self._unhanded = listener
-        for site in former:
-            await site.stop()
 
 
 def find(path: str, place: Place | None) -> Found:

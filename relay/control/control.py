@@ -92,7 +92,7 @@ class Control:
         loop.add_reader(inherited.keeper.fileno(), self._on_keeper)
         for sock in inherited.workers:
             loop.add_reader(sock.fileno(), self._on_worker, sock)
-        runners = [
+        serving = [
             await admin.serve_admin(
                 inherited.listeners["admin"],
                 status=self._status,
@@ -105,14 +105,15 @@ class Control:
                 dry_run=self._dry_run,
                 upgrade=self._upgrade,
                 discovery=self._discovery,
+                log=self._log,
             )
         ]
         if (listener := inherited.listeners.get("discovery")) is not None:
-            runners.append(await admin.serve_discovery(listener, self._discovery))
+            serving.append(await admin.serve_discovery(listener, self._discovery, self._log))
         if (listener := inherited.listeners.get("metrics")) is not None:
             collector = LedgerCollector(self._ledger, self._in_force)
-            runners.append(await admin.serve_metrics(listener, collector))
-        self._admin_socket = AdminSocket(inherited.settings.admin.socket, runners[0], self._hand_socket, self._log)
+            serving.append(await admin.serve_metrics(listener, collector, self._log))
+        self._admin_socket = AdminSocket(inherited.settings.admin.socket, serving[0], self._hand_socket, self._log)
         self._naming.follow(self._discovery.fleet())
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
@@ -124,8 +125,8 @@ class Control:
         if self._follower is not None:
             await self._follower.close(leave=is_draining(self._ledger))
         await self._naming.end()
-        for runner in runners:
-            await runner.cleanup()
+        for each in serving:
+            await each.cleanup()
         for sock in (inherited.keeper, *inherited.workers):
             loop.remove_reader(sock.fileno())
 

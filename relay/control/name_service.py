@@ -47,7 +47,7 @@ class Naming:
     async def serve(self, udp: socket.socket, tcp: socket.socket) -> None:
         """Answer on these sockets; `follow` must have been told before."""
         assert self._zone is not None, "see above"
-        self._server = await serve_names(udp, tcp, self._zone.answer)
+        self._server = await serve_names(udp, tcp, self._zone.answer, self._log)
 
     def follow(self, fleet: Fleet) -> None:
         """Go by this roster and this health from now on. Costs next to nothing when neither has changed."""

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from relay.address import Address
 from relay.config.roster import EDGE, Roster, split_instance
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 
 if TYPE_CHECKING:  # whoever reads an answer must not wait for pydantic
     from relay.config.model import Service

@@ -35,7 +35,8 @@ from relay.kernel.sockets import (
     reset_on_close,
 )
 from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Flag, State, Word
-from relay.ledger.ledger import NO_PIPE, FlowRecord, owner_of
+from relay.ledger.ledger import NO_PIPE, owner_of
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
@@ -240,6 +241,7 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
         via=edge,
         probe=bool(record.flags & Flag.PROBE),
         asks=asking.LINE if asks_line else _ASKED.get(record.flags & Flag.ASKS_TAKEN, asking.NOTHING),
+        came_to=record.came_to,
     )
 
 

@@ -19,7 +19,7 @@ from relay.kernel.byte_counts import sent_bytes, taken_bytes
 from relay.kernel.poller import BROKEN, READ
 from relay.kernel.sockets import AnySocket, hear_beyond, is_gone, no_delay
 from relay.ledger.layout import State
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
 

@@ -47,6 +47,10 @@ class OpenFlow(Protocol):
     via: str
     stage: Stage
 
+    @property
+    def brings_nobody(self) -> bool:
+        """Whether it is an edge's own, or has yet to say whose it is."""
+
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether bytes move between its client and an instance at one of these addresses."""
 

@@ -26,7 +26,7 @@ from relay.kernel.sockets import (
     target_socket,
 )
 from relay.ledger.layout import State
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
 

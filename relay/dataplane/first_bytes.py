@@ -8,21 +8,41 @@ from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 from relay.kernel.sockets import AnySocket, hear_beyond
 from relay.steps import step
 
+LOOKS_MAX: Final = 512
+"""How often what has come is looked at before the client is refused: each look copies all of it out of the kernel anew.
+
+No client comes near that. The longest hello that is taken fits 456 segments of 36 bytes, the smallest that Linux makes
+(net.ipv4.tcp_min_snd_mss, less the timestamps); one with post-quantum keys fits 50 of them, and 4 of an ordinary size. A
+line that somebody types may have as many characters as this.
+"""
+
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
+_WHAT: Final = {"http": "HTTP request line", "https": "TLS ClientHello"}
 
 Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
+SoFar = httphead.HttpHeadSoFar | clienthello.HelloSoFar
+
+
+def so_far(protocol: str) -> SoFar:
+    """What looks at a connection from its second look on, which need not read again what it has read: see `first_bytes`."""
+    return httphead.HttpHeadSoFar() if protocol == "http" else clienthello.HelloSoFar()
+
+
+def too_many_looks(protocol: str = "") -> Reject:
+    """The verdict on what is not whole after LOOKS_MAX looks; without a protocol, on a PROXY header."""
+    return Reject(f"no {_WHAT.get(protocol, 'PROXY header')} within {LOOKS_MAX} looks: it comes in too many pieces")
 
 
 @step
-def first_bytes(client: AnySocket, protocol: str, seen_bytes: int) -> tuple[Verdict, int]:
+def first_bytes(client: AnySocket, protocol: str, seen_bytes: int, before: SoFar | None = None) -> tuple[Verdict, int]:
     """The verdict on what has come so far, as `protocol` (http, https), and how many bytes that is.
 
-    `seen_bytes` had come the last time.
+    `seen_bytes` had come the last time. `before` has seen what had come at the looks before, or nothing yet.
 
     Raises BlockingIOError when nothing has come, and another OSError when the connection is broken.
     """
     data = client.recv(clienthello.LIMIT_BYTES, socket.MSG_PEEK)
-    verdict = _PARSERS[protocol](data)
+    verdict = _PARSERS[protocol](data) if before is None else before.look(data)
     _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
     return verdict, len(data)
 

@@ -33,7 +33,7 @@ class Flow:
     """One connection from accept to close. Its stages read the facts; `stand` and `cut` change where it stands."""
 
     __slots__ = (
-        "asks", "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "reason", "record",
+        "asks", "came_to", "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "reason", "record",
         "route", "source", "stage", "started_ns", "state", "via",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Flow:
         via: str = "",
         probe: bool = False,
         asks: int = asking.NOTHING,
+        came_to: Address | None = None,
     ) -> None:
         """`state`: where a dead worker left it, which has counted it as accepted. The flow is in `context` from here on."""
         self.context = context
@@ -61,6 +62,7 @@ class Flow:
         self.peer = peer
         self.via = via  # the edge's address, of a client that came by one
         self.probe = probe  # it is the edge's own: does the application take connections
+        self.came_to = came_to  # where its client connected to, as the edge says; None: nobody said
         self.asks = asks  # what the edge wants to be told: envelope/asking.py
         self.route = Route(gate, context.now_ns)
         self.record = record  # its place in the ledger
@@ -101,7 +103,12 @@ class Flow:
         gate.accepted()
 
     def local(self) -> Address:
-        """Where the client has connected to; the endpoint's port, where the connection came by its name. Raises OSError."""
+        """Where the client has connected to: at its edge, where that has said so.
+
+        The endpoint's port, where the connection came by its name. Raises OSError.
+        """
+        if self.came_to is not None:
+            return self.came_to
         host, port = self.client.getsockname()[:2]
         return Address(host, self.gate.declared.listen_port if port == self.context.relay_port else port)
 
@@ -123,6 +130,11 @@ class Flow:
         context.ledger.observe_connect(self.gate.counts_at, self.connect_s)
         if self.gate.held:
             self.gate.reached(self.client)
+
+    @property
+    def brings_nobody(self) -> bool:
+        """Whether it is an edge's own question, or the edge has yet to say whose it is."""
+        return self.probe or self.state == State.HEADER
 
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether bytes move between its client and an instance at one of these addresses."""

@@ -25,7 +25,7 @@ from relay.kernel.sockets import (
     unsent_bytes,
 )
 from relay.ledger.layout import CLEAN_CAUSES, Flag, State
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so

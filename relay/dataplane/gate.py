@@ -87,9 +87,12 @@ class Gate:
             permit = self._verdicts[source] = self._envelope.decide(packed_host(source)).permit
         return permit
 
-    def keeps(self, source: str, via: str) -> bool:
-        """Whether an open connection may stay open: of `source`, which came by the edge's address `via` ("": directly)."""
-        if self._edges and (via not in self._edges or source == via):
+    def keeps(self, source: str, via: str, *, brings_nobody: bool = False) -> bool:
+        """Whether an open connection may stay open: of `source`, which came by the edge's address `via` ("": directly).
+
+        `brings_nobody`: the edge's own question, or it has yet to say whose the connection is.
+        """
+        if self._edges and (via not in self._edges or brings_nobody):
             return via in self._edges
         return self.audits or self.permits(source)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
 
-from relay.address import Address
+from relay.address import Address, host_text
 from relay.dataplane import first_bytes
 from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
@@ -17,9 +17,9 @@ from relay.envelope import asking
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
-from relay.kernel.sockets import address_text, hear_beyond
+from relay.kernel.sockets import hear_beyond
 from relay.ledger.layout import DaemonWord, Flag, State
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
 
@@ -52,19 +52,25 @@ def _go_on(flow: Flow) -> None:
 class Greeting(Stage):
     """Waits for the client's first bytes. HEADER: those that its edge sends before them; LOOK: its own."""
 
-    __slots__ = ("_deadline_s", "_looked_bytes")
+    __slots__ = ("_deadline_s", "_looked_bytes", "_looks", "_protocol", "_so_far")
 
     flow: Flow
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self._looked_bytes = 0
+        self._looks = 0
+        self._protocol = ""  # that what comes is held against, also when another one is declared meanwhile
+        self._so_far: first_bytes.SoFar | None = None
         self._deadline_s = flow.tick_until(flow.gate.declared.first_byte_s)
 
     def expect(self, state: int) -> None:
         """Wait in HEADER or LOOK until enough has come."""
         self.flow.stand(self, state)
-        self.flow.watch_client(READ | PEER_FIN, self._on_header if state == State.HEADER else self._on_first_bytes)
+        if state == State.HEADER:
+            return self.flow.watch_client(READ | PEER_FIN, self._on_header)
+        self._protocol = self.flow.gate.declared.protocol
+        return self.flow.watch_client(READ | PEER_FIN, self._on_first_bytes)
 
     @step
     def resume(self, record: FlowRecord) -> None:
@@ -73,6 +79,8 @@ class Greeting(Stage):
         hear_beyond(client, 0)
         if record.state == State.HEADER and taken_bytes(client):
             self._identified(Address.parse(record.peer))
+        elif record.state == State.LOOK and self.flow.gate.declared.protocol == "tcp":  # since a reload
+            Dialling(self.flow).start()
         else:
             self.expect(record.state)
 
@@ -82,23 +90,26 @@ class Greeting(Stage):
         header = self._judged(events, partial(first_bytes.header, flow.client))
         if header is None:
             return
-        flow.probe = header.src is None
-        peer = flow.peer if header.src is None else Address(address_text(header.src), header.src_port)
+        flow.probe = header.is_local
+        peer = flow.peer if header.src is None else Address(host_text(header.src), header.src_port)
         asked = asking.asked_in(header.tlvs)
         flow.asks = asked if flow.probe or asked == asking.TAKEN else asking.NOTHING
         names_endpoint = flow.gate.declared.type == "relay" and flow.asks != asking.LINE
         gate = endpoint_of(flow, header.tlvs, peer) if names_endpoint else flow.gate
         if gate is None:
             return
+        if gate.declared.edges and header.dst is not None:  # whoever else brings a client was not dialled by it
+            flow.came_to = Address(host_text(header.dst), header.dst_port)
         # First who it is and for what, then the header goes: `resume` asks the kernel whether it did.
-        flow.context.ledger.identify(flow.record, str(peer), _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0))
+        flags = _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0)
+        flow.context.ledger.identify(flow.record, peer, flags, flow.came_to)
         if gate is not flow.gate:
             flow.pass_on(gate)
         first_bytes.take(flow.client, header.length)
         self._identified(peer)
 
     def _identified(self, peer: Address) -> None:
-        """The edge has said who the client is; itself, for a probe."""
+        """The edge has said who the client is: itself, for a probe, and where it knows of none."""
         flow = self.flow
         context, gate = flow.context, flow.gate
         if flow.asks == asking.LINE:
@@ -130,7 +141,10 @@ class Greeting(Stage):
     def _on_first_bytes(self, events: int) -> None:
         """Look at what the client has sent so far, and leave it in the socket."""
         flow = self.flow
-        if self._judged(events, partial(first_bytes.first_bytes, flow.client, flow.gate.declared.protocol)) is not None:
+        if self._looks and self._so_far is None:  # most need no second one
+            self._so_far = first_bytes.so_far(self._protocol)
+        look = partial(first_bytes.first_bytes, flow.client, self._protocol, before=self._so_far)
+        if self._judged(events, look) is not None:
             Dialling(flow).start()
 
     def _judged(self, events: int, look: Callable[[int], tuple[Incomplete | Reject | _Right, int]]) -> _Right | None:
@@ -143,6 +157,9 @@ class Greeting(Stage):
         except OSError:
             flow.cut("client_reset")
             return None
+        self._looks += 1
+        if isinstance(verdict, Incomplete) and self._looks >= first_bytes.LOOKS_MAX:
+            verdict = first_bytes.too_many_looks(self._protocol)
         if isinstance(verdict, Reject):
             flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
             self._refuse("protocol")

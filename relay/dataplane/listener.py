@@ -2,7 +2,7 @@
 
 A refused connection is closed with a reset, and nothing was dialled for it. Running out of descriptors or memory
 pauses accepting for a moment: clients wait in the backlog, nobody is accepted and then dropped, nothing spins, and the
-listening socket stays.
+listening socket stays. Where the kernel refuses one socket's connections, that one alone rests, until the next tick.
 
 A worker that has its share of all connections (share.py) stands back: it still hears of every client, once, but leaves
 him to the others, and takes him when after a tick he still waits. Nobody can be left to a worker that does not know of
@@ -23,6 +23,7 @@ from relay.dataplane.greeting import begin
 from relay.dataplane.share import NOBODY
 from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
+from relay.kernel.accepting import SAID_S, is_over, refusal
 from relay.kernel.listening import BACKLOG
 from relay.kernel.poller import EDGE, EXCLUSIVE, READ
 from relay.kernel.sockets import (
@@ -34,6 +35,7 @@ from relay.kernel.sockets import (
     not_blocking,
     wake_watchers,
 )
+from relay.ledger.layout import Word
 from relay.steps import step
 
 _NO_NEWCOMERS: Final = newcomers_filter()
@@ -56,6 +58,7 @@ class Listener:
         self._filter: str | None = None  # on the socket; None: whatever a predecessor left
         self._dropped_seen = 0
         self._turned_away = False
+        self._refused_said_s = -SAID_S
 
     def serve(self, gate: Gate) -> None:
         """Ask this gate from now on; and have the kernel drop whom its envelope denies, where it is so declared.
@@ -101,11 +104,13 @@ class Listener:
 
     def resume(self) -> None:
         """Accept from now on, until this worker has its share."""
+        self._context.left.discard(self.resume)
         if not self._watched:
             self._watch(_ACCEPT)
 
     def pause(self) -> None:
         """Accept no more for now; clients wait in the backlog, or for another worker."""
+        self._context.left.discard(self.resume)
         self._watch(0)
 
     def _watch(self, interest: int) -> None:
@@ -172,6 +177,7 @@ class Listener:
         """Accept a burst, until there are `most` flows; whether there may be more to accept."""
         context, flows = self._context, self._context.flows
         now_ns = context.now_ns()
+        over = 0  # in a row
         for _ in range(_BURST):
             if len(flows) >= most:
                 return True
@@ -186,9 +192,27 @@ class Listener:
                 if error.errno in CAPACITY:
                     context.exhausted(errno.errorcode[error.errno])
                     return False
+                over += 1
+                if not is_over(error, over):
+                    self._rest(error)
+                    return False
                 continue  # that client's connection broke while it waited; accept(2) says to take the next one
+            over = 0
             self.take(fd, address, now_ns)
         return True
+
+    def _rest(self, error: OSError) -> None:
+        """The kernel refuses, and would again at once: ask it again at the next tick. Other ports are not to blame."""
+        context = self._context
+        context.ledger[Word.ACCEPT_PAUSES] += 1
+        now_s = context.now_s()
+        if now_s - self._refused_said_s >= SAID_S:
+            self._refused_said_s = now_s
+            name, active = self.gate.declared.name, len(context.flows)
+            context.log.event("warning", "accept paused", endpoint=name, message=refusal(error), active=active)
+        if self._watched:
+            self._watch(0)
+            context.left.add(self.resume)
 
     @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:

@@ -56,6 +56,6 @@ class Redecision:
         declared = flow.gate.declared
         if declared.name not in self._declared:
             return "revoked"
-        if not flow.gate.keeps(flow.source, flow.via):
+        if not flow.gate.keeps(flow.source, flow.via, brings_nobody=flow.brings_nobody):
             return "gone" if declared.type == "internal" and flow.source in self._gone else "revoked"
         return "gone" if self._gone and flow.is_with(self._gone) else ""

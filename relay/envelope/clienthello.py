@@ -1,5 +1,6 @@
 """The first message of a TLS connection, as far as relay needs it: is it one, for which name, for which protocols."""
 
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +18,10 @@ _CONTENT_HANDSHAKE = 22  # RFC 8446 section 5.1
 _CLIENT_HELLO = 1  # RFC 8446 section 4
 _EXTENSION_SERVER_NAME = 0  # RFC 6066 section 3
 _EXTENSION_ALPN = 16  # RFC 7301 section 3.1
+_EXTENSION_HEADER = struct.Struct("!HH")  # RFC 8446 section 4.2: type and length
+_READ = (_EXTENSION_SERVER_NAME, _EXTENSION_ALPN)
 _NAME_TYPE_HOST = 0  # RFC 6066 section 3, the only one there is
+_PAST_THE_END = "a field that reaches past the end of what holds it"
 _HOST_MAX_BYTES = 255  # RFC 1035 section 2.3.4: no DNS name is longer
 
 
@@ -47,33 +51,7 @@ def look(data: bytes) -> Incomplete | Hello | Reject:
     Version numbers are not judged beyond the record's 3: between client and server, supported_versions decides.
     Source: RFC 8446 sections 4.1.2, 4.2 and 5.1; RFC 6066 section 3; RFC 7301 section 3.1.
     """
-    message, wrong_record = _unframe(data[:LIMIT_BYTES])
-    try:
-        return _hello(message)
-    except _Wrong as wrong:
-        return Reject(f"no TLS ClientHello: {wrong}")
-    except _Short:
-        # Judged last: a message that is whole, or wrong in itself, is not changed by the record after it.
-        if wrong_record:
-            return Reject(f"no TLS ClientHello: {wrong_record}")
-        if len(data) >= LIMIT_BYTES:
-            return Reject(f"no TLS ClientHello within {LIMIT_BYTES} bytes")
-        return INCOMPLETE
-
-
-def _unframe(data: bytes) -> tuple[bytes, str]:
-    """The handshake bytes up to the first wrong record or the end of `data`, and what is wrong with it (or "")."""
-    message = bytearray()
-    at = 0
-    while at < len(data):
-        header = data[at : at + _RECORD_HEADER_BYTES]
-        if wrong := _wrong_record(header):
-            return bytes(message), wrong
-        length = int.from_bytes(header[3:], "big")
-        at += _RECORD_HEADER_BYTES
-        message += data[at : at + length]
-        at += length
-    return bytes(message), ""
+    return HelloSoFar().look(data)
 
 
 def _wrong_record(header: bytes) -> str:
@@ -100,7 +78,7 @@ class _Reader:
         """The next `length` bytes. Raises _Wrong if they reach past `end`, _Short if they have not come."""
         start, self.at = self.at, self.at + length
         if self.at > self.end:
-            raise _Wrong("a field that reaches past the end of what holds it")
+            raise _Wrong(_PAST_THE_END)
         if self.at > len(self.data):
             raise _Short
         return self.data[start : self.at]
@@ -116,44 +94,108 @@ class _Reader:
         return self.take(length)
 
 
-def _hello(message: bytes) -> Hello:
-    reader = _Reader(message, _MESSAGE_HEADER_BYTES)
-    kind = reader.number(1)
-    if kind != _CLIENT_HELLO:
-        raise _Wrong(f"a handshake message of type {kind}")
-    length = reader.number(3)
-    if length > _RECORD_MAX_BYTES - _MESSAGE_HEADER_BYTES:
-        raise _Wrong(f"a message of {length} bytes, more than a record holds")
-    reader.end += length
-    reader.take(2 + 32)  # legacy_version, random
-    reader.vector(1, 0, 32)  # legacy_session_id
-    if len(reader.vector(2, 2, 2**16 - 2)) % 2:
-        raise _Wrong("half a cipher suite")
-    reader.vector(1, 1, 2**8 - 1)  # legacy_compression_methods
-    # TLS 1.2 and before allow a hello without the extensions block (RFC 5246 section 7.4.1.2).
-    if reader.at == reader.end:
-        return Hello(None, ())
-    return _extensions(reader)
+class HelloSoFar(_Reader):
+    """A ClientHello that comes in pieces: each look reads on where the one before stopped."""
 
+    __slots__ = ("_alpn", "_extensions_at", "_left_bytes", "_message", "_sni", "_wire_at", "_wrong_record")
 
-def _extensions(reader: _Reader) -> Hello:
-    if reader.number(2) != reader.end - reader.at:
-        raise _Wrong("extensions that do not end where the message does")
-    sni: str | None = None
-    alpn: tuple[str, ...] = ()
-    while reader.at < reader.end:
-        header = reader.number(4)
-        kind, body = header >> 16, reader.take(header & 0xFFFF)
+    def __init__(self) -> None:
+        self._message = bytearray()  # what the records hold, up to the first wrong one
+        super().__init__(b"", _MESSAGE_HEADER_BYTES)
+        self._wire_at = 0  # so much of what has come is in the message
+        self._left_bytes = 0  # of the record that this is in the midst of
+        self._wrong_record = ""
+        self._extensions_at = 0  # the first extension that was not whole; 0: what comes before them was not
+        self._sni: str | None = None
+        self._alpn: tuple[str, ...] = ()
+
+    def look(self, data: bytes) -> Incomplete | Hello | Reject:
+        """As `look` of this module, of all that has come: `data` begins with what it was at the look before."""
+        if not self._wrong_record:
+            self._unframe(data[:LIMIT_BYTES])
+        try:
+            return self._read()
+        except _Wrong as wrong:
+            return Reject(f"no TLS ClientHello: {wrong}")
+        except _Short:
+            # Judged last: a message that is whole, or wrong in itself, is not changed by the record after it.
+            if self._wrong_record:
+                return Reject(f"no TLS ClientHello: {self._wrong_record}")
+            if len(data) >= LIMIT_BYTES:
+                return Reject(f"no TLS ClientHello within {LIMIT_BYTES} bytes")
+            return INCOMPLETE
+
+    def _unframe(self, data: bytes) -> None:
+        at, left = self._wire_at, self._left_bytes
+        while at < len(data):
+            if not left:
+                header = data[at : at + _RECORD_HEADER_BYTES]
+                self._wrong_record = _wrong_record(header)
+                if self._wrong_record or len(header) < _RECORD_HEADER_BYTES:
+                    break
+                left = int.from_bytes(header[3:], "big")
+                at += _RECORD_HEADER_BYTES
+            part = data[at : at + left]
+            self._message += part
+            at += len(part)
+            left -= len(part)
+        self._wire_at, self._left_bytes = at, left
+
+    def _read(self) -> Hello:
+        """Raises _Wrong, and _Short."""
+        self.data = bytes(self._message)  # of a bytearray every number is dear; copying is what the kernel does as well
+        # TLS 1.2 and before allow a hello without the extensions block (RFC 5246 section 7.4.1.2).
+        if not self._extensions_at and not self._read_up_to_extensions():
+            return Hello(None, ())
+        # Written out: a hello has a dozen, and most are passed over.
+        data, end, have = self.data, self.end, len(self.data)
+        at = self._extensions_at
+        while at < end:
+            kind, after = 0, at + _EXTENSION_HEADER.size
+            if after <= have:
+                kind, length = _EXTENSION_HEADER.unpack_from(data, at)
+                after += length
+            if after > end:
+                raise _Wrong(_PAST_THE_END)
+            if after > have:
+                raise _Short
+            if kind in _READ:
+                self._read_extension(kind, data[at + _EXTENSION_HEADER.size : after])
+            at = self._extensions_at = after
+        return Hello(self._sni, self._alpn)
+
+    def _read_up_to_extensions(self) -> bool:
+        """All that comes before them, from the start: it is short. Whether there are any."""
+        self.at, self.end = 0, _MESSAGE_HEADER_BYTES
+        kind = self.number(1)
+        if kind != _CLIENT_HELLO:
+            raise _Wrong(f"a handshake message of type {kind}")
+        length = self.number(3)
+        if length > _RECORD_MAX_BYTES - _MESSAGE_HEADER_BYTES:
+            raise _Wrong(f"a message of {length} bytes, more than a record holds")
+        self.end += length
+        self.take(2 + 32)  # legacy_version, random
+        self.vector(1, 0, 32)  # legacy_session_id
+        if len(self.vector(2, 2, 2**16 - 2)) % 2:
+            raise _Wrong("half a cipher suite")
+        self.vector(1, 1, 2**8 - 1)  # legacy_compression_methods
+        if self.at == self.end:
+            return False
+        if self.number(2) != self.end - self.at:
+            raise _Wrong("extensions that do not end where the message does")
+        self._extensions_at = self.at
+        return True
+
+    def _read_extension(self, kind: int, body: bytes) -> None:
         # Section 4.2 forbids repetition. Here it would let the server see another name than relay did.
         if kind == _EXTENSION_SERVER_NAME:
-            if sni is not None:
+            if self._sni is not None:
                 raise _Wrong("two server_name extensions")
-            sni = _server_name(body)
+            self._sni = _server_name(body)
         elif kind == _EXTENSION_ALPN:
-            if alpn:
+            if self._alpn:
                 raise _Wrong("two ALPN extensions")
-            alpn = _protocols(body)
-    return Hello(sni, alpn)
+            self._alpn = _protocols(body)
 
 
 def _server_name(body: bytes) -> str:

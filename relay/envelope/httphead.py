@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 
@@ -64,3 +65,33 @@ def look(data: bytes) -> Incomplete | HttpHead | Reject:
     if len(data) >= LIMIT_BYTES:
         return Reject(f"no HTTP request line within {LIMIT_BYTES} bytes")
     return INCOMPLETE
+
+
+# What only more of may come, where the line stands that is not whole: by how many spaces are in it.
+_MORE_OF: Final = (re.compile(_METHOD), re.compile(_TARGET))
+_MORE_EMPTY_LINES: Final = re.compile(_EMPTY_LINES + b"\r?")
+
+
+class HttpHeadSoFar:
+    """A request line that comes in pieces: while each is more of the method, the target or empty lines, it alone is read."""
+
+    __slots__ = ("_at", "_more")
+
+    def __init__(self) -> None:
+        self._more: re.Pattern[bytes] | None = None  # what can come and change nothing; None: anything may
+        self._at = 0  # from here on it is that
+
+    def look(self, data: bytes) -> Incomplete | HttpHead | Reject:
+        """As `look` of this module, of all that has come: `data` begins with what it was at the look before."""
+        more, end = self._more, len(data)
+        if more is None or end >= LIMIT_BYTES or not more.fullmatch(data, self._at):
+            verdict = look(data)
+            if verdict is not INCOMPLETE:
+                return verdict
+            spaces = data.count(b" ")
+            if not data.strip(b"\r\n"):
+                self._more = _MORE_EMPTY_LINES
+            else:
+                self._more = _MORE_OF[spaces] if spaces < len(_MORE_OF) and data[-1:] != b" " else None
+        self._at = end - data.endswith(b"\r")  # with its LF it is an empty line
+        return INCOMPLETE

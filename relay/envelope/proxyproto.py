@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from relay.address import unmap
+from relay.address import map_host, unmap
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 
 V1_LIMIT_BYTES = 107
@@ -44,6 +44,8 @@ class Header:
     `src` and `dst` are packed addresses (IPv4-mapped ones as the 4 bytes of IPv4), with their TCP ports. Both are None,
     and the ports 0, where the header names no TCP client (UNKNOWN, LOCAL, UNSPEC, datagrams, Unix sockets): then the
     connection's own addresses hold. `length` is the header's exact length in bytes, `version` is 1 or 2.
+
+    `is_local`: the sender made the connection for itself (the command LOCAL). Every other one is somebody's, named or not.
     """
 
     src: bytes | None
@@ -53,6 +55,7 @@ class Header:
     length: int
     version: int
     tlvs: bytes = b""  # behind a TCP client's addresses, and of a LOCAL header without any
+    is_local: bool = False
 
 
 def local_v2(tlvs: bytes = b"") -> bytes:
@@ -156,8 +159,9 @@ def _parse_v2(data: bytes) -> Incomplete | Header | Reject:
         src, dst, src_port, dst_port = block.unpack_from(data, _V2_FIXED.size)
         tlvs = data[_V2_FIXED.size + block.size : length]
         return Header(unmap(src), src_port, unmap(dst), dst_port, length, 2, tlvs)
-    tlvs = data[_V2_FIXED.size : length] if command == _V2_LOCAL and not family else b""
-    return Header(None, 0, None, 0, length, 2, tlvs)
+    is_local = command == _V2_LOCAL
+    tlvs = data[_V2_FIXED.size : length] if is_local and not family else b""
+    return Header(None, 0, None, 0, length, 2, tlvs, is_local)
 
 
 def _v2_known(family: int) -> bool:
@@ -180,11 +184,7 @@ def _one_family(src: bytes, dst: bytes) -> tuple[bytes, bytes]:
             raise ValueError(f"a packed address has 4 or 16 bytes, not {len(packed)}")
     if len(src) == len(dst):
         return src, dst
-    return _mapped(src), _mapped(dst)
-
-
-def _mapped(packed: bytes) -> bytes:
-    return bytes(10) + b"\xff\xff" + packed if len(packed) == 4 else packed
+    return map_host(src), map_host(dst)
 
 
 def _text(packed: bytes) -> str:

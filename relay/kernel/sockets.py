@@ -172,11 +172,6 @@ def _met_itself(target: SocketType) -> bool:
     return bool(target.getsockname() == target.getpeername())
 
 
-def address_text(packed_address: bytes) -> str:
-    """An address of 4 or 16 bytes as accept(2) would give it."""
-    return socket.inet_ntop(socket.AF_INET if len(packed_address) == 4 else socket.AF_INET6, packed_address)
-
-
 def unsent_bytes(sock: AnySocket) -> int:
     """Bytes in the send buffer that the peer has not acknowledged: tcp(7), SIOCOUTQ."""
     return _ioctl_int(sock.fileno(), termios.TIOCOUTQ)

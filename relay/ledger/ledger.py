@@ -19,12 +19,12 @@ import struct
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
+from relay.address import Address
 from relay.errors import RelayBug
-from relay.ledger import source_tables
+from relay.ledger import record, source_tables
 from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
@@ -47,36 +47,10 @@ from relay.ledger.layout import (
     TargetCount,
     Word,
 )
+from relay.ledger.record import FlowRecord
 from relay.steps import step
 
-
-@dataclass(slots=True)
-class FlowRecord:
-    """One flow as the ledger tells it. Byte counts are at most a second old.
-
-    Not frozen: that makes one take three times as long, and a new worker makes thousands while clients wait.
-    """
-
-    worker: int
-    index: int
-    state: int
-    slot: int
-    client_fd: int
-    target_fd: int  # -1: none
-    up_pipe: tuple[int, int]  # its ends; (-1, -1): none
-    down_pipe: tuple[int, int]
-    flags: int
-    target_slot: int  # -1: none, or not on an edge
-    started_ns: int  # CLOCK_MONOTONIC
-    received_bytes: int
-    sent_bytes: int
-    peer: str
-
-
-# state, slot, client fd, target fd, the ends of both pipes, started, received, sent, flags, target's slot, the peer's text
-# ("[ffff:…%interface]:65535" fits)
-_RECORD: Final = struct.Struct("=IIiiiiiiQQQIi64s")
-# The same less the state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
+# A record less its state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
 _BODY: Final = struct.Struct("=Iii16sQ20si64s")
 _NO_PIPES: Final = struct.pack("=iiii", -1, -1, -1, -1)
 _NOTHING: Final = bytes(20)
@@ -93,8 +67,6 @@ _BYTES: Final = 5  # of the record's words
 _LOW_BYTE: Final = 0 if sys.byteorder == "little" else _INT - 1
 _ENDED: Final = {cause: n << Flag.CAUSE_SHIFT for n, cause in enumerate(CAUSES)}
 _LOW_FLAGS: Final = (1 << Flag.CAUSE_SHIFT) - 1
-_PEER_OFFSET: Final = 64
-_PEER: Final = struct.Struct("64s")
 
 NO_PIPE: Final = (-1, -1)
 
@@ -324,9 +296,13 @@ class WorkerLedger:
         self._ints[index * _RECORD_INTS + _FLAGS] |= flags
 
     @step
-    def identify(self, index: int, peer: str, flags: int) -> None:
-        """The flow's client is `peer`, as the edge says. Before the header that says so is taken from the socket."""
-        _PEER.pack_into(self._bytes, index * RECORD_BYTES + _PEER_OFFSET, peer.encode())
+    def identify(self, index: int, peer: Address, flags: int, came_to: Address | None = None) -> None:
+        """The flow's client is `peer`, and connected to `came_to`, as the edge says; None: it does not say that.
+
+        Before the header that says so is taken from the socket.
+        """
+        at = index * RECORD_BYTES + record.CLIENT_AT
+        self._bytes[at : at + record.CLIENT_BYTES] = record.named(peer, came_to)
         self.flag(index, flags)
 
     @step
@@ -364,27 +340,8 @@ class WorkerLedger:
         # The first byte of a record is its state. After a busy day most are free, and a new worker must not look at each.
         states = memory[first + _LOW_BYTE : first + high * RECORD_BYTES : RECORD_BYTES]
         for index in [index for index, at in enumerate(states) if (at if state is None else at == state)]:
-            now, slot, client, target, up_r, up_w, down_r, down_w, started, received, sent, flags, aimed, peer = (
-                _RECORD.unpack_from(memory, first + index * RECORD_BYTES)
-            )
-            if now == State.FREE:  # meanwhile
-                continue
-            yield FlowRecord(
-                self.index,
-                index,
-                now,
-                slot,
-                client,
-                target,
-                (up_r, up_w),
-                (down_r, down_w),
-                flags,
-                aimed,
-                started,
-                received,
-                sent,
-                peer.rstrip(b"\0").decode(errors="replace"),
-            )
+            if (found := record.read(memory, first + index * RECORD_BYTES, self.index, index)) is not None:
+                yield found  # else it was freed meanwhile
 
 
 def _holder(name: str) -> int:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from relay.address import join_host_port
 from relay.errors import ListenError, os_reason
+from relay.kernel.accepting import Acceptor, Resting, is_over
+from relay.log import Logger
 from relay.names.wire import HEADER_BYTES, QUERY_MAX_BYTES, rcode_of
 
 CONNECTIONS_MAX: Final = 128  # a resolver that asks by TCP has one open, for a moment
@@ -23,6 +25,8 @@ IDLE_S: Final = 10.0
 _SWEEP_S: Final = 1.0
 _BACKLOG: Final = 128
 _SOCKET_BYTES: Final = 65_536  # one answer, and more queries than are asked at once; left alone, it grows to megabytes
+_DATAGRAMS: Final = 32  # answered in one turn
+_DATAGRAM_BYTES: Final = 65_535
 _LENGTH_BYTES: Final = 2  # in front of each message over TCP (RFC 1035 section 4.2.2)
 _RESOLVED: Final = ("127.0.0.53", "127.0.0.54")  # systemd-resolved.service(8): its stub, and its proxy
 
@@ -68,12 +72,16 @@ def _fix(error: OSError, host: str, port: int) -> str:
     return f"set another loopback address in {key}, or remove it"
 
 
-async def serve_names(udp: socket.socket, tcp: socket.socket, answer: Answer) -> "NamesServer":
-    """Answer on both sockets until the server is closed; it closes them too. What the keeper holds of them stays open."""
-    loop = asyncio.get_running_loop()
-    server = NamesServer(answer, loop)
-    server.udp, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(server), sock=udp)
-    server.tcp = await loop.create_server(lambda: _Connection(server), sock=tcp, backlog=_BACKLOG)
+async def serve_names(
+    udp: socket.socket, tcp: socket.socket, answer: Answer, log: Logger | None = None
+) -> "NamesServer":  # fmt: skip
+    """Answer on both sockets until the server is closed; it closes them too. What the keeper holds of them stays open.
+
+    `log` is told why nobody is let in.
+    """
+    server = NamesServer(answer, asyncio.get_running_loop())
+    server.udp = Resting(udp, _Datagrams(server, udp).answer, log)
+    server.tcp = Acceptor(tcp, lambda: _Connection(server), log)
     return server
 
 
@@ -86,8 +94,8 @@ class NamesServer:
     def __init__(self, answer: Answer, loop: asyncio.AbstractEventLoop) -> None:
         self.answer = answer
         self.counts: Counter[str] = Counter()
-        self.udp: asyncio.DatagramTransport | None = None
-        self.tcp: asyncio.Server | None = None
+        self.udp: Resting | None = None
+        self.tcp: Acceptor | None = None
         self._loop = loop
         # By the time of what they last did, with the one that has been quiet for longest in front.
         self._open: OrderedDict[_Connection, float] = OrderedDict()
@@ -103,14 +111,11 @@ class NamesServer:
         """Stop at once: open connections are cut."""
         self._sweeping.cancel()
         self._waiting.clear()
-        if self.udp is not None:
-            self.udp.abort()
-        if self.tcp is not None:
-            self.tcp.close()
+        for each in (self.udp, self.tcp):
+            if each is not None:
+                each.close()
         for connection in list(self._open):
             connection.cut()
-        if self.tcp is not None:
-            await self.tcp.wait_closed()
 
     def answered(self, packet: bytes, *, tcp: bool) -> bytes | None:
         """The answer, counted."""
@@ -155,31 +160,39 @@ class NamesServer:
             connection.cut()
 
 
-class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, server: NamesServer) -> None:
+class _Datagrams:
+    """Queries by UDP, each answered at once."""
+
+    def __init__(self, server: NamesServer, sock: socket.socket) -> None:
         self._server = server
-        self._full = False
+        self._sock = sock
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
+    def answer(self) -> OSError | None:
+        """Answer some of those that wait; the error that will stay."""
+        errors = 0
+        for _ in range(_DATAGRAMS):
+            try:
+                data, address = self._sock.recvfrom(_DATAGRAM_BYTES)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                errors += 1
+                if not is_over(error, errors):
+                    return error
+                continue  # somebody did not wait for an answer (ICMP)
+            errors = 0
+            found = self._server.answered(data, tcp=False)
+            if found is not None:
+                self._send(found, address)
+        return None
 
-    def pause_writing(self) -> None:
-        self._full = True
-
-    def resume_writing(self) -> None:
-        self._full = False
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        if self._full:  # a resolver asks again; a queue of answers would only grow
-            self._server.counts["dropped"] += 1
-            return
-        found = self._server.answered(data, tcp=False)
-        if found is not None:
-            with contextlib.suppress(OSError):  # such as port 0, which cannot be sent to
-                self._transport.sendto(found, addr)
-
-    def error_received(self, exc: Exception) -> None:
-        """Somebody did not wait for an answer (ICMP)."""
+    def _send(self, found: bytes, address: Any) -> None:
+        try:
+            self._sock.sendto(found, address)
+        except BlockingIOError:  # a resolver asks again; a queue of answers would only grow
+            self._server.counts.update({rcode_of(found): -1, "dropped": 1})
+        except OSError:  # such as port 0, which cannot be sent to
+            pass
 
 
 class _Connection(asyncio.BufferedProtocol):

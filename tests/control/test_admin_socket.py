@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from relay.control import admin_socket as module
-from relay.control.admin import open_admin_socket
+from relay.control.admin import Serving, open_admin_socket, serve
 from relay.control.admin_socket import AdminSocket, Found, find, make
 from tests.control.rig import Logged
 from tests.harness import HANG_S
@@ -138,12 +138,12 @@ def test_a_socket_of_another_process(path: str) -> None:
 class Served:
     """An admin API of one answer, and what its keeper was given."""
 
-    def __init__(self, path: str, runner: web.AppRunner, logged: Logged) -> None:
+    def __init__(self, path: str, serving: Serving, logged: Logged) -> None:
         self.path = path
         self.kept: list[int] = []  # inodes of sockets
         self.room = True
         self.handed = asyncio.Event()
-        self.watched = AdminSocket(path, runner, self._hand, logged.log)
+        self.watched = AdminSocket(path, serving, self._hand, logged.log)
 
     def _hand(self, listener: socket.socket) -> bool:
         if self.room:
@@ -164,11 +164,9 @@ async def served(path: str, logged: Logged) -> AsyncIterator[Served]:
 
     app = web.Application()
     app.router.add_get("/", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.SockSite(runner, open_admin_socket(path)).start()
-    yield Served(path, runner, logged)
-    await runner.cleanup()
+    serving = await serve(app, open_admin_socket(path), logged.log)
+    yield Served(path, serving, logged)
+    await serving.cleanup()
 
 
 async def test_one_that_was_removed_is_there_again(served: Served, logged: Logged) -> None:

@@ -7,7 +7,8 @@ import pytest
 from relay.config.roster import Member, Roster
 from relay.control.senders import senders, told_by_line
 from relay.ledger.layout import State
-from relay.ledger.ledger import NO_PIPE, FlowRecord
+from relay.ledger.ledger import NO_PIPE
+from relay.ledger.record import FlowRecord
 from tests.config.rig import service
 
 TEXT = """\

@@ -27,7 +27,7 @@ from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import Accepted, not_blocking
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, Count, Word
-from relay.ledger.ledger import FlowRecord
+from relay.ledger.record import FlowRecord
 from relay.log import Logger
 from tests.config.rig import endpoint_row
 from tests.conformance.peers import full_backlog

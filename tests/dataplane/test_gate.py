@@ -279,16 +279,17 @@ def test_a_limit_of_connections_counts_the_one_that_is_named_once(ledger: Ledger
 
 
 @pytest.mark.parametrize(
-    ("source", "via", "kept"),
+    ("source", "via", "brings_nobody", "kept"),
     [
-        (TWO, BY, True),
-        (ONE, BY, False),
-        (TWO, "", False),
-        (TWO, "198.51.100.11", False),
-        (BY, BY, True),
-        (BY, "", False),
+        (TWO, BY, False, True),
+        (ONE, BY, False, False),
+        (TWO, "", False, False),
+        (TWO, "198.51.100.11", False, False),
+        (BY, BY, True, True),
+        (BY, BY, False, False),  # somebody on the edge's own machine, or whom it does not know
+        (BY, "", True, False),
     ],
 )
-def test_who_may_stay_behind_an_edge(source: str, via: str, kept: bool, ledger: Ledger) -> None:
+def test_who_may_stay_behind_an_edge(source: str, via: str, brings_nobody: bool, kept: bool, ledger: Ledger) -> None:
     made = gate(ledger, **EDGES, rules=(*DENY_ONE["rules"], RuleRow(False, f"{BY}/32", "f:2")))
-    assert made.keeps(source, via) is kept
+    assert made.keeps(source, via, brings_nobody=brings_nobody) is kept

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.greeting import Greeting, begin
 from relay.envelope import proxyproto
@@ -281,7 +282,7 @@ def test_a_successor_asks_the_kernel_whether_the_header_was_taken(taken: bool, s
     scene = at_header(stack, target)
     rig = scene.rig
     flow, record = rig.taken_over(scene.flow)
-    rig.part.identify(flow.record, f"{CLIENT}:40000", 0)
+    rig.part.identify(flow.record, Address(CLIENT, 40_000), 0)
     [record] = rig.ledger.flows()
     scene.client.send(HEADER + b"first")
     assert select.select([flow.client.fileno()], [], [], HANG_S)[0]
@@ -297,7 +298,7 @@ def test_a_successor_knows_whose_share_it_is_and_by_whom_it_came(stack: contextl
     scene = at_header(stack, protocol="http")
     flow, record = scene.rig.taken_over(scene.flow)
     assert (flow.source, flow.via, flow.peer, flow.probe) == (EDGE, EDGE, scene.flow.peer, False)
-    scene.rig.part.identify(record.index, f"{CLIENT}:40000", 0)
+    scene.rig.part.identify(record.index, Address(CLIENT, 40_000), 0)
     flow, record = scene.rig.taken_over(flow)
     assert (flow.source, flow.state) == (EDGE, State.HEADER), "not the client's before the header is taken"
     Greeting(flow).resume(record)

@@ -127,6 +127,17 @@ def test_an_edge_speaks_for_its_clients(stack: contextlib.ExitStack) -> None:
     assert scene.rig.receive(scene.client, 1) == asking.TOOK
 
 
+def test_an_edge_says_where_its_client_connected_to(stack: contextlib.ExitStack) -> None:
+    """A door cannot: its client connected to another machine's own port. See the first test."""
+    scene = at_relay_port(stack, edges=(EDGE,), send_proxy="v2")
+    assert scene.target is not None
+    client, public = socket.inet_aton(CLIENT), socket.inet_aton("192.0.2.80")
+    tlvs = asking.tlv(asking.TAKEN) + asking.endpoint_tlv("web/in")
+    scene.say(proxyproto.build_v2(client, 4711, public, 443, tlvs))
+    told = proxyproto.build_v2(client, 4711, public, 443)
+    assert scene.rig.receive(scene.target.accept(scene.rig), len(told)) == told
+
+
 @pytest.mark.parametrize("asked", [asking.THROUGH, asking.TAKEN])
 def test_an_edge_asks_through(asked: int, stack: contextlib.ExitStack) -> None:
     scene = at_relay_port(stack, edges=(EDGE,))
@@ -174,6 +185,15 @@ def test_whom_the_endpoint_refuses(stack: contextlib.ExitStack) -> None:
     assert all_that_comes(scene).startswith(b"\0relay: %d " % why.DENIED)
     assert (denied(scene.rig, ENDPOINT), closed(scene.rig, ENDPOINT)) == ({"roster": 1}, {"denied": 1})
     assert closed(scene.rig, RELAY) == {"passed": 1}
+
+
+def test_who_names_nobody_names_no_endpoint(stack: contextlib.ExitStack) -> None:
+    """Neither a question nor a name is read where a header of somebody's names no client."""
+    scene = at_relay_port(stack, type="internal")
+    own = asking.header(asking.RELAY, endpoint="web/in")
+    scene.client.send(own[:12] + b"\x21" + own[13:])
+    assert scene.rig.ending(scene.client) == "reset"
+    assert (denied(scene.rig, RELAY), closed(scene.rig, RELAY)) == ({"protocol": 1}, {"protocol": 1})
 
 
 def test_a_door_asks_how_the_application_is(stack: contextlib.ExitStack) -> None:

@@ -39,6 +39,7 @@ class Stub:
         self.gate = gate
         self.source = source
         self.via = ""
+        self.brings_nobody = False
         self.stage = Stage()
         self._context = context
         self.causes: list[str] = []

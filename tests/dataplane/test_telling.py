@@ -112,7 +112,7 @@ def test_a_successor_knows_what_was_asked(
     scene = at_header(stack, refusing())
     rig = scene.rig
     rig.log.level = "debug"
-    rig.part.identify(scene.flow.record, str(scene.flow.peer), Flag.PROBE | flag)
+    rig.part.identify(scene.flow.record, scene.flow.peer, Flag.PROBE | flag)
     scene.client.send(asking.header(question))
     flow, record = rig.taken_over(scene.flow)
     assert flow.asks == question

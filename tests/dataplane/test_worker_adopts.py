@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from relay.address import Address, packed_host
 from relay.dataplane import adopt
 from relay.dataplane.adopt import Adoption
+from relay.envelope import proxyproto
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import CAUSES, Count, State, Word
-from relay.ledger.ledger import FlowRecord, owner_of
+from relay.ledger.ledger import owner_of
+from relay.ledger.record import FlowRecord
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.dataplane.running import Running
 from tests.harness import HANG_S
@@ -195,6 +198,32 @@ async def test_sockets_that_it_has_already_are_closed(running: Running) -> None:
     assert (await running.answer())["generation"] == 6
     assert len(os.listdir("/proc/self/fd")) == before + 1, "the snapshot alone stays open"
     await running.echo(await running.connect())
+
+
+@pytest.mark.parametrize("state", [State.LOOK, State.DIAL, State.HOLD])
+async def test_where_an_edges_client_connected_to_outlives_a_worker(running: Running, state: int) -> None:
+    """The dead one had taken the header; the target is told the same as it would have been."""
+    came_to = Address("2001:db8::80", 443)
+    row = replace(running.row, edges=("127.0.0.1",), send_proxy="v2", protocol="http" if state == State.LOOK else "tcp")
+    with open_listener(row) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, address = listener.accept()
+    client.setblocking(False)
+    part = running.part
+    part.begin(0, State.HEADER, row.slot, accepted.fileno(), -1, time.monotonic_ns(), str(Address(*address)))
+    part.words[part.claim(row.slot, row.name) + Count.ACCEPTED] = 1
+    part.identify(0, Address("198.51.100.7", 40_000), 0, came_to)
+    part.advance(0, state, -1)
+    with client:
+        running.launch(snapshot_of(row), frozenset({accepted.detach()}))
+        assert (await running.answer())["op"] == "ready"
+        client.send(b"GET / HTTP/1.1\r\n")
+        told = proxyproto.build_v2(packed_host("198.51.100.7"), 40_000, came_to.packed, 443) + b"GET / HTTP/1.1\r\n"
+        echoed = b""
+        async with asyncio.timeout(HANG_S):
+            while len(echoed) < len(told):
+                echoed += await asyncio.get_running_loop().sock_recv(client, 99)
+        assert echoed == told
 
 
 async def test_of_the_snapshots_only_the_last_stays_open(running: Running) -> None:

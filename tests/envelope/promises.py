@@ -41,6 +41,20 @@ def check_final(parse: Callable[[bytes], object], data: bytes) -> None:
         assert answer == first, f"{first}, then {answer} at byte {length} of {data!r}"
 
 
+def check_pieces(
+    so_far: Callable[[bytes], object], look: Callable[[bytes], object], data: bytes, cuts: set[int]
+) -> None:
+    """`data` cut there into pieces: `so_far`, which is shown all that has come after each, says what `look` says of it."""
+    for length in sorted({cut for cut in cuts if cut < len(data)} | {len(data)}):
+        answer = so_far(data[:length])
+        assert answer == look(data[:length]), f"at byte {length} of {data!r}, cut at {sorted(cuts)}"
+        if answer is not INCOMPLETE:
+            return
+
+
+CUTS = st.sets(st.integers(0, 400)) | st.just(set(range(20_000)))
+
+
 @st.composite
 def edited(draw: st.DrawFn, base: bytes) -> bytes:
     """`base` with up to four bytes changed, put in or taken out, and perhaps cut short."""

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.envelope.clienthello import LIMIT_BYTES, Hello, look
+from relay.envelope import clienthello
+from relay.envelope.clienthello import LIMIT_BYTES, Hello, HelloSoFar, look
 from relay.envelope.verdict import INCOMPLETE, Reject
-from tests.envelope.promises import PATIENT, check_final, check_rejected, check_valid, edited
+from tests.envelope.promises import CUTS, PATIENT, check_final, check_pieces, check_rejected, check_valid, edited
 
 FRAGMENT_MAX_BYTES = 2**14
 
@@ -310,3 +311,47 @@ def test_the_first_wrong_byte_stays_the_reason() -> None:
 def test_what_follows_the_hello_is_not_looked_at() -> None:
     for behind in (b"\xff" * 5, record(b"x", kind=23), WHOLE, bytes(LIMIT_BYTES)):
         assert look(WHOLE + behind) == Hello("a.example", ())
+
+
+# --- in pieces ------------------------------------------------------------------------------------------------------------
+
+
+@PATIENT
+@given(st.sampled_from(CORPUS), st.lists(st.integers(1, 700), min_size=1, max_size=6), CUTS, st.data())
+def test_pieces_are_judged_as_the_whole(one: Sample, sizes: list[int], cuts: set[int], data: st.DataObject) -> None:
+    framed = reframe(one.data[5:], sizes)
+    check_pieces(HelloSoFar().look, look, framed, cuts)
+    check_pieces(HelloSoFar().look, look, data.draw(edited(framed)), cuts)
+
+
+@PATIENT
+@given(st.binary(max_size=300), st.lists(st.integers(1, 20), min_size=1, max_size=4), CUTS)
+def test_pieces_of_anything_are_judged_as_the_whole(rest: bytes, sizes: list[int], cuts: set[int]) -> None:
+    check_pieces(HelloSoFar().look, look, reframe(message(server_name(b"a"))[:-4] + rest, sizes), cuts)
+    check_pieces(HelloSoFar().look, look, b"\x16\x03\x01" + rest, cuts)
+
+
+def test_the_longest_hello_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In records of one byte, and of as many extensions as there can be: each header is read once, or twice in pieces."""
+    wrong_record, read = clienthello._wrong_record, HelloSoFar._read_extension
+    headers, extensions = [], []
+
+    def counting(header: bytes) -> str:
+        headers.append(header)
+        return wrong_record(header)
+
+    def reading(self: HelloSoFar, kind: int, body: bytes) -> None:
+        extensions.append(kind)
+        read(self, kind, body)
+
+    hello = message(server_name(b"a.example") + extension(23, b"") * 670)
+    wire = reframe(hello, [1])
+    assert len(wire) > LIMIT_BYTES
+    monkeypatch.setattr(clienthello, "_wrong_record", counting)
+    monkeypatch.setattr(HelloSoFar, "_read_extension", reading)
+    so_far = HelloSoFar()
+    for length in range(LIMIT_BYTES):
+        assert so_far.look(wire[:length]) is INCOMPLETE
+    assert so_far.look(wire[:LIMIT_BYTES]) == Reject(f"no TLS ClientHello within {LIMIT_BYTES} bytes")
+    assert len(headers) <= LIMIT_BYTES
+    assert extensions == [0]

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.envelope.httphead import LIMIT_BYTES, HttpHead, look
+from relay.envelope import httphead
+from relay.envelope.httphead import LIMIT_BYTES, HttpHead, HttpHeadSoFar, look
 from relay.envelope.verdict import INCOMPLETE, Reject
-from tests.envelope.promises import PATIENT, check_final, check_rejected, check_valid, edited
+from tests.envelope.promises import CUTS, PATIENT, check_final, check_pieces, check_rejected, check_valid, edited
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -171,3 +172,42 @@ def test_endless_input_is_refused_at_the_limit(filler: bytes) -> None:
 def test_any_bytes_have_one_final_answer(beginning: bytes, rest: bytes) -> None:
     check_final(look, beginning + rest)
     assert look(beginning + rest + b"\n\n\n" + bytes(LIMIT_BYTES)) is not INCOMPLETE
+
+
+# --- in pieces ------------------------------------------------------------------------------------------------------------
+
+
+@PATIENT
+@given(METHOD, TARGET, VERSION, LINE_END, st.sampled_from([b"", b"\n", b"\r\n\r\n"]), CUTS, st.data())
+@example(b"PRI", b"*", b"HTTP/1.1", b"\r\n", b"", set(range(99)), None)
+def test_pieces_are_judged_as_the_whole(
+    method: bytes, target: bytes, version: bytes, end: bytes, before: bytes, cuts: set[int], data: st.DataObject | None
+) -> None:
+    line = before + method + b" " + target + b" " + version + end
+    check_pieces(HttpHeadSoFar().look, look, line, cuts)
+    if data is not None:
+        check_pieces(HttpHeadSoFar().look, look, data.draw(edited(line)), cuts)
+
+
+@PATIENT
+@given(st.sampled_from([b"", PREFACE, b"\r", b"\r\n\r\r"]), st.text("GETHP/12.0 \r\n", max_size=60), CUTS)
+@example(PREFACE, "", set(range(99)))
+def test_pieces_of_anything_are_judged_as_the_whole(beginning: bytes, rest: str, cuts: set[int]) -> None:
+    check_pieces(HttpHeadSoFar().look, look, beginning + rest.encode(), cuts)
+
+
+@pytest.mark.parametrize("filler", [b"\n", b"\r\n", b"A", b"GET /"])
+def test_the_longest_line_byte_by_byte_is_read_once(filler: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def counting(data: bytes) -> object:
+        looks.append(len(data))
+        return look(data)
+
+    monkeypatch.setattr(httphead, "look", counting)
+    endless = (filler * LIMIT_BYTES)[:LIMIT_BYTES] if filler != b"GET /" else b"GET " + b"/" * (LIMIT_BYTES - 4)
+    so_far = HttpHeadSoFar()
+    for length in range(LIMIT_BYTES):
+        assert so_far.look(endless[:length]) is INCOMPLETE
+    assert so_far.look(endless) == Reject("no HTTP request line within 8192 bytes")
+    assert len(looks) <= 20, "whatever is more of the same is not looked at as a whole"

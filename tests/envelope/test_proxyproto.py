@@ -119,7 +119,10 @@ def test_the_examples_of_the_specification() -> None:
     ],
 )
 def test_headers_without_a_tcp_client(data: bytes, trailing: bytes) -> None:
-    check_valid(parse, data, Header(None, 0, None, 0, len(data), 1 if data[0] == ord("P") else 2), trailing)
+    version = 1 if data[0] == ord("P") else 2
+    # The command alone says whose the connection is: all but the sender's own are somebody's, who is not named.
+    is_local = version == 2 and data[12] == 0x20
+    check_valid(parse, data, Header(None, 0, None, 0, len(data), version, is_local=is_local), trailing)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,8 @@ def test_headers_without_a_tcp_client(data: bytes, trailing: bytes) -> None:
 )
 def test_the_oracles_headers_without_a_tcp_client(result: ProxyResult, version: int) -> None:
     data = ORACLES[version].pack(result)
-    check_valid(parse, data, Header(None, 0, None, 0, len(data), version), b"x")
+    is_local = isinstance(result, ProxyResultLocal)
+    check_valid(parse, data, Header(None, 0, None, 0, len(data), version, is_local=is_local), b"x")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -143,6 +147,14 @@ def test_an_unknown_client_is_said_to_be_unknown(version: int) -> None:
         assert isinstance(ORACLES[version].unpack(data), ProxyResultLocal | ProxyResultUnknown)
         assert ORACLES[version].unpack(data).proxied
         check_valid(parse, data, Header(None, 0, None, 0, len(data), version), b"x")
+
+
+@pytest.mark.parametrize("family", [0x00, 0x01, 0x02, 0x12, 0x22, 0x31])
+def test_who_is_not_named_asks_nothing(family: int) -> None:
+    """TLVs are read of the sender's own connection, and of a client's that is named."""
+    header = parse(v2(0x21, family, bytes(216) + b"\xe0\x00\x01\x02"))
+    assert isinstance(header, Header)
+    assert (header.src, header.is_local, header.tlvs) == (None, False, b"")
 
 
 @PATIENT

@@ -23,7 +23,8 @@ from relay.ledger.layout import (
     State,
     Word,
 )
-from relay.ledger.ledger import NO_PIPE, FlowRecord, Ledger, WorkerLedger, owner_of
+from relay.ledger.ledger import NO_PIPE, Ledger, WorkerLedger, owner_of
+from relay.ledger.record import FlowRecord
 from tests.harness import HANG_S, examples
 from tests.ledger.rig import add, begin, new_ledger
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import json
 import socket
 import struct
 from typing import Any
@@ -15,10 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay import log as logging
+from relay.kernel import accepting
+from relay.log import Logger
 from relay.names import server as dns_server
 from relay.names.server import NamesServer
-from tests.harness import examples
-from tests.names.rig import ASKED, FRAMED, LARGE, STORE, WEB, Run, ended, message, serving
+from tests.harness import HANG_S, examples
+from tests.logs import waiting
+from tests.names.rig import ASKED, FRAMED, LARGE, STORE, WEB, Run, ended, message, open_pair, serving
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", FRAMED[:-1]], ids=["nothing", "half a length", "half a query"])
@@ -185,19 +191,65 @@ def test_answers_that_there_is_no_room_for_are_dropped() -> None:
     """What cannot be made to happen over loopback: the socket takes no more answers."""
 
     class Full:
-        def sendto(self, data: bytes, addr: Any) -> None:
-            raise AssertionError("sent")
+        def __init__(self) -> None:
+            self.asked = [(ASKED, ("127.0.0.1", 9))]
+
+        def recvfrom(self, _count: int) -> Any:
+            if self.asked:
+                return self.asked.pop()
+            raise BlockingIOError
+
+        def sendto(self, _data: bytes, _address: Any) -> None:
+            raise BlockingIOError
 
     async def check() -> None:
         server = NamesServer(LARGE.answer, asyncio.get_running_loop())
-        datagrams = dns_server._Datagrams(server)
-        datagrams.connection_made(Full())
-        datagrams.pause_writing()
-        datagrams.datagram_received(ASKED, ("127.0.0.1", 9))
-        assert server.counts == {"dropped": 1}
-        datagrams.resume_writing()
-        with pytest.raises(AssertionError, match="sent"):
-            datagrams.datagram_received(ASKED, ("127.0.0.1", 9))
+        full: Any = Full()
+        assert dns_server._Datagrams(server, full).answer() is None
+        assert (server.counts["dropped"], server.counts.total()) == (1, 1)
         await server.close()
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENETDOWN, errno.ECONNREFUSED])
+def test_a_kernel_that_gives_no_packets_is_not_asked_in_a_circle(
+    run: Run, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even of an error that may be one packet's; TCP is served meanwhile, and who asked is answered later."""
+
+    class Unwilling(socket.socket):
+        asked = 0
+        error = 0
+
+        def recvfrom(self, *args: Any) -> Any:
+            self.asked += 1
+            if self.error:
+                raise OSError(self.error, "no")
+            return super().recvfrom(*args)
+
+    monkeypatch.setattr(accepting, "_REST_S", 0.05)
+    sink, source = logging.channel()
+
+    async def check() -> None:
+        pair, tcp = open_pair()
+        udp = Unwilling(fileno=pair.detach())
+        udp.error = error
+        at = tcp.getsockname()
+        server = await dns_server.serve_names(udp, tcp, LARGE.answer, Logger(sink, "control", "info"))
+        rested, go_on = asyncio.Event(), server.udp._go_on  # type: ignore[union-attr]
+        monkeypatch.setattr(server.udp, "_go_on", rested.set)
+        asked = dns.message.make_query(STORE, "A")
+        by_udp = asyncio.create_task(asyncio.to_thread(dns.query.udp, asked, at[0], HANG_S, at[1]))
+        await rested.wait()
+        assert (await asyncio.to_thread(dns.query.tcp, asked, at[0], HANG_S, at[1])).answer
+        assert udp.asked == (1 if error == errno.EPERM else accepting.OVER_MAX)
+        udp.error = 0
+        go_on()
+        assert (await by_udp).answer
+        await server.close()
+
+    with sink, source:
+        run(check())
+        [line] = [json.loads(each) for each in waiting(source)]
+    assert (line["event"], f"({errno.errorcode[error]})" in line["message"]) == ("accept paused", True)
