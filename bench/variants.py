@@ -108,11 +108,11 @@ def keep_counters_private() -> None:
         self.words = array("Q", words)
 
     def shared_word(self, word) -> int:  # type: ignore[no-untyped-def]
-        with memoryview(self._memory) as memory, memory.cast("Q") as words:
+        with memoryview(self.memory) as memory, memory.cast("Q") as words:
             return int(words[self._base + word])
 
     def set_shared_word(self, word, value) -> None:  # type: ignore[no-untyped-def]
-        with memoryview(self._memory) as memory, memory.cast("Q") as words:
+        with memoryview(self.memory) as memory, memory.cast("Q") as words:
             words[self._base + word] = value
 
     WorkerLedger.__init__ = attach_to_an_array  # type: ignore[method-assign,assignment]

@@ -238,7 +238,8 @@ def test_nobody_is_told_to_install_somebody_elses_program() -> None:
     texts = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run", *ROOT.glob("*.md")]
     for folder in ("bench", "config", "docs", "relay", "scripts", "systemd"):
         texts += [file for file in (ROOT / folder).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    told = [(file, BY_ITS_BARE_NAME.findall(file.read_text().replace("\\\n", " "))) for file in texts]
+    # The load generator may have been built beside its source.
+    told = [(file, BY_ITS_BARE_NAME.findall(file.read_text(errors="replace").replace("\\\n", " "))) for file in texts]
     assert len(told) > 200
     assert [(str(file), found) for file, found in told if found] == []
 
