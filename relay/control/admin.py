@@ -191,11 +191,6 @@ async def serve(
     assert runner.server is not None, "it is set up"
     make = runner.server if bounded_but_for is None else _Bounded(runner.server, bounded_but_for).make
     serving = Serving(runner, make, log)
-
-    async def close(_app: web.Application) -> None:
-        serving.close()
-
-    app.on_shutdown.append(close)
     serving.move(listener)
     return serving
 
@@ -223,6 +218,7 @@ class Serving:
 
     async def cleanup(self) -> None:
         """End, a second after the last answer that is under way at the latest."""
+        self.close()
         await self._runner.cleanup()
 
 
