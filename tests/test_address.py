@@ -66,7 +66,10 @@ PACKED = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
 SPARSE = st.lists(st.sampled_from([0, 0, 0, 1, 255]), min_size=16, max_size=16).map(bytes)
 
 
-@given(PACKED | SPARSE)
+COMPATIBLE = st.binary(min_size=4, max_size=4).map(bytes(12).__add__)
+
+
+@given(PACKED | SPARSE | COMPATIBLE)
 def test_the_text_of_a_packed_address_is_the_kernels(packed: bytes) -> None:
     """A client has one text, whoever tells of it: it is counted by that."""
     own = unmap(packed)

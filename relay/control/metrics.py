@@ -44,7 +44,11 @@ _COUNTERS = (
     ),
 )
 _WORKER_COUNTERS = (
-    ("relay_accept_pauses", "Times accepting paused for want of descriptors or memory.", Word.ACCEPT_PAUSES),
+    (
+        "relay_accept_pauses",
+        "Times accepting paused: no descriptors or memory, or the kernel refused.",
+        Word.ACCEPT_PAUSES,
+    ),
     ("relay_pipes_degraded", "Pipes that the kernel gave smaller than asked.", Word.PIPES_DEGRADED),
     ("relay_pipes_refused", "Times that no pipe was to be had.", Word.PIPES_REFUSED),
     (

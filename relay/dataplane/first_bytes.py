@@ -11,9 +11,9 @@ from relay.steps import step
 LOOKS_MAX: Final = 512
 """How often what has come is looked at before the client is refused: each look copies all of it out of the kernel anew.
 
-No client comes near that. The longest hello that is taken fits 456 segments of 36 bytes, the smallest that Linux makes
-(net.ipv4.tcp_min_snd_mss, less the timestamps); one with post-quantum keys fits 50 of them, and 4 of an ordinary size. A
-line that somebody types may have as many characters as this.
+No client comes near that. The longest hello that is taken makes 456 segments of 36 bytes, the smallest that Linux sends
+(net.ipv4.tcp_min_snd_mss, less the timestamps); one with post-quantum keys makes 50 of them, and 4 of the usual 536 bytes.
+A line that somebody types may have nearly as many characters as this.
 """
 
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}

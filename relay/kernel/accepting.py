@@ -44,6 +44,7 @@ class Resting:
 
     def __init__(self, sock: socket.socket, read: Callable[[], OSError | None], log: Logger | None) -> None:
         """`read` takes what there is, and returns the error that will stay. It is logged, every SAID_S at most."""
+        sock.setblocking(False)
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._read = read
@@ -82,15 +83,17 @@ class Acceptor:
     """Accepts for an event loop, and makes a protocol for each connection; the socket is its own from here on."""
 
     def __init__(self, sock: socket.socket, make: Callable[[], Any], log: Logger | None) -> None:
-        sock.setblocking(False)
         self._sock = sock
         self._make = make
-        self._beginning: set[asyncio.Task[Any]] = set()
+        self._beginning: dict[asyncio.Task[Any], socket.socket] = {}
         self._resting = Resting(sock, self._accept, log)
 
     def close(self) -> None:
-        """Accept no more. What was accepted goes on. May be said twice."""
+        """Accept no more. Connections that have a protocol go on. May be said twice."""
         self._resting.close()
+        for task, accepted in self._beginning.items():
+            task.cancel()
+            accepted.close()
 
     def _accept(self) -> OSError | None:
         over = 0
@@ -106,8 +109,8 @@ class Acceptor:
                 continue
             over = 0
             task = asyncio.get_running_loop().create_task(self._begin(accepted))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+            self._beginning[task] = accepted
+            task.add_done_callback(self._beginning.pop)
         return None
 
     async def _begin(self, accepted: socket.socket) -> None:

@@ -98,7 +98,7 @@ class Word:
     PID: Final = 0
     HEARTBEAT_NS: Final = 1  # CLOCK_MONOTONIC, once a second
     GENERATION: Final = 2  # of the snapshot it works by
-    ACCEPT_PAUSES: Final = 3  # times it stopped accepting for want of descriptors or memory
+    ACCEPT_PAUSES: Final = 3  # times it stopped accepting: no descriptors or memory, or the kernel refused
     PIPES: Final = 4  # open now
     PIPES_DEGRADED: Final = 5  # pipes that the kernel gave smaller than asked, ever
     PIPES_REFUSED: Final = 6  # times no pipe was to be had

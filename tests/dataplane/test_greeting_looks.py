@@ -111,15 +111,19 @@ def test_what_comes_in_pieces_is_looked_at_as_a_whole_once(
     assert type(stage._so_far) is type(first_bytes.so_far(protocol))
 
 
+@pytest.mark.parametrize("before", [0, 5])
 @pytest.mark.parametrize("declared", ["tcp", "https"])
-def test_another_protocol_is_declared_meanwhile(declared: Literal["tcp", "https"], stack: contextlib.ExitStack) -> None:
-    """Who came before is held against what was declared then: half of it was looked at."""
+def test_another_protocol_is_declared_meanwhile(
+    declared: Literal["tcp", "https"], before: int, stack: contextlib.ExitStack
+) -> None:
+    """Who came before is held against what was declared then, however much of it was looked at."""
     rig = rig_to(stack, target := tcp_target(stack), protocol="http")
     client = rig.connect()
-    client.send(HELLO[:5])
-    rig.until(lambda: looked_bytes(rig) == 5, "it is looked at")
+    client.send(HELLO[:before])
+    rig.flow()
+    rig.until(lambda: looked_bytes(rig) == before, "it is looked at")
     rig.gate.declare(replace(rig.gate.declared, protocol=declared))
-    client.send(HELLO[5:])
+    client.send(HELLO[before:])
     assert rig.receive(target.accept(rig), len(HELLO)) == HELLO
 
 

@@ -139,6 +139,23 @@ def test_closing_while_it_rests(run: Run, tmp_path: Path) -> None:
     run(check())
 
 
+def test_closing_before_a_connection_has_its_protocol(run: Run) -> None:
+    """It is closed with the rest: nobody would know of it."""
+
+    async def check() -> None:
+        sock = listening()
+        acceptor = Acceptor(sock, Greeter, None)
+        with socket.socket() as client:
+            client.connect(sock.getsockname())
+            client.settimeout(HANG_S)
+            acceptor._accept()
+            acceptor.close()
+            assert await asyncio.to_thread(client.recv, 9) == b"", "it was not served any more"
+        assert acceptor._beginning == {}
+
+    run(check())
+
+
 def test_what_is_one_connections_and_what_is_not() -> None:
     for number in OF_ONE:
         assert is_over(OSError(number, "x"), 1)
