@@ -19,6 +19,7 @@ from relay.fleet.directory import Directory
 from relay.fleet.last_roster import Memory
 from relay.fleet.machine_id import Daemon, machine_hash
 from relay.fleet.registry import Etcd, RegistryClient, Seen
+from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -144,7 +145,7 @@ class Follower:
         """Age into the ledger, trouble into the log, once each."""
         seen, words, trouble = self._registry.current, self._ledger.words, self._trouble()
         if not self._hindrance:
-            words[DaemonWord.ROSTER_AT_NS] = max(words[DaemonWord.ROSTER_AT_NS], seen.confirmed_ns)
+            self._confirmed(seen.confirmed_ns)
         words[DaemonWord.ROSTER_REJECTED] = max(words[DaemonWord.ROSTER_REJECTED], self._registry.rejected)
         # Of an etcd that does not answer, the words change with every attempt.
         before, self._told = self._told, ("" if trouble == seen.trouble else trouble, bool(trouble))
@@ -152,6 +153,12 @@ class Follower:
             self._log.event("warning", "registry", message=f"{trouble}; the last roster stays in force")
         elif self._told != before:
             self._log.event("info", "registry", message="the registry answers")
+
+    def _confirmed(self, at_ns: int) -> None:
+        """The registry stands by what is in force, as of then; an earlier word of it says nothing new."""
+        words, word = self._ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS
+        if at_ns and (not words[word] or at_ns > clocks.instant_ns(words, word)):
+            clocks.put_instant(words, word, at_ns)
 
     @property
     def tells(self) -> bool:
@@ -172,11 +179,11 @@ class Follower:
     def status(self, roles: dict[str, list[int]]) -> answers.RegistryStatus:
         """Its part of `relay status`. `roles`: how many of each are there, and may be."""
         seen, words = self._registry.current, self._ledger.words
-        at_ns = words[DaemonWord.ROSTER_AT_NS]
+        age_ns = clocks.age_ns(words, DaemonWord.ROSTER_AT_MONOTONIC_NS)
         return {
             "kind": "directory" if isinstance(self._registry, Directory) else "etcd",
             "members": len(seen.members),
-            "age_s": round(max(0, time.time_ns() - at_ns) / 1e9, 3) if at_ns else None,
+            "age_s": round(age_ns / 1e9, 3) if age_ns is not None else None,
             "trouble": self._trouble(),
             "rejected": words[DaemonWord.ROSTER_REJECTED],
             "left_out": self.left_out(),
@@ -195,7 +202,7 @@ def _registry(
     name, place, me = service.service, split_instance(snapshot.instance), snapshot.roster.get(snapshot.instance)
     assert me is not None, "a machine is always in its own roster"
     registered = tuple(member for member in snapshot.roster if member.role in service.counted)
-    known = Seen(registered, ledger.words[DaemonWord.ROSTER_AT_NS])
+    known = Seen(registered, clocks.instant_ns(ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS))
     try:
         machine = machine_hash(settings.machine_id, name)
     except IdentityError as error:

@@ -41,8 +41,8 @@ _DISCARD_PORT: Final = 9  # a datagram socket that connects sends nothing
 class Joined:
     """Which instance this machine is, where it can be reached, and who else is there.
 
-    `confirmed_ns` is when the registry said so (time.time_ns). `remembered`: it was before this start, and `warning` says
-    why it is believed all the same.
+    `confirmed_ns` is when the registry said so, as in `Seen`. `remembered`: it was before this start, and `warning` says why
+    it is believed all the same.
     """
 
     instance: str
@@ -93,7 +93,7 @@ def abandon(settings: Settings, joined: Joined) -> None:
 
 
 def known_at_start(service: Service, settings: Settings) -> tuple[tuple[Member, ...], int]:
-    """Whom the registry tells of without being asked, and when it did (time.time_ns; 0: never).
+    """Whom the registry tells of without being asked, and when it did (CLOCK_MONOTONIC in ns, as in `Seen`; 0: never).
 
     Of a directory what is in it; of etcd what this machine was told before it stopped. Raises RegistryError for a directory
     that cannot be read.
@@ -110,7 +110,7 @@ def known_at_start(service: Service, settings: Settings) -> tuple[tuple[Member, 
         found = recall(registry.state, service.service, machine_hash(settings.machine_id, service.service))
     except IdentityError:
         return (), 0
-    return (found.members, found.saved_ns) if found is not None else ((), 0)
+    return (found.members, found.confirmed_ns) if found is not None else ((), 0)
 
 
 def own_address(settings: Settings, registry: Registry) -> str:
@@ -162,7 +162,7 @@ async def _by_etcd(registry: Registry, me: Claimant, vacancy: Vacancy, count: in
         claimed = await _until_reached(lambda: claim(client, me, vacancy, count), me.ttl_s, reach_s)
         members = tuple(sorted(entry.member for entry in await _until_reached(there, me.ttl_s, reach_s)))
     name = f"{vacancy.role}_IN_{claimed.ordinal}"
-    return Joined(name, me.address, members, time.time_ns(), leases=claimed.leases)
+    return Joined(name, me.address, members, time.monotonic_ns(), leases=claimed.leases)
 
 
 def _refuse_taken_address(me: Claimant, vacancy: Vacancy, there: list[Entry]) -> None:
@@ -207,4 +207,4 @@ def _fits(found: Remembered, vacancy: Vacancy, count: int) -> bool:
 def _by_memory(found: Remembered, address: str, why: str) -> Joined:
     then = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found.saved_ns / 1e9))
     warning = f"{why}; this is {shown(found.instance)} by the roster of {then}, until the registry answers"
-    return Joined(found.instance, address, found.members, found.saved_ns, remembered=True, warning=warning)
+    return Joined(found.instance, address, found.members, found.confirmed_ns, remembered=True, warning=warning)

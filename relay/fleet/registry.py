@@ -6,6 +6,7 @@ is cut off because a registry is down.
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -46,9 +47,10 @@ _PAUSE_MAX_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Who is there, when the registry said so last (time.time_ns; 0: never), and what is wrong with it ("": nothing).
+    """Who is there, when the registry said so last, and what is wrong with it ("": nothing).
 
-    `gone` are the addresses of those whose lease ran out not long ago.
+    `confirmed_ns` is CLOCK_MONOTONIC, below 0 where that was before this boot; 0: never. `gone` are the addresses of those
+    whose lease ran out not long ago.
     """
 
     members: tuple[Member, ...] = ()
@@ -170,8 +172,7 @@ class Etcd(RegistryClient):
         super().__init__(known or Seen())
         self._client, self._keys, self._ttl_s, self._presence = client, EntryKeys(service), ttl_s, presence
         self._believed = Believed(self._keys, grace_s(ttl_s), self._seen.members)
-        ago_s = (time.time_ns() - self._seen.confirmed_ns) / 1e9
-        self._confirmed_s = time.monotonic() - max(ago_s, 0.0)
+        self._confirmed_s = self._seen.confirmed_ns / 1e9 if self._seen.confirmed_ns else -math.inf
         self._cluster, self._store, self._latest = "", "", 0  # what tells another store: its ids, and a lower revision
         self._revision: int | None = None  # of the last change that was seen; None: all must be read anew
         self._open = False  # the watch is there
@@ -334,7 +335,7 @@ class Etcd(RegistryClient):
         """The registry stands by what is known."""
         self._confirmed_s = time.monotonic()
         members = self._believed.members(self._confirmed_s)
-        self._seen_now(Seen(members, time.time_ns(), gone=self._believed.gone(self._confirmed_s)))
+        self._seen_now(Seen(members, time.monotonic_ns(), gone=self._believed.gone(self._confirmed_s)))
 
     def _tell(self) -> None:
         self._seen_now(self._seen)

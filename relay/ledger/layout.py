@@ -87,8 +87,14 @@ class DaemonWord:
     BUSY_UNTIL_NS: Final = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
     GENERATION: Final = 15  # of the snapshot by which the keeper holds what it holds
     PROGRAM: Final = 11  # times the keeper replaced its program: which one it runs now
+    # By CLOCK_MONOTONIC what stands above by CLOCK_REALTIME. Durations go by these alone: see clocks.py.
+    BUSY_UNTIL_MONOTONIC_NS: Final = 29
+    STARTED_MONOTONIC_NS: Final = 30
+    ROSTER_AT_MONOTONIC_NS: Final = 31
     WORKERS_AT: Final = 32  # index of the first worker's words
-    END: Final = 33
+    RELOAD_OK_AT_MONOTONIC_NS: Final = 33
+    BUSY_TAKEN_NS: Final = 34  # the BUSY_UNTIL_NS that BUSY_UNTIL_MONOTONIC_NS was written for
+    END: Final = 35
 
 
 class Word:

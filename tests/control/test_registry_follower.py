@@ -13,6 +13,7 @@ from relay.config.roster import Member, Roster
 from relay.control import registry_follower
 from relay.control.registry_follower import Follower
 from relay.fleet.registry import RegistryClient, Seen
+from relay.ledger import clocks
 from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.targets import why
@@ -43,7 +44,7 @@ class Told(RegistryClient):
         self.announced.append((metrics, busy, down))
 
     def say(self, *members: Member, trouble: str = "", gone: tuple[str, ...] = ()) -> None:
-        self._publish(Seen(members, time.time_ns(), trouble, gone))
+        self._publish(Seen(members, time.monotonic_ns(), trouble, gone))
 
     async def close(self, leave: bool) -> None:
         self.left = leave
@@ -124,9 +125,9 @@ async def test_the_registry_is_told_how_this_machine_does(ledger: Ledger, monkey
     async with following(ledger, monkeypatch) as made:
         told = made.registry.announced
         await made.until(lambda: told[-1:] == [("10.0.0.4:9464", False, {})])
-        ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+        clocks.put_busy(ledger.words, 10**12)
         await made.until(lambda: told[-1] == ("10.0.0.4:9464", True, {}))
-        ledger.words[DaemonWord.BUSY_UNTIL_NS] = 0
+        clocks.put_busy(ledger.words, 0)
         await made.until(lambda: not told[-1][1])
         ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1
         await made.until(lambda: told[-1][1])
@@ -140,7 +141,7 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     began_s = time.monotonic()
     async with following(ledger, monkeypatch) as made:
         made.registry.say(ONE)
-        await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_NS] == made.registry.current.confirmed_ns)
+        await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] == made.registry.current.confirmed_ns)
         status: Any = made.follower.status({})
         assert (status["kind"], status["members"], status["trouble"], status["rejected"]) == ("etcd", 1, "", 0)
         assert 0 <= status["age_s"] <= time.monotonic() - began_s + 0.001  # it is told in milliseconds
@@ -175,14 +176,14 @@ async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, mo
         await made.until(lambda: bool(made.follower.status({})["trouble"]))
         status: Any = made.follower.status({})
         assert status["trouble"] == "it does not come into force: it has more endpoints than there are rows"
-        at_ns = ledger.words[DaemonWord.ROSTER_AT_NS]
+        at_ns = ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS]
         made.registry.say(ONE, OTHER)
         count = len(made.registry.announced)
         await made.until(lambda: len(made.registry.announced) > count + 2)
-        assert ledger.words[DaemonWord.ROSTER_AT_NS] == at_ns, "what stands is older than what it says"
+        assert ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] == at_ns, "what stands is older than what it says"
         made.hindrance = ""
         await made.until(
-            lambda: not made.follower.status({})["trouble"] and ledger.words[DaemonWord.ROSTER_AT_NS] > at_ns
+            lambda: not made.follower.status({})["trouble"] and ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] > at_ns
         )
 
 
