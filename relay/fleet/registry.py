@@ -19,12 +19,13 @@ from typing import Any, Final, Self
 from relay.config import settings as configured
 from relay.config.roster import Member
 from relay.errors import RegistryError
-from relay.fleet.believed import GONE_S, Believed, grace_s
+from relay.fleet.believed import Believed, grace_s
 from relay.fleet.claim import Claimant
 from relay.fleet.entries import EntryKeys, KeyValue
 from relay.fleet.etcd import EtcdClient
-from relay.fleet.gateway import Batch, absent, get, get_all, put
+from relay.fleet.gateway import Batch, Reply, absent, get, get_all, put
 from relay.fleet.presence import Presence, backoff_s
+from relay.fleet.search import Search
 
 # A watch that says nothing for so much of a lease is opened anew: a dead path is noticed, and another endpoint asked,
 # before a lease has run out.
@@ -180,6 +181,7 @@ class Etcd(RegistryClient):
         self._doubtful_until_s = 0.0  # leases that run out before that say nothing of their machines
         self._trouble = ""
         self._crowd = Crowd()
+        self._search = Search(client, self._keys, self._believed, ttl_s, self._is_of_other, self._looked)
 
     @classmethod
     def of(
@@ -219,7 +221,7 @@ class Etcd(RegistryClient):
         await self._client.close()
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        following = [self._follow()]
+        following = [self._follow(), self._search.run()]
         return following if self._presence is None else [*following, self._presence.run(self._answered)]
 
     def _answered(self) -> None:
@@ -238,6 +240,7 @@ class Etcd(RegistryClient):
             except RegistryError as error:
                 self._trouble = str(error)
                 self._failures += 1
+                self._believed.postpone(time.monotonic())
                 self._tell()
                 await asyncio.sleep(backoff_s(self._failures, self._ttl_s))
 
@@ -275,7 +278,7 @@ class Etcd(RegistryClient):
         self._doubt(now_s)
         self._trouble, self._failures = "", 0
         sure = now_s >= self._doubtful_until_s
-        self._believed.change(batch.events, gone_until_s=now_s + GONE_S if sure else None)
+        self._believed.change(batch.events, now_s, sure=sure)
         for event in batch.events:
             self._revision = max(self._revision or 0, event.mod_revision)
             if self._presence is not None and event.key == self._presence.key:
@@ -306,6 +309,14 @@ class Etcd(RegistryClient):
         self._latest = answer.revision
         return answer.revision - (self._revision or 0) <= _BEHIND_MAX
 
+    def _is_of_other(self, answer: Reply) -> bool:
+        return self._is_other(answer.cluster, _word(answer.found[0]), answer.revision)
+
+    def _looked(self) -> None:
+        """Those who were lost have been looked for."""
+        now_s = time.monotonic()
+        self._seen_now(replace(self._seen, members=self._believed.members(now_s), gone=self._believed.gone(now_s)))
+
     def _is_other(self, cluster: str, store: str, revision: int) -> bool:
         return self._cluster != "" and (
             cluster != self._cluster or revision < self._latest or (self._store != "" and store != self._store)
@@ -335,6 +346,7 @@ class Etcd(RegistryClient):
         """The registry stands by what is known."""
         self._confirmed_s = time.monotonic()
         members = self._believed.members(self._confirmed_s)
+        self._search.wake()
         self._seen_now(Seen(members, time.monotonic_ns(), gone=self._believed.gone(self._confirmed_s)))
 
     def _tell(self) -> None:

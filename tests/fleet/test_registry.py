@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from relay.fleet.identity import Vacancy
 from relay.fleet.presence import Presence
 from relay.fleet.registry import Crowd, Etcd, Seen
 from tests.fleet.etcds import EtcdServer
-from tests.fleet.rig import HERE, KEPT_S, LONG_S, Fleet, until, who
+from tests.fleet.rig import HERE, KEPT_S, LONG_S, Fleet, is_back, is_lost, noted, until, who
 
 pytestmark = pytest.mark.real("etcd", "etcdctl")
 
@@ -123,12 +124,30 @@ async def test_one_that_is_back_is_not_gone(server: EtcdServer, fleets: Callable
         await one.close(False)
         (found,) = (await client.range(fleet.keys.member("web", 0))).found[0]
         await client.revoke(found.lease)  # as when it has run out
+        assert (await until(stream, is_lost(0))).gone == ()
         assert (await until(stream, who())).gone == ("10.0.0.1",)
         back = fleet.member(0)
         assert (await until(stream, who(0))).gone == ()
         await back.close(False)
         await Presence(client, fleet.machine(0), "web", 0).leave()  # by a client that has time
         assert (await until(stream, who())).gone == ()
+
+
+async def test_one_whose_lease_etcd_takes_away_has_never_left(
+    server: EtcdServer, fleets: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a leader does that stood still: all who are there register again, and nobody is cut."""
+    fleet = fleets("taken", server.url, ttl_s=KEPT_S)
+    watcher = fleet.watcher()
+    async with contextlib.aclosing(watcher.watch()) as stream, fleet.client() as client:
+        fleet.member(0)
+        fleet.member(1)
+        await until(stream, who(0, 1))
+        known = noted(watcher, monkeypatch)
+        for each in (await client.range(fleet.keys.all_members)).found[0]:
+            await client.revoke(each.lease)
+        await until(stream, is_back(known))
+    assert {(len(seen.members), seen.gone) for seen in known} == {(2, ())}, "neither was away at any time"
 
 
 def test_leases_that_run_out_once_etcd_was_away_say_nothing() -> None:
@@ -143,6 +162,8 @@ def test_leases_that_run_out_once_etcd_was_away_say_nothing() -> None:
         watcher._failures = failures
         watcher._take(Batch(2))  # the watch is there again
         watcher._take(Batch(3, (KeyValue(key, None),)))
+        watcher._believed.looked(watcher._believed.due(math.inf), (), math.inf)
+        watcher._looked()
         return watcher.current.gone
 
     assert lost(1000.0, 0) == ("10.0.0.1",), "it is asked for the first time"
