@@ -203,15 +203,17 @@ def _registry(
     assert me is not None, "a machine is always in its own roster"
     registered = tuple(member for member in snapshot.roster if member.role in service.counted)
     known = Seen(registered, clocks.instant_ns(ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS))
+    own = place if place[0] in service.counted else None
     try:
-        machine = machine_hash(settings.machine_id, name)
+        machine = machine_hash(settings.machine_id, name, known=own is not None)
     except IdentityError as error:
-        # One that has a number could not have come here. Another only misses what it could remember.
+        if own is not None:  # without it the machine would not be there for others: it is tried again
+            raise
+        # One without a number only misses what it could remember.
         log.event("warning", "configuration", message=f"{error}; without it the roster is not kept for a restart")
         return Etcd.of(configured, name, None, None, known), None
     daemon = Daemon.of(keeper_pid, me.address)
     claimant = Claimant(name, machine, daemon, me.address, configured.ttl_s, configured.hold_s)
-    own = place if place[0] in service.counted else None
 
     def complain(message: str) -> None:
         log.event("warning", "configuration", message=message)

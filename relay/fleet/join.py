@@ -15,7 +15,7 @@ from relay.config.roster import Member, split_instance
 from relay.config.settings import Registry, Settings
 from relay.config.wording import shown
 from relay.errors import IdentityError, OperatorError, RegistryError
-from relay.fleet.claim import Claimant, claim, may_replace
+from relay.fleet.claim import Claimant, claim, earlier_run, may_replace
 from relay.fleet.directory import Directory
 from relay.fleet.entries import Entry, EntryKeys, read_entry
 from relay.fleet.etcd import EtcdClient
@@ -170,7 +170,9 @@ def _refuse_taken_address(me: Claimant, vacancy: Vacancy, there: list[Entry]) ->
     for entry in there:
         if entry.member.address != me.address or may_replace(entry, me.machine, me.daemon):
             continue
-        if entry.machine != me.machine or entry.member.role != vacancy.role:
+        if entry.machine == me.machine and entry.member.role != vacancy.role:
+            raise IdentityError(earlier_run(entry))
+        if entry.machine != me.machine:
             raise IdentityError(
                 f"{entry.member.id} is at the address {me.address} already; write another `address` into instance.yaml, or "
                 "stop relay there"

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +14,15 @@ import pytest
 from relay.config.roster import Member, Roster
 from relay.control import registry_follower
 from relay.control.registry_follower import Follower
-from relay.fleet.registry import RegistryClient, Seen
+from relay.errors import IdentityError
+from relay.fleet.registry import Etcd, RegistryClient, Seen
 from relay.ledger import clocks
 from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.targets import why
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.control.rig import Logged, standing
+from tests.fleet.etcds import settings
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 
@@ -213,3 +217,20 @@ async def test_others_know_that_it_is_busy_a_moment_after_the_registry_does(
             assert made.follower.told_busy is known
         made.registry.said_conflict = "another machine has its number"
         assert made.follower.told_busy is None, "it is not told"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("any text", ""), ("", "has no machine id; run"), (None, "machine-id: no such file; run")]
+)
+def test_a_machine_with_a_number_is_never_without_it_for_others(
+    ledger: Ledger, tmp_path: Path, content: str | None, said: str
+) -> None:
+    """Whatever it is known by, which a program of before took, and whose file may be away: that is tried again."""
+    mine = settings(tmp_path, ["http://127.0.0.1:1"])
+    file = Path(mine.machine_id)
+    file.unlink() if content is None else file.write_text(content)
+    logged = Logged()
+    with contextlib.closing(logged), pytest.raises(IdentityError, match=said) if said else contextlib.nullcontext():
+        registry, _ = registry_follower._registry(mine, standing(SNAPSHOT), os.getpid(), ledger, logged.log)
+        assert isinstance(registry, Etcd)
+        assert registry._presence is not None

@@ -117,6 +117,18 @@ def test_a_daemon_that_was_killed_need_not_wait_for_its_lease(fleet: Fleet) -> N
     assert instance_of(back) == "web_IN_0"
 
 
+def test_so_it_is_where_the_unit_hides_which_boot_it_is(fleet: Fleet) -> None:
+    """The lease outlasts the test: the former run is known to be dead, by the boot that the unit tells."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    hidden = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o subset=pid proc /proc && exec "$@"', "sh")
+    fleet.wrapper = (*hidden, "env", f"RELAY_BOOT_ID={boot}")
+    web = fleet.start("web")
+    assert not (Path(f"/proc/{web.pid}/root/proc/sys")).exists()
+    web.kill()
+    back = fleet.again(web, wrapper=fleet.wrapper).start()
+    assert instance_of(back) == "web_IN_0"
+
+
 def test_nobody_is_cut_because_etcd_is_down(fleet: Fleet, tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "own") as etcd:
         fleet.etcd, fleet.ttl_s = etcd, SHORT_TTL_S

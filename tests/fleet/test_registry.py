@@ -229,3 +229,22 @@ async def test_somebody_else_has_the_number(server: EtcdServer, fleets: Callable
         await first.close(True)
         await until(stream, lambda seen: [member.address for member in seen.members] == ["10.0.0.99"])
         await until(clone.watch(), lambda _: not clone.conflict)
+
+
+async def test_an_earlier_run_is_said_until_its_lease_ends(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
+    """relay was started again while etcd was down, and cannot tell that it is of the same boot."""
+    fleet = fleets("earlier", server.url, ttl_s=KEPT_S)
+    me = fleet.machine(0)
+    before = fleet.member(0, me)
+    async with contextlib.aclosing(fleet.watcher().watch()) as stream, fleet.client() as client:
+        await until(stream, who(0))
+        await before.close(False)
+        now = fleet.member(0, replace(me, daemon=replace(HERE, boot="boot unknown 10.0.0.1")))
+        await until(now.watch(), lambda _: bool(now.conflict))
+        assert now.conflict.startswith(
+            "web_IN_0 at 10.0.0.1 is this machine itself: an earlier run of relay stands there"
+        )
+        assert "clone" not in now.conflict
+        (found,) = (await client.range(fleet.keys.all_members)).found[0]
+        await client.revoke(found.lease)  # as when it has run out
+        await until(now.watch(), lambda _: not now.conflict)
