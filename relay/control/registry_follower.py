@@ -61,6 +61,7 @@ class Follower:
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._told = ("", False)
+        self._complained = ""
         self._hindrance = ""  # why the roster does not come into force
         self._bug = ""  # what the registry's code has run into
 
@@ -74,7 +75,7 @@ class Follower:
         log: Logger,
         put: Put,
     ) -> Self:
-        """As the settings say, which name a registry. Raises OperatorError for files that cannot be read."""
+        """As the settings say, which name a registry. Raises OperatorError for a machine id that cannot be read."""
         metrics = str(settings.metrics.listen) if settings.metrics is not None else ""
         registry, memory = _registry(settings, in_force, keeper_pid, ledger, log)
         return cls(registry, memory, ledger, log, in_force, put, metrics)
@@ -153,6 +154,11 @@ class Follower:
             self._log.event("warning", "registry", message=f"{trouble}; the last roster stays in force")
         elif self._told != before:
             self._log.event("info", "registry", message="the registry answers")
+        complaint, self._complained = self._complained, self._registry.complaint
+        if self._complained not in ("", complaint):
+            self._log.event("warning", "registry", message=self._complained)
+        elif complaint and not self._complained:
+            self._log.event("info", "registry", message="etcd's files can be read again")
 
     def _confirmed(self, at_ns: int) -> None:
         """The registry stands by what is in force, as of then; an earlier word of it says nothing new."""
@@ -184,7 +190,7 @@ class Follower:
             "kind": "directory" if isinstance(self._registry, Directory) else "etcd",
             "members": len(seen.members),
             "age_s": round(age_ns / 1e9, 3) if age_ns is not None else None,
-            "trouble": self._trouble(),
+            "trouble": "; ".join(filter(None, (self._trouble(), self._registry.complaint))),
             "rejected": words[DaemonWord.ROSTER_REJECTED],
             "left_out": self.left_out(),
             "roles": roles,

@@ -57,8 +57,8 @@ class Joined:
 def join(service: Service, settings: Settings, vacancy: Vacancy) -> Joined:
     """Take the number of a counted role. Waits for etcd, and for the lease of whoever had the number before.
 
-    Runs an event loop of its own and leaves nothing behind, so that the process can fork. Raises IdentityError,
-    RegistryError, or OperatorError for the registry's files.
+    Runs an event loop of its own and leaves nothing behind, so that the process can fork. Raises IdentityError, and
+    RegistryError, also for the registry's files.
     """
     registry = settings.registry
     if registry is None or not registry.etcd:

@@ -107,6 +107,11 @@ class RegistryClient(ABC):
         """How many entries made no sense, and were left out."""
         return 0
 
+    @property
+    def complaint(self) -> str:
+        """What somebody should see to, though all goes on; empty: nothing."""
+        return ""
+
     async def watch(self) -> AsyncGenerator[Seen]:
         """What is known, at once; and again whenever members or `conflict` have changed, or trouble has come or gone.
 
@@ -187,7 +192,7 @@ class Etcd(RegistryClient):
     def of(
         cls, registry: configured.Registry, service: str, me: Claimant | None, own: tuple[str, int] | None, known: Seen
     ) -> Self:
-        """As the settings say. `own`: the role and number that the machine `me` has claimed. Raises OperatorError."""
+        """As the settings say. `own`: the role and number that the machine `me` has claimed."""
         client = EtcdClient.of(registry)
         presence = Presence(client, me, *own) if me is not None and own is not None else None
         return cls(client, service, registry.ttl_s, presence, known)
@@ -196,6 +201,11 @@ class Etcd(RegistryClient):
     def rejected(self) -> int:
         """How many entries made no sense, and were left out."""
         return self._believed.rejected
+
+    @property
+    def complaint(self) -> str:
+        """Which of etcd's files could not be read lately; empty: none."""
+        return self._client.complaint
 
     @property
     def conflict(self) -> str:

@@ -36,13 +36,17 @@ class Told(RegistryClient):
     def __init__(self) -> None:
         super().__init__(Seen())
         self.announced: list[tuple[str, bool, Mapping[str, str]]] = []
-        self.said_conflict = ""
+        self.said_conflict = self.complains = ""
         self.left: bool | None = None
         self.breaks = False
 
     @property
     def conflict(self) -> str:
         return self.said_conflict
+
+    @property
+    def complaint(self) -> str:
+        return self.complains
 
     def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         self.announced.append((metrics, busy, down))
@@ -170,6 +174,37 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
         "nobody answers; the last roster stays in force",
         "web_IN_0 at 10.0.0.9 is another machine; the last roster stays in force",
         "the registry answers",
+    ]
+
+
+async def test_what_somebody_should_see_to_is_said_and_hinders_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(ledger, monkeypatch) as made:
+        lines: list[str] = []
+
+        def logged(count: int) -> bool:
+            lines.extend(line["message"] for line in made.logged.lines())
+            return len(lines) == count
+
+        made.registry.say(ONE)
+        made.registry.complains = "cannot read /etc/p: no such file"
+        await made.until(lambda: logged(1))
+        status: Any = made.follower.status({})
+        assert (status["trouble"], made.follower.tells) == ("cannot read /etc/p: no such file", True)
+        made.registry.say(ONE, trouble="nobody answers")
+        await made.until(lambda: logged(2))
+        status = made.follower.status({})
+        assert status["trouble"] == "nobody answers; cannot read /etc/p: no such file"
+        made.registry.say(ONE)
+        await made.until(lambda: logged(3))
+        made.registry.complains = ""
+        await made.until(lambda: logged(4))
+    assert lines == [
+        "cannot read /etc/p: no such file",
+        "nobody answers; the last roster stays in force",
+        "the registry answers",
+        "etcd's files can be read again",
     ]
 
 
