@@ -14,7 +14,7 @@ from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
 from relay.kernel import channel, memory, process
-from relay.ledger import convert
+from relay.ledger import clocks, convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -90,6 +90,7 @@ def _taken_over(before: Handover) -> tuple[Inherited, Settings]:
     prepared = upgrade.take(before.prepared)
     os.close(before.prepared)
     ledger = convert.take_over(before.ledger)
+    clocks.take_over(ledger.words)
     log_sink = _socket(before.log_sink)
     state = Inherited(
         snapshot=prepared.snapshot,
@@ -117,9 +118,11 @@ def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socke
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
     flows = min(_FLOWS_MAX, worker.flows_max(_raise_nofile()))
     ledger = Ledger.create(count, flows, time.time_ns())
-    ledger.words[DaemonWord.ROSTER_AT_NS] = prepared.roster_at_ns
+    clocks.put_now(ledger.words, DaemonWord.STARTED_MONOTONIC_NS)
+    clocks.put_now(ledger.words, DaemonWord.RELOAD_OK_AT_MONOTONIC_NS)
+    if prepared.roster_at_ns:
+        clocks.put_instant(ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS, prepared.roster_at_ns)
     ledger.words[DaemonWord.RELOAD_OK] = 1
-    ledger.words[DaemonWord.RELOAD_OK_AT_NS] = time.time_ns()
     log_sink, log_source = logging.channel()
     keeper_end, control_end = channel.pair()
     return Inherited(

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +36,7 @@ from relay.kernel import channel, memory, messages
 from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
+from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -68,6 +68,8 @@ class Control:
         self._inherited = inherited
         self._in_force = InForce(service_of(inherited.snapshot), inherited.snapshot)
         self._ledger = inherited.ledger
+        # Also here: until now a control of the program before may have begun a drain.
+        clocks.take_over(self._ledger.words)
         self._log = Logger(inherited.log_sink, "control", inherited.snapshot.log_level)
         self._loop = asyncio.get_running_loop()
         self._reloading = asyncio.Lock()
@@ -164,7 +166,7 @@ class Control:
                     close_all(prepared.opened)
                     raise OperatorError("relay is stopping; nothing is reloaded")
                 answer = await self._put_in_force(prepared)
-                self._ledger.words[DaemonWord.RELOAD_OK_AT_NS] = time.time_ns()
+                clocks.put_now(self._ledger.words, DaemonWord.RELOAD_OK_AT_MONOTONIC_NS)
                 self._ledger.words[DaemonWord.RELOAD_OK] = 1
             except OSError as error:
                 raise self._failed(OperatorError(f"cannot reload: {os_reason(error)}")) from error
@@ -359,8 +361,7 @@ class Control:
 
     def _drain(self, for_s: float) -> done.Busy:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""
-        until_ns = time.time_ns() + int(for_s * 1e9) if for_s else 0
-        self._ledger.words[DaemonWord.BUSY_UNTIL_NS] = until_ns
+        clocks.put_busy(self._ledger.words, int(for_s * 1e9))
         self._log.event("info", "busy" if for_s else "not busy", for_s=for_s)
         for sock in self._inherited.workers:  # one that has no room for it looks by itself, within a second
             channel.send(sock, messages.plain(messages.BUSY))

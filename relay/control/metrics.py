@@ -1,6 +1,5 @@
 """Prometheus metrics: one collector that renders the ledger at each scrape. Labels come from the configuration alone."""
 
-import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,6 +10,7 @@ from relay import __version__
 from relay.config.snapshot import EndpointRow
 from relay.control.in_force import InForce
 from relay.control.status import is_busy, worker_connections, worker_restarts
+from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
@@ -220,7 +220,7 @@ class LedgerCollector(Collector):
         yield GaugeMetricFamily(
             "relay_roster_age_seconds",
             "Since the registry last confirmed who is there; without one, since the service file was last read.",
-            value=time.time() - (words[DaemonWord.ROSTER_AT_NS] or words[DaemonWord.RELOAD_OK_AT_NS]) / 1e9,
+            value=_roster_age_s(words),
         )
         yield CounterMetricFamily(
             "relay_roster_rejected",
@@ -243,6 +243,12 @@ def render(collector: LedgerCollector) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return generate_latest(registry)
+
+
+def _roster_age_s(words: memoryview) -> float:
+    by_registry_ns = clocks.age_ns(words, DaemonWord.ROSTER_AT_MONOTONIC_NS)
+    by_file_ns = clocks.age_ns(words, DaemonWord.RELOAD_OK_AT_MONOTONIC_NS)
+    return (by_registry_ns if by_registry_ns is not None else by_file_ns or 0) / 1e9
 
 
 def _labels(row: EndpointRow) -> tuple[str, str, str]:

@@ -21,6 +21,7 @@ from relay.fleet.last_roster import Memory
 from relay.fleet.machine_id import Daemon, machine_hash
 from relay.fleet.registry import Etcd, RegistryClient, Seen
 from relay.kernel.aside import aside
+from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -62,6 +63,7 @@ class Follower:
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._told = ("", False)
+        self._complained = ""
         self._hindrance = ""  # why the roster does not come into force
         self._bug = ""  # what the registry's code has run into
 
@@ -75,7 +77,7 @@ class Follower:
         log: Logger,
         put: Put,
     ) -> Self:
-        """As the settings say, which name a registry. Raises OperatorError for files that cannot be read."""
+        """As the settings say, which name a registry. Raises OperatorError for a machine id that cannot be read."""
         metrics = str(settings.metrics.listen) if settings.metrics is not None else ""
         registry, memory = _registry(settings, in_force, keeper_pid, ledger, log)
         return cls(registry, memory, ledger, log, in_force, put, metrics)
@@ -165,7 +167,7 @@ class Follower:
         """Age into the ledger, trouble into the log, once each."""
         seen, words, trouble = self._registry.current, self._ledger.words, self._trouble()
         if not self._hindrance:
-            words[DaemonWord.ROSTER_AT_NS] = max(words[DaemonWord.ROSTER_AT_NS], seen.confirmed_ns)
+            self._confirmed(seen.confirmed_ns)
         words[DaemonWord.ROSTER_REJECTED] = max(words[DaemonWord.ROSTER_REJECTED], self._registry.rejected)
         # Of an etcd that does not answer, the words change with every attempt.
         before, self._told = self._told, ("" if trouble == seen.trouble else trouble, bool(trouble))
@@ -173,6 +175,17 @@ class Follower:
             self._log.event("warning", "registry", message=f"{trouble}; the last roster stays in force")
         elif self._told != before:
             self._log.event("info", "registry", message="the registry answers")
+        complaint, self._complained = self._complained, self._registry.complaint
+        if self._complained not in ("", complaint):
+            self._log.event("warning", "registry", message=self._complained)
+        elif complaint and not self._complained:
+            self._log.event("info", "registry", message="etcd's files can be read again")
+
+    def _confirmed(self, at_ns: int) -> None:
+        """The registry stands by what is in force, as of then; an earlier word of it says nothing new."""
+        words, word = self._ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS
+        if at_ns and (not words[word] or at_ns > clocks.instant_ns(words, word)):
+            clocks.put_instant(words, word, at_ns)
 
     @property
     def tells(self) -> bool:
@@ -193,12 +206,12 @@ class Follower:
     def status(self, roles: dict[str, list[int]]) -> answers.RegistryStatus:
         """Its part of `relay status`. `roles`: how many of each are there, and may be."""
         seen, words = self._registry.current, self._ledger.words
-        at_ns = words[DaemonWord.ROSTER_AT_NS]
+        age_ns = clocks.age_ns(words, DaemonWord.ROSTER_AT_MONOTONIC_NS)
         return {
             "kind": "directory" if isinstance(self._registry, Directory) else "etcd",
             "members": len(seen.members),
-            "age_s": round(max(0, time.time_ns() - at_ns) / 1e9, 3) if at_ns else None,
-            "trouble": self._trouble(),
+            "age_s": round(age_ns / 1e9, 3) if age_ns is not None else None,
+            "trouble": "; ".join(filter(None, (self._trouble(), self._registry.complaint))),
             "rejected": words[DaemonWord.ROSTER_REJECTED],
             "left_out": self.left_out(),
             "roles": roles,
@@ -216,16 +229,18 @@ def _registry(
     name, place, me = service.service, split_instance(snapshot.instance), snapshot.roster.get(snapshot.instance)
     assert me is not None, "a machine is always in its own roster"
     registered = tuple(member for member in snapshot.roster if member.role in service.counted)
-    known = Seen(registered, ledger.words[DaemonWord.ROSTER_AT_NS])
+    known = Seen(registered, clocks.instant_ns(ledger.words, DaemonWord.ROSTER_AT_MONOTONIC_NS))
+    own = place if place[0] in service.counted else None
     try:
-        machine = machine_hash(settings.machine_id, name)
+        machine = machine_hash(settings.machine_id, name, known=own is not None)
     except IdentityError as error:
-        # One that has a number could not have come here. Another only misses what it could remember.
+        if own is not None:  # without it the machine would not be there for others: it is tried again
+            raise
+        # One without a number only misses what it could remember.
         log.event("warning", "configuration", message=f"{error}; without it the roster is not kept for a restart")
         return Etcd.of(configured, name, None, None, known), None
     daemon = Daemon.of(keeper_pid, me.address)
     claimant = Claimant(name, machine, daemon, me.address, configured.ttl_s, configured.hold_s)
-    own = place if place[0] in service.counted else None
 
     def complain(message: str) -> None:
         log.event("warning", "configuration", message=message)

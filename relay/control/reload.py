@@ -50,7 +50,7 @@ class Prepared:
     opened: dict[str, socket.socket]  # by listening address
     warnings: tuple[Problem, ...]
     notes: tuple[str, ...] = field(default=())
-    roster_at_ns: int = 0  # at a start: when a registry last told who is there (time.time_ns); 0: it never did
+    roster_at_ns: int = 0  # at a start: when a registry last told who is there, as in `Seen`; 0: it never did
 
     def told(self, generation: int, *notes: str) -> done.Reloaded:
         """What is told of it, when it is in force as that generation; `notes` beside its own."""
@@ -73,7 +73,7 @@ class Who:
 
     instance: str
     roster: Roster
-    confirmed_ns: int = 0  # when a registry said so last (time.time_ns); 0: none did
+    confirmed_ns: int = 0  # when a registry said so last, as in `Seen`; 0: none did
     notes: tuple[str, ...] = ()
     joined: Joined | None = None  # at a start: how it came by its number
 

@@ -12,6 +12,7 @@ from relay.control import answers, done
 from relay.control.faults import reason_of
 from relay.control.holds import hold_for_s
 from relay.control.senders import NOBODY, ToldStatus
+from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -55,7 +56,7 @@ def status(
         "service": snapshot.service,
         "instance": snapshot.instance,
         "generation": snapshot.generation,
-        "uptime_s": round(time.time() - words[DaemonWord.STARTED_NS] / 1e9, 3),
+        "uptime_s": round((clocks.age_ns(words, DaemonWord.STARTED_MONOTONIC_NS) or 0) / 1e9, 3),
         "keeper": {"pid": keeper_pid},
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
@@ -170,7 +171,7 @@ def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answer
 
 def is_busy(ledger: Ledger) -> bool:
     """Whether this instance asks for no new connections (`relay drain`)."""
-    return bool(ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns())
+    return clocks.busy_left_ns(ledger.words, time.monotonic_ns()) > 0
 
 
 def is_draining(ledger: Ledger) -> bool:
@@ -180,8 +181,7 @@ def is_draining(ledger: Ledger) -> bool:
 
 def busy_for_s(ledger: Ledger) -> float:
     """For how long it still does."""
-    left_ns = ledger.words[DaemonWord.BUSY_UNTIL_NS] - time.time_ns()
-    return round(max(0, left_ns) / 1e9, 3)
+    return round(clocks.busy_left_ns(ledger.words, time.monotonic_ns()) / 1e9, 3)
 
 
 def busy(ledger: Ledger, snapshot: Snapshot, whom: ToldStatus = NOBODY, *, told: bool) -> done.Busy:

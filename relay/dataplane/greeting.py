@@ -1,6 +1,5 @@
 """What comes before the dial: who the client is, where an edge says so, and whether it speaks what is declared."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeVar
@@ -18,7 +17,8 @@ from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import hear_beyond
-from relay.ledger.layout import DaemonWord, Flag, State
+from relay.ledger.clocks import busy_left_ns
+from relay.ledger.layout import Flag, State
 from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
@@ -115,7 +115,7 @@ class Greeting(Stage):
         if flow.asks == asking.LINE:
             return Line(flow).begin()
         asks_taken = flow.asks == asking.TAKEN  # then the edge has what the client sent, for another instance
-        if (flow.probe or asks_taken) and context.ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns():
+        if (flow.probe or asks_taken) and busy_left_ns(context.ledger.words, context.now_ns()):
             tell(flow, why.BUSY)
             return flow.cut("drain")  # this is how the edge learns to send nobody
         is_held = flow.asks != asking.NOTHING and gate.is_held(context.now_ns())

@@ -10,7 +10,6 @@ As a connection a line is over when it begins: an edge asked, and is told. It is
 no limit.
 """
 
-import time
 from typing import Final
 
 from relay.dataplane.context import Context, Stage
@@ -27,8 +26,8 @@ _SAID_MAX: Final = 256
 
 
 def is_busy(words: memoryview, now_ns: int) -> bool:
-    """Whether new connections are not wanted: `relay drain`, or the daemon's own end. `now_ns`: CLOCK_REALTIME."""
-    return bool(words[DaemonWord.BUSY_UNTIL_NS] > now_ns or words[DaemonWord.DRAIN_UNTIL_NS])
+    """Whether new connections are not wanted: `relay drain`, or the daemon's own end. `now_ns`: CLOCK_MONOTONIC."""
+    return bool(words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] > now_ns or words[DaemonWord.DRAIN_UNTIL_NS])
 
 
 def tell_all(context: Context) -> None:
@@ -79,7 +78,7 @@ class Line(Stage):
         heard = readable_bytes(flow.client.fileno())
         news = b"" if self._said else asking.OPEN
         said_busy = bool(self._said) and self._said % 2 == 0
-        if is_busy(context.ledger.words, time.time_ns()) is not said_busy:
+        if is_busy(context.ledger.words, context.now_ns()) is not said_busy:
             news += asking.OPEN if said_busy else asking.BUSY
         # First what will have been said: until it was heard, nobody may believe that the other side knows.
         context.ledger.moved(flow.record, heard, self._said + len(news))

@@ -5,12 +5,15 @@ one. A store that is another than before (wiped, restored) knows nobody yet: who
 again. The same holds after a time in which the registry could not be reached, for then it could not be reached by the
 others either, and their leases have run out although they are there.
 
-Whoever is removed from the store without having said that it leaves is gone: its lease ran out. Who is only found missing
-has left somehow.
+Whoever is missing without having said that it leaves is lost at first. It is still there, busy, so nothing is cut for it and
+nobody is sent to it, until the store is asked again after a while: a store takes leases away that have not run out (a leader
+that stood still, https://github.com/etcd-io/etcd/issues/15247), and then its machine registers again at once. Who stays away
+after being removed is gone: its lease ran out. Who was only found missing has left somehow.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.config.roster import Member
@@ -22,8 +25,20 @@ _GRACE_MIN_S: Final = 30.0  # a machine that backs off, and an etcd that has jus
 GONE_S: Final = 600.0
 """How long it is remembered who is gone: by then nobody is connected to them any more."""
 
+AWAY_S: Final = 3.0
+"""Who is lost stays for so long, and is looked for then. Whoever is there has registered again within a fraction of it."""
+
 Place = tuple[str, int]
 """A role and an ordinal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """One that is missing and did not say that it leaves. `removed`: that was seen, so its lease ran out."""
+
+    member: Member
+    look_s: float  # when to look for it
+    removed: bool
 
 
 def grace_s(ttl_s: float) -> float:
@@ -82,6 +97,7 @@ class Believed:
         self._grace_s = grace_s
         self._there = Places({(member.role, member.ordinal): member for member in known})
         self._kept_until_s: dict[Place, float] = {}  # of those in `_there` that the store does not have
+        self._lost: dict[str, _Lost] = {}  # by address; none of them is in `_there`
         self._leaving: set[Place] = set()  # said so in the last entry of the place
         self._gone_until_s: dict[str, float] = {}  # addresses, and when they are forgotten
         self._bad: dict[str, int] = {}  # the revision of entries that make no sense, so that each is counted once
@@ -98,28 +114,44 @@ class Believed:
         self._bad = {key: revision for key, revision in self._bad.items() if key in keys}
         for place, member in before.items():
             until_s = now_s + self._grace_s if keep else kept.get(place)
-            if self._there.get(place) is None and until_s is not None:
+            if self._there.get(place) is not None:
+                continue
+            if until_s is not None:
                 self._there.put(place, member)
                 self._kept_until_s[place] = until_s
+            elif place not in self._leaving:
+                self._lose(member, now_s, removed=False)
+        if keep:
+            self._lost = {
+                address: _Lost(each.member, now_s + self._grace_s, removed=False)
+                for address, each in self._lost.items()
+            }
 
-    def change(self, events: Iterable[KeyValue], *, gone_until_s: float | None = None) -> None:
-        """Take what has changed in the store since.
-
-        Those whose lease ran out are gone until then. None: they may be there all the same.
-        """
+    def change(self, events: Iterable[KeyValue], now_s: float, *, sure: bool) -> None:
+        """Take what has changed in the store since. `sure`: not, where leases that run out say nothing of their machines."""
         for each in events:
             place = self._keys.place_of(each.key)
             if each.value is not None or place is None:
                 self._take(each, self._there)
             else:
                 self._bad.pop(each.key, None)
-                self._drop(place, gone_until_s)
+                self._drop(place, now_s, removed=sure)
 
     def members(self, now_s: float) -> tuple[Member, ...]:
         """Who is there, in order. Those whose grace is over are forgotten."""
         for place in [place for place, until_s in self._kept_until_s.items() if until_s <= now_s]:
             self._there.pop(place)
             del self._kept_until_s[place]
+        there = self._with_address()
+        if not self._lost:
+            return there
+        addresses, places = {member.address for member in there}, {(member.role, member.ordinal) for member in there}
+        found = [each.member for address, each in self._lost.items() if address not in addresses]
+        lost = {(member.role, member.ordinal): replace(member, busy=True) for member in found}
+        return tuple(sorted([*there, *(member for place, member in lost.items() if place not in places)]))
+
+    def _with_address(self) -> tuple[Member, ...]:
+        """Those who are there, and those who are kept and whose address nobody else has."""
         if not self._kept_until_s:
             return self._there.members
         fresh = {member.address for place, member in self._there.items() if place not in self._kept_until_s}
@@ -135,16 +167,46 @@ class Believed:
         self._gone_until_s = {each: until_s for each, until_s in self._gone_until_s.items() if until_s > now_s}
         return tuple(sorted(self._gone_until_s))
 
-    def _drop(self, place: Place, gone_until_s: float | None) -> None:
+    @property
+    def look_s(self) -> float | None:
+        """When to look for the first of those who are lost; None: nobody is."""
+        return min((each.look_s for each in self._lost.values()), default=None)
+
+    def due(self, now_s: float) -> list[Member]:
+        """Whom to look for now."""
+        return [each.member for each in self._lost.values() if each.look_s <= now_s]
+
+    def postpone(self, now_s: float) -> None:
+        """The store could not be asked, so nobody could register again either: look for all of them later."""
+        self._lost = {address: replace(each, look_s=now_s + AWAY_S) for address, each in self._lost.items()}
+
+    def looked(self, asked: Iterable[Member], found: Iterable[KeyValue], now_s: float) -> None:
+        """The store was asked for some who were due. Who is not among those found has left, and is gone if it was removed.
+
+        Whoever has come back meanwhile is there.
+        """
+        entries = ((self._keys.place_of(each.key), each.value or b"") for each in found)
+        there = {entry.member.address for place, value in entries if place and (entry := read_entry(place, value))}
+        due = {member.address for member in self.due(now_s)}
+        for address in due.intersection(member.address for member in asked):
+            lost = self._lost.pop(address)
+            if address in there:  # the watch is late, and will tell
+                self._lost[address] = replace(lost, look_s=now_s + AWAY_S)
+            elif lost.removed:
+                self._gone_until_s[address] = now_s + GONE_S
+
+    def _drop(self, place: Place, now_s: float, *, removed: bool) -> None:
         """The store has nobody there any more."""
         member, left = self._there.get(place), place in self._leaving or place in self._kept_until_s
         self._there.pop(place)
         self._kept_until_s.pop(place, None)
+        if member is not None and not left:
+            self._lose(member, now_s, removed=removed)
+
+    def _lose(self, member: Member, now_s: float, *, removed: bool) -> None:
         # One that has taken another number is there by that.
-        if member is None or left or any(member.address == other.address for _, other in self._there.items()):
-            return
-        if gone_until_s is not None:
-            self._gone_until_s[member.address] = gone_until_s
+        if not any(member.address == other.address for _, other in self._there.items()):
+            self._lost[member.address] = _Lost(member, now_s + AWAY_S, removed)
 
     def _take(self, each: KeyValue, before: Places) -> None:
         place = self._keys.place_of(each.key)
@@ -153,6 +215,7 @@ class Believed:
             self._there.put(place, entry.member)
             self._kept_until_s.pop(place, None)
             self._bad.pop(each.key, None)
+            self._lost.pop(entry.member.address, None)
             self._gone_until_s.pop(entry.member.address, None)
             (self._leaving.add if entry.leaving else self._leaving.discard)(place)
             return

@@ -57,14 +57,25 @@ class Claimant:
     hold_s: float
 
 
-def in_the_way(entry: Entry, machine: str) -> str:
-    """What is said when somebody else is there by the number that the machine with this hash has or wants."""
+def in_the_way(entry: Entry, me: Claimant) -> str:
+    """What is said when somebody else is there by the number that this machine has or wants."""
     where = f"{entry.member.id} at {entry.member.address}"
-    if entry.machine != machine:
+    if entry.machine != me.machine:
         return f"{where} is another machine; stop relay there, or ask for another number"
+    if entry.member.address == me.address:
+        return earlier_run(entry)
     return (
         f"{where} has the same machine id as this machine, so one is a clone of the other; on the clone run "
         f"`{NEW_MACHINE_ID}` as root, or put another id into the file that `machine_id` names there"
+    )
+
+
+def earlier_run(entry: Entry) -> str:
+    """What is said of a relay that stands at this machine's own address with its machine id."""
+    return (
+        f"{entry.member.id} at {entry.member.address} is this machine itself: an earlier run of relay stands there until its "
+        "lease ends (`ttl` after it was last heard of); if it stays, relay runs here twice, such as in another container: "
+        "stop that one"
     )
 
 
@@ -269,7 +280,7 @@ class _Claim:
         now_s = time.monotonic()
         self._other_until_s = self._other_until_s or now_s + self._me.ttl_s + _GONE_S
         if now_s > self._other_until_s:
-            raise IdentityError(in_the_way(entry, self._me.machine))
+            raise IdentityError(in_the_way(entry, self._me))
         await asyncio.sleep(_LOOK_S)
         return False
 

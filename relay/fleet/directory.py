@@ -88,7 +88,7 @@ class Directory(RegistryClient):
                 self._missing.pop(name, None)
         self._stamps = stamps
         trouble = "; ".join(line for _, line in sorted(self._problems.items()))
-        return Seen(tuple(sorted(self._members.values())), time.time_ns(), trouble)
+        return Seen(tuple(sorted(self._members.values())), time.monotonic_ns(), trouble)
 
     def _read(self, name: str) -> None:
         path = str(self._path / name)

@@ -5,15 +5,16 @@ Whatever goes wrong on the way becomes a RegistryError here, and nowhere else.
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import Any, Final, Self
 
 import aiohttp
 
 from relay.config.settings import Registry
-from relay.config.wording import brief, printable
-from relay.errors import OperatorError, RegistryError, os_reason
+from relay.config.wording import brief
+from relay.errors import RegistryError, os_reason
+from relay.fleet.credentials import Credentials
 from relay.fleet.gateway import (
     NOT_FOUND,
     Batch,
@@ -41,7 +42,6 @@ REQUEST_S: Final = 3.0
 _LATE_FACTOR: Final = 2
 # A revision is one message, and one lease may take many keys with it. Past this it is no etcd that talks.
 _LINE_MAX_BYTES: Final = 64 * 1024 * 1024
-_PASSWORD_MAX_BYTES: Final = 4096
 # What etcd says when a token has run out, is of before its restart, or when users and roles have changed since.
 _TOKEN_TROUBLE: Final = ("invalid auth token", "revision of auth store is old", "user name is empty")
 _NO_AUTH: Final = "authentication is not enabled"
@@ -58,32 +58,27 @@ class EtcdClient:
         endpoints: Iterable[str],
         *,
         timeout_s: float = REQUEST_S,
-        username: str = "",
-        password: str = "",
-        tls: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._endpoints = tuple(endpoints)
         self._timeout_s = timeout_s
         self._late = False  # the last request's answer did not come in time
-        self._login = (username, password)
+        self._credentials = credentials or Credentials()
         self._token = ""
-        self._tls = tls
         self._at = 0  # the endpoint that answered last
         self._session: aiohttp.ClientSession | None = None
 
     @classmethod
     def of(cls, registry: Registry) -> Self:
-        """The client that the settings describe. Reads their files: raises OperatorError."""
-        password = _password(registry.password_file) if registry.password_file else ""
+        """The client that the settings describe. Their files are read when a request needs them, which is refused else."""
         # So that after one endpoint that does not answer there is time for another one before a lease has run out.
         timeout_s = min(REQUEST_S, registry.ttl_s / 3)
-        return cls(
-            registry.etcd,
-            timeout_s=timeout_s,
-            username=registry.username or "",
-            password=password,
-            tls=_tls(registry) if any(url.startswith("https:") for url in registry.etcd) else None,
-        )
+        return cls(registry.etcd, timeout_s=timeout_s, credentials=Credentials.of(registry))
+
+    @property
+    def complaint(self) -> str:
+        """Which of its files could not be read lately, while what could be read last is used; empty: none."""
+        return self._credentials.complaint
 
     async def __aenter__(self) -> Self:
         return self
@@ -213,9 +208,10 @@ class EtcdClient:
         self._late = False
 
     async def _authenticate(self, url: str) -> None:
-        name, password = self._login
+        name = self._credentials.username
         if not name or self._token:
             return
+        password = await self._credentials.password()
         try:
             answer = await self._post(url, "auth/authenticate", {"name": name, "password": password})
         except Refused as error:
@@ -237,17 +233,19 @@ class EtcdClient:
         headers = dict(_LEADER)
         if self._token:
             headers["Authorization"] = self._token
+        # Connections that were kept are those of the same TLS context: after a change of its files a new one is made.
+        tls = await self._credentials.tls()
+        ask = partial(session.post, f"{url}/v3/{path}", json=body, headers=headers, allow_redirects=False, ssl=tls)
         try:
-            return await session.post(f"{url}/v3/{path}", json=body, headers=headers, allow_redirects=False)
+            return await ask()
         except (aiohttp.ServerDisconnectedError, ConnectionResetError):
             # The connection was kept from an earlier request, and has been closed meanwhile. A new one tells.
-            return await session.post(f"{url}/v3/{path}", json=body, headers=headers, allow_redirects=False)
+            return await ask()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             # Each request has a bound of its own. No proxy and no .netrc of the environment: a registry is on the inside.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True),
                 timeout=aiohttp.ClientTimeout(total=None),
                 trust_env=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -303,37 +301,3 @@ def _reason(error: Exception) -> str:
             return os_reason(error)
         case _:
             return brief(str(error)) or type(error).__name__
-
-
-def _password(path: str) -> str:
-    """The first line of the file. Raises OperatorError."""
-    try:
-        with open(path, "rb") as file:
-            line = file.read(_PASSWORD_MAX_BYTES).partition(b"\n")[0].removesuffix(b"\r").decode()
-    except OSError as error:
-        what = f"{printable(path)}: {os_reason(error)}"
-        raise OperatorError(f"cannot read etcd's password: {what}; check `password_file`") from None
-    except UnicodeDecodeError:
-        line = ""
-    if not line:
-        raise OperatorError(f"no password on the first line of {printable(path)}; write it there, in UTF-8")
-    return line
-
-
-def _tls(registry: Registry) -> ssl.SSLContext:
-    """By `ca`, or the system's certificates; with `cert` and `key`, if there are. Raises OperatorError."""
-    named = ("ca", registry.ca), ("cert", registry.cert), ("key", registry.key)
-    for key, path in named:
-        try:
-            if path is not None:
-                open(path, "rb").close()
-        except OSError as error:
-            raise OperatorError(f"cannot read {printable(path or '')}: {os_reason(error)}; check `{key}`") from None
-    try:
-        context = ssl.create_default_context(cafile=registry.ca)
-        if registry.cert is not None:
-            context.load_cert_chain(registry.cert, registry.key, password="")  # none asked for on a terminal
-    except (ssl.SSLError, ValueError) as error:
-        files = ", ".join(f"`{key}`" for key, path in named if path is not None)
-        raise OperatorError(f"etcd's certificates cannot be used: {brief(str(error))}; check {files}") from None
-    return context

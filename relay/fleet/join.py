@@ -15,7 +15,7 @@ from relay.config.roster import Member, split_instance
 from relay.config.settings import Registry, Settings
 from relay.config.wording import shown
 from relay.errors import IdentityError, OperatorError, RegistryError
-from relay.fleet.claim import Claimant, claim, may_replace
+from relay.fleet.claim import Claimant, claim, earlier_run, may_replace
 from relay.fleet.directory import Directory
 from relay.fleet.entries import Entry, EntryKeys, read_entry
 from relay.fleet.etcd import EtcdClient
@@ -41,8 +41,8 @@ _DISCARD_PORT: Final = 9  # a datagram socket that connects sends nothing
 class Joined:
     """Which instance this machine is, where it can be reached, and who else is there.
 
-    `confirmed_ns` is when the registry said so (time.time_ns). `remembered`: it was before this start, and `warning` says
-    why it is believed all the same.
+    `confirmed_ns` is when the registry said so, as in `Seen`. `remembered`: it was before this start, and `warning` says why
+    it is believed all the same.
     """
 
     instance: str
@@ -57,8 +57,8 @@ class Joined:
 def join(service: Service, settings: Settings, vacancy: Vacancy) -> Joined:
     """Take the number of a counted role. Waits for etcd, and for the lease of whoever had the number before.
 
-    Runs an event loop of its own and leaves nothing behind, so that the process can fork. Raises IdentityError,
-    RegistryError, or OperatorError for the registry's files.
+    Runs an event loop of its own and leaves nothing behind, so that the process can fork. Raises IdentityError, and
+    RegistryError, also for the registry's files.
     """
     registry = settings.registry
     if registry is None or not registry.etcd:
@@ -93,7 +93,7 @@ def abandon(settings: Settings, joined: Joined) -> None:
 
 
 def known_at_start(service: Service, settings: Settings) -> tuple[tuple[Member, ...], int]:
-    """Whom the registry tells of without being asked, and when it did (time.time_ns; 0: never).
+    """Whom the registry tells of without being asked, and when it did (CLOCK_MONOTONIC in ns, as in `Seen`; 0: never).
 
     Of a directory what is in it; of etcd what this machine was told before it stopped. Raises RegistryError for a directory
     that cannot be read.
@@ -110,7 +110,7 @@ def known_at_start(service: Service, settings: Settings) -> tuple[tuple[Member, 
         found = recall(registry.state, service.service, machine_hash(settings.machine_id, service.service))
     except IdentityError:
         return (), 0
-    return (found.members, found.saved_ns) if found is not None else ((), 0)
+    return (found.members, found.confirmed_ns) if found is not None else ((), 0)
 
 
 def own_address(settings: Settings, registry: Registry) -> str:
@@ -162,7 +162,7 @@ async def _by_etcd(registry: Registry, me: Claimant, vacancy: Vacancy, count: in
         claimed = await _until_reached(lambda: claim(client, me, vacancy, count), me.ttl_s, reach_s)
         members = tuple(sorted(entry.member for entry in await _until_reached(there, me.ttl_s, reach_s)))
     name = f"{vacancy.role}_IN_{claimed.ordinal}"
-    return Joined(name, me.address, members, time.time_ns(), leases=claimed.leases)
+    return Joined(name, me.address, members, time.monotonic_ns(), leases=claimed.leases)
 
 
 def _refuse_taken_address(me: Claimant, vacancy: Vacancy, there: list[Entry]) -> None:
@@ -170,7 +170,9 @@ def _refuse_taken_address(me: Claimant, vacancy: Vacancy, there: list[Entry]) ->
     for entry in there:
         if entry.member.address != me.address or may_replace(entry, me.machine, me.daemon):
             continue
-        if entry.machine != me.machine or entry.member.role != vacancy.role:
+        if entry.machine == me.machine and entry.member.role != vacancy.role:
+            raise IdentityError(earlier_run(entry))
+        if entry.machine != me.machine:
             raise IdentityError(
                 f"{entry.member.id} is at the address {me.address} already; write another `address` into instance.yaml, or "
                 "stop relay there"
@@ -207,4 +209,4 @@ def _fits(found: Remembered, vacancy: Vacancy, count: int) -> bool:
 def _by_memory(found: Remembered, address: str, why: str) -> Joined:
     then = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found.saved_ns / 1e9))
     warning = f"{why}; this is {shown(found.instance)} by the roster of {then}, until the registry answers"
-    return Joined(found.instance, address, found.members, found.saved_ns, remembered=True, warning=warning)
+    return Joined(found.instance, address, found.members, found.confirmed_ns, remembered=True, warning=warning)

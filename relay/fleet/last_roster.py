@@ -16,6 +16,7 @@ from relay.config.roster import Member, Roster, split_instance
 from relay.config.wording import printable
 from relay.errors import OperatorError, UnreadableError, os_reason
 from relay.kernel.aside import aside
+from relay.ledger.clocks import of_wall_ns
 
 _FORMAT: Final = 1
 _PAUSE_S: Final = 1.0  # between two writes: a fleet that starts changes the roster a thousand times in a few seconds
@@ -35,6 +36,11 @@ class Remembered:
     instance: str
     members: tuple[Member, ...]
     saved_ns: int
+
+    @property
+    def confirmed_ns(self) -> int:
+        """The same by CLOCK_MONOTONIC, as far as nobody has set the clock since; below 0: before this boot. Never 0."""
+        return of_wall_ns(self.saved_ns)
 
 
 def path_of(state: str, service: str) -> Path:

@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import os
+import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,18 +13,23 @@ from relay.config import reading
 from relay.config.wording import printable
 from relay.errors import IdentityError, UnreadableError
 
-NEW_MACHINE_ID: Final = "rm /etc/machine-id && systemd-machine-id-setup"
-"""What gives a machine an id of its own (machine-id(5), systemd-machine-id-setup(1))."""
+NEW_MACHINE_ID: Final = "rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup"
+"""What gives a machine an id of its own. Where D-Bus has one, that is taken again: systemd-machine-id-setup(1)."""
+
+BOOT_VARIABLE: Final = "RELAY_BOOT_ID"
+"""The environment variable that has the boot's id where /proc does not show it: systemd.unit(5), %b."""
 
 _UNKNOWN_BOOT: Final = "boot unknown"
+_UUID: Final = rb"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _ID_MAX_BYTES: Final = 4096  # a machine id has 33; past this it is another file, of which the beginning tells enough
 _FILE_MAX_BYTES: Final = 1024 * 1024
 
 
-def machine_hash(path: str, service: str) -> str:
+def machine_hash(path: str, service: str, *, known: bool = False) -> str:
     """The machine id in the file at `path`, hashed with the service's name as the key, as 32 hexadecimal digits.
 
-    The id itself is a secret of the machine, and must not be given away: machine-id(5). Raises IdentityError.
+    The id itself is a secret of the machine, and must not be given away: machine-id(5). `known`: the machine has its number
+    by it already, from a program that took any text, and keeps it. Raises IdentityError.
     """
     where = printable(path)
     fix = f"run `{NEW_MACHINE_ID}` as root, or write `machine_id` with another file into instance.yaml"
@@ -31,9 +38,23 @@ def machine_hash(path: str, service: str) -> str:
     except UnreadableError as error:
         raise IdentityError(f"cannot tell this machine from others: {where}: {error.reason}; {fix}") from None
     machine_id = content[:_ID_MAX_BYTES].strip()
-    if machine_id in (b"", b"uninitialized"):  # the latter before a first boot has set it: machine-id(5)
-        raise IdentityError(f"cannot tell this machine from others: {where} has no machine id; {fix}")
+    if what := _fault(machine_id, known=known):
+        raise IdentityError(f"cannot tell this machine from others: {where} {what}; {fix}")
     return hmac.new(service.encode(), machine_id, hashlib.sha256).hexdigest()[:32]
+
+
+def _fault(machine_id: bytes, *, known: bool) -> str:
+    """Why this is nobody's machine id; empty: it may be one. As a UUID, with dashes, it may be too (the firmware's)."""
+    if machine_id in (b"", b"uninitialized"):  # the latter before a first boot has set it: machine-id(5)
+        return "has no machine id"
+    if known:
+        return ""
+    digits = machine_id.replace(b"-", b"") if re.fullmatch(_UUID, machine_id) else machine_id
+    if not re.fullmatch(rb"[0-9A-Fa-f]{32}", digits):
+        return "has no machine id, which is 32 hexadecimal digits"
+    if not digits.strip(b"0"):
+        return "has a machine id of zeros, which any machine may have"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +78,8 @@ class Daemon:
         started = _started_ticks(pid)
         if started is None:
             raise ProcessLookupError(f"no process {pid}")
-        try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            # A unit with ProcSubset=pid. Clones of one image may boot alike to the clock tick, but not at one address.
-            boot = f"{_UNKNOWN_BOOT} {address}"
+        # Clones of one image may boot alike to the clock tick, but not at one address.
+        boot = _boot_id() or f"{_UNKNOWN_BOOT} {address}"
         return cls(boot.replace(":", "."), os.stat("/proc/self/ns/pid").st_ino, pid, started)
 
     def sees_dead(self, other: str) -> bool:
@@ -100,6 +118,22 @@ class Daemon:
         except OSError:
             return None  # there, but hidden from us: proc(5), hidepid
         return now == started
+
+
+def _boot_id() -> str:
+    """Which boot of the kernel this is, as the kernel writes it; empty where that cannot be told.
+
+    The kernel's own file comes first: a variable may have been handed down from elsewhere. Where the unit hides the file
+    (ProcSubset=pid) there is the variable, in which systemd writes the same without dashes.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        pass
+    try:
+        return str(uuid.UUID(hex=os.environ.get(BOOT_VARIABLE, "")))
+    except ValueError:
+        return ""
 
 
 def _started_ticks(pid: int) -> int | None:

@@ -170,7 +170,7 @@ class Presence:
     def _conflict(self, claimed: KeyValue | None, there: KeyValue | None) -> str:
         entry = self._entry(there) if there is not None else None
         if entry is not None and not may_replace(entry, self._me.machine, self._me.daemon):
-            return in_the_way(entry, self._me.machine)
+            return in_the_way(entry, self._me)
         if claimed is not None and claimed.value != claim_value(self._me.machine):
             owner = read_claim(claimed.value or b"")[:8] or "unknown"
             return (

@@ -6,6 +6,7 @@ is cut off because a registry is down.
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -18,12 +19,13 @@ from typing import Any, Final, Self
 from relay.config import settings as configured
 from relay.config.roster import Member
 from relay.errors import RegistryError
-from relay.fleet.believed import GONE_S, Believed, grace_s
+from relay.fleet.believed import Believed, grace_s
 from relay.fleet.claim import Claimant
 from relay.fleet.entries import EntryKeys, KeyValue
 from relay.fleet.etcd import EtcdClient
-from relay.fleet.gateway import Batch, absent, get, get_all, put
+from relay.fleet.gateway import Batch, Reply, absent, get, get_all, put
 from relay.fleet.presence import Presence, backoff_s
+from relay.fleet.search import Search
 
 # A watch that says nothing for so much of a lease is opened anew: a dead path is noticed, and another endpoint asked,
 # before a lease has run out.
@@ -46,9 +48,10 @@ _PAUSE_MAX_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Who is there, when the registry said so last (time.time_ns; 0: never), and what is wrong with it ("": nothing).
+    """Who is there, when the registry said so last, and what is wrong with it ("": nothing).
 
-    `gone` are the addresses of those whose lease ran out not long ago.
+    `confirmed_ns` is CLOCK_MONOTONIC, below 0 where that was before this boot; 0: never. `gone` are the addresses of those
+    whose lease ran out not long ago.
     """
 
     members: tuple[Member, ...] = ()
@@ -103,6 +106,11 @@ class RegistryClient(ABC):
     def rejected(self) -> int:
         """How many entries made no sense, and were left out."""
         return 0
+
+    @property
+    def complaint(self) -> str:
+        """What somebody should see to, though all goes on; empty: nothing."""
+        return ""
 
     async def watch(self) -> AsyncGenerator[Seen]:
         """What is known, at once; and again whenever members or `conflict` have changed, or trouble has come or gone.
@@ -170,8 +178,7 @@ class Etcd(RegistryClient):
         super().__init__(known or Seen())
         self._client, self._keys, self._ttl_s, self._presence = client, EntryKeys(service), ttl_s, presence
         self._believed = Believed(self._keys, grace_s(ttl_s), self._seen.members)
-        ago_s = (time.time_ns() - self._seen.confirmed_ns) / 1e9
-        self._confirmed_s = time.monotonic() - max(ago_s, 0.0)
+        self._confirmed_s = self._seen.confirmed_ns / 1e9 if self._seen.confirmed_ns else -math.inf
         self._cluster, self._store, self._latest = "", "", 0  # what tells another store: its ids, and a lower revision
         self._revision: int | None = None  # of the last change that was seen; None: all must be read anew
         self._open = False  # the watch is there
@@ -179,12 +186,13 @@ class Etcd(RegistryClient):
         self._doubtful_until_s = 0.0  # leases that run out before that say nothing of their machines
         self._trouble = ""
         self._crowd = Crowd()
+        self._search = Search(client, self._keys, self._believed, ttl_s, self._is_of_other, self._looked)
 
     @classmethod
     def of(
         cls, registry: configured.Registry, service: str, me: Claimant | None, own: tuple[str, int] | None, known: Seen
     ) -> Self:
-        """As the settings say. `own`: the role and number that the machine `me` has claimed. Raises OperatorError."""
+        """As the settings say. `own`: the role and number that the machine `me` has claimed."""
         client = EtcdClient.of(registry)
         presence = Presence(client, me, *own) if me is not None and own is not None else None
         return cls(client, service, registry.ttl_s, presence, known)
@@ -193,6 +201,11 @@ class Etcd(RegistryClient):
     def rejected(self) -> int:
         """How many entries made no sense, and were left out."""
         return self._believed.rejected
+
+    @property
+    def complaint(self) -> str:
+        """Which of etcd's files could not be read lately; empty: none."""
+        return self._client.complaint
 
     @property
     def conflict(self) -> str:
@@ -218,7 +231,7 @@ class Etcd(RegistryClient):
         await self._client.close()
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        following = [self._follow()]
+        following = [self._follow(), self._search.run()]
         return following if self._presence is None else [*following, self._presence.run(self._answered)]
 
     def _answered(self) -> None:
@@ -237,6 +250,7 @@ class Etcd(RegistryClient):
             except RegistryError as error:
                 self._trouble = str(error)
                 self._failures += 1
+                self._believed.postpone(time.monotonic())
                 self._tell()
                 await asyncio.sleep(backoff_s(self._failures, self._ttl_s))
 
@@ -274,7 +288,7 @@ class Etcd(RegistryClient):
         self._doubt(now_s)
         self._trouble, self._failures = "", 0
         sure = now_s >= self._doubtful_until_s
-        self._believed.change(batch.events, gone_until_s=now_s + GONE_S if sure else None)
+        self._believed.change(batch.events, now_s, sure=sure)
         for event in batch.events:
             self._revision = max(self._revision or 0, event.mod_revision)
             if self._presence is not None and event.key == self._presence.key:
@@ -305,6 +319,14 @@ class Etcd(RegistryClient):
         self._latest = answer.revision
         return answer.revision - (self._revision or 0) <= _BEHIND_MAX
 
+    def _is_of_other(self, answer: Reply) -> bool:
+        return self._is_other(answer.cluster, _word(answer.found[0]), answer.revision)
+
+    def _looked(self) -> None:
+        """Those who were lost have been looked for."""
+        now_s = time.monotonic()
+        self._seen_now(replace(self._seen, members=self._believed.members(now_s), gone=self._believed.gone(now_s)))
+
     def _is_other(self, cluster: str, store: str, revision: int) -> bool:
         return self._cluster != "" and (
             cluster != self._cluster or revision < self._latest or (self._store != "" and store != self._store)
@@ -334,7 +356,8 @@ class Etcd(RegistryClient):
         """The registry stands by what is known."""
         self._confirmed_s = time.monotonic()
         members = self._believed.members(self._confirmed_s)
-        self._seen_now(Seen(members, time.time_ns(), gone=self._believed.gone(self._confirmed_s)))
+        self._search.wake()
+        self._seen_now(Seen(members, time.monotonic_ns(), gone=self._believed.gone(self._confirmed_s)))
 
     def _tell(self) -> None:
         self._seen_now(self._seen)

@@ -88,8 +88,14 @@ class DaemonWord:
     SOURCES_AT: Final = 26  # index of the first table of sources; 0: there is none yet. See source_tables.py
     SOURCES_ENTRIES: Final = 27  # places of each: a power of two
     SOURCES_KEY: Final = 28  # random: what sources are called goes by it
+    # By CLOCK_MONOTONIC what stands above by CLOCK_REALTIME. Durations go by these alone: see clocks.py.
+    BUSY_UNTIL_MONOTONIC_NS: Final = 29
+    STARTED_MONOTONIC_NS: Final = 30
+    ROSTER_AT_MONOTONIC_NS: Final = 31
     WORKERS_AT: Final = 32  # index of the first worker's words
-    END: Final = 33
+    RELOAD_OK_AT_MONOTONIC_NS: Final = 33
+    BUSY_TAKEN_NS: Final = 34  # the BUSY_UNTIL_NS that BUSY_UNTIL_MONOTONIC_NS was written for
+    END: Final = 35
 
 
 class Word:

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay import __version__
 from relay.config.snapshot import Snapshot, TargetRow
 from relay.control.metrics import LedgerCollector, render
+from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
     CONNECT_BOUNDS_S,
@@ -266,9 +267,10 @@ def test_whether_a_target_answers(ledger: Ledger) -> None:
 
 
 def test_the_daemons_own(ledger: Ledger) -> None:
-    now_ns = time.time_ns()
+    now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     words = ledger.words
-    words[DaemonWord.RELOAD_OK], words[DaemonWord.RELOAD_OK_AT_NS] = 1, now_ns - 3_000_000_000
+    words[DaemonWord.RELOAD_OK] = 1
+    clocks.put_instant(words, DaemonWord.RELOAD_OK_AT_MONOTONIC_NS, now_ns - 3_000_000_000)
     words[DaemonWord.HOLDER_RESTARTS], words[DaemonWord.CONTROL_RESTARTS] = 1, 5
     ledger.worker(0)[Word.RESTARTS], ledger.worker(1)[Word.RESTARTS] = 2, 1
     own = {
@@ -295,14 +297,15 @@ def test_the_daemons_own(ledger: Ledger) -> None:
     assert found["relay_control_restarts_total"] == [({}, 5.0)]
     assert found["relay_build_info"] == [({"version": __version__}, 1.0)]
     [(_, stamp_s)] = found["relay_config_last_reload_success_timestamp_seconds"]
-    assert stamp_s == pytest.approx(now_ns / 1e9 - 3.0)
+    assert stamp_s == pytest.approx(wall_ns / 1e9 - 3.0)
     [(_, age_s)] = found["relay_roster_age_seconds"]
-    assert 3.0 <= age_s <= 3.0 + (time.time_ns() - now_ns) / 1e9
-    words[DaemonWord.ROSTER_AT_NS] = now_ns - 60 * 10**9  # from here on a registry tells
+    assert 3.0 <= age_s <= 3.0 + (time.monotonic_ns() - now_ns) / 1e9
+    # From here on a registry tells.
+    clocks.put_instant(words, DaemonWord.ROSTER_AT_MONOTONIC_NS, now_ns - 60 * 10**9)
     words[DaemonWord.ROSTER_REJECTED], words[DaemonWord.NAMES_QUERIES + 1] = 2, 7
     found = scrape(ledger)
     [(_, age_s)] = found["relay_roster_age_seconds"]
-    assert 60.0 <= age_s <= 60.0 + (time.time_ns() - now_ns) / 1e9
+    assert 60.0 <= age_s <= 60.0 + (time.monotonic_ns() - now_ns) / 1e9
     assert found["relay_roster_rejected_total"] == [({}, 2.0)]
     assert ({"rcode": "NXDOMAIN"}, 7.0) in found["relay_names_queries_total"]
 
@@ -345,7 +348,7 @@ def test_whether_an_edges_target_is_up_is_what_its_probes_say(ledger: Ledger) ->
 @pytest.mark.parametrize(("left_s", "busy"), [(3600, 1.0), (-1, 0.0)])
 def test_busy_ends_by_itself(left_s: int, busy: float, ledger: Ledger) -> None:
     assert scrape(ledger)["relay_busy"] == [({}, 0.0)]
-    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + left_s * 1_000_000_000
+    clocks.put_busy(ledger.words, left_s * 10**9)
     assert scrape(ledger)["relay_busy"] == [({}, busy)]
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ import pytest
 from relay.config.roster import Member, Roster
 from relay.control import registry_follower
 from relay.control.registry_follower import Follower
-from relay.fleet.registry import RegistryClient, Seen
+from relay.errors import IdentityError
+from relay.fleet.registry import Etcd, RegistryClient, Seen
+from relay.ledger import clocks
 from relay.ledger.layout import Count, DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.targets import why
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.control.rig import Logged, standing
+from tests.fleet.etcds import settings
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 
@@ -31,7 +36,7 @@ class Told(RegistryClient):
     def __init__(self) -> None:
         super().__init__(Seen())
         self.announced: list[tuple[str, bool, Mapping[str, str]]] = []
-        self.said_conflict = ""
+        self.said_conflict = self.complains = ""
         self.left: bool | None = None
         self.breaks = False
 
@@ -39,11 +44,15 @@ class Told(RegistryClient):
     def conflict(self) -> str:
         return self.said_conflict
 
+    @property
+    def complaint(self) -> str:
+        return self.complains
+
     def announce(self, metrics: str, busy: bool, down: Mapping[str, str]) -> None:
         self.announced.append((metrics, busy, down))
 
     def say(self, *members: Member, trouble: str = "", gone: tuple[str, ...] = ()) -> None:
-        self._publish(Seen(members, time.time_ns(), trouble, gone))
+        self._publish(Seen(members, time.monotonic_ns(), trouble, gone))
 
     async def close(self, leave: bool) -> None:
         self.left = leave
@@ -124,9 +133,9 @@ async def test_the_registry_is_told_how_this_machine_does(ledger: Ledger, monkey
     async with following(ledger, monkeypatch) as made:
         told = made.registry.announced
         await made.until(lambda: told[-1:] == [("10.0.0.4:9464", False, {})])
-        ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+        clocks.put_busy(ledger.words, 10**12)
         await made.until(lambda: told[-1] == ("10.0.0.4:9464", True, {}))
-        ledger.words[DaemonWord.BUSY_UNTIL_NS] = 0
+        clocks.put_busy(ledger.words, 0)
         await made.until(lambda: not told[-1][1])
         ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1
         await made.until(lambda: told[-1][1])
@@ -140,7 +149,7 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     began_s = time.monotonic()
     async with following(ledger, monkeypatch) as made:
         made.registry.say(ONE)
-        await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_NS] == made.registry.current.confirmed_ns)
+        await made.until(lambda: ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] == made.registry.current.confirmed_ns)
         status: Any = made.follower.status({})
         assert (status["kind"], status["members"], status["trouble"], status["rejected"]) == ("etcd", 1, "", 0)
         assert 0 <= status["age_s"] <= time.monotonic() - began_s + 0.001  # it is told in milliseconds
@@ -168,6 +177,37 @@ async def test_age_and_trouble(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
+async def test_what_somebody_should_see_to_is_said_and_hinders_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(ledger, monkeypatch) as made:
+        lines: list[str] = []
+
+        def logged(count: int) -> bool:
+            lines.extend(line["message"] for line in made.logged.lines())
+            return len(lines) == count
+
+        made.registry.say(ONE)
+        made.registry.complains = "cannot read /etc/p: no such file"
+        await made.until(lambda: logged(1))
+        status: Any = made.follower.status({})
+        assert (status["trouble"], made.follower.tells) == ("cannot read /etc/p: no such file", True)
+        made.registry.say(ONE, trouble="nobody answers")
+        await made.until(lambda: logged(2))
+        status = made.follower.status({})
+        assert status["trouble"] == "nobody answers; cannot read /etc/p: no such file"
+        made.registry.say(ONE)
+        await made.until(lambda: logged(3))
+        made.registry.complains = ""
+        await made.until(lambda: logged(4))
+    assert lines == [
+        "cannot read /etc/p: no such file",
+        "nobody answers; the last roster stays in force",
+        "the registry answers",
+        "etcd's files can be read again",
+    ]
+
+
 async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     async with following(ledger, monkeypatch) as made:
         made.hindrance = "it has more endpoints than there are rows"
@@ -175,14 +215,14 @@ async def test_a_roster_that_does_not_come_into_force_is_said(ledger: Ledger, mo
         await made.until(lambda: bool(made.follower.status({})["trouble"]))
         status: Any = made.follower.status({})
         assert status["trouble"] == "it does not come into force: it has more endpoints than there are rows"
-        at_ns = ledger.words[DaemonWord.ROSTER_AT_NS]
+        at_ns = ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS]
         made.registry.say(ONE, OTHER)
         count = len(made.registry.announced)
         await made.until(lambda: len(made.registry.announced) > count + 2)
-        assert ledger.words[DaemonWord.ROSTER_AT_NS] == at_ns, "what stands is older than what it says"
+        assert ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] == at_ns, "what stands is older than what it says"
         made.hindrance = ""
         await made.until(
-            lambda: not made.follower.status({})["trouble"] and ledger.words[DaemonWord.ROSTER_AT_NS] > at_ns
+            lambda: not made.follower.status({})["trouble"] and ledger.words[DaemonWord.ROSTER_AT_MONOTONIC_NS] > at_ns
         )
 
 
@@ -212,3 +252,20 @@ async def test_others_know_that_it_is_busy_a_moment_after_the_registry_does(
             assert made.follower.told_busy is known
         made.registry.said_conflict = "another machine has its number"
         assert made.follower.told_busy is None, "it is not told"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("any text", ""), ("", "has no machine id; run"), (None, "machine-id: no such file; run")]
+)
+def test_a_machine_with_a_number_is_never_without_it_for_others(
+    ledger: Ledger, tmp_path: Path, content: str | None, said: str
+) -> None:
+    """Whatever it is known by, which a program of before took, and whose file may be away: that is tried again."""
+    mine = settings(tmp_path, ["http://127.0.0.1:1"])
+    file = Path(mine.machine_id)
+    file.unlink() if content is None else file.write_text(content)
+    logged = Logged()
+    with contextlib.closing(logged), pytest.raises(IdentityError, match=said) if said else contextlib.nullcontext():
+        registry, _ = registry_follower._registry(mine, standing(SNAPSHOT), os.getpid(), ledger, logged.log)
+        assert isinstance(registry, Etcd)
+        assert registry._presence is not None

@@ -59,7 +59,7 @@ async def test_what_can_be_asked(api: Api) -> None:
 
 
 async def test_busy_by_its_own_drain(api: Api) -> None:
-    api.truth.ledger.words[DaemonWord.BUSY_UNTIL_NS] = 2**62
+    api.truth.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = 2**62
     _, me = await api.get("/v1/instances/store_IN_0")
     assert (me["busy"], me["healthy"], me["self"]) == (True, False, True)
 

@@ -12,6 +12,7 @@ from relay import __version__
 from relay.cli.tables import connections_text, status_text
 from relay.config.snapshot import TargetRow
 from relay.control.status import busy, connections, status, target_status
+from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
     ENVELOPE_REASONS,
@@ -119,7 +120,7 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
         part[word] = value
     part[Word.HEARTBEAT_NS] = time.monotonic_ns() - 2_000_000_000
     words = ledger.words
-    words[DaemonWord.STARTED_NS] = time.time_ns() - 60_000_000_000
+    clocks.put_instant(words, DaemonWord.STARTED_MONOTONIC_NS, time.monotonic_ns() - 60_000_000_000)
     words[DaemonWord.HOLDER_RESTARTS], words[DaemonWord.CONTROL_RESTARTS], words[DaemonWord.RELOADS_FAILED] = 1, 7, 8
     ledger.worker(0)[Word.RESTARTS] = 3
     part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
@@ -205,9 +206,9 @@ def test_how_long_edges_send_nobody(ledger: Ledger) -> None:
         "busy_for_s": 0, "behind_edge": ["web/in"], "active": 5, "told": True, "senders": [], "untold_s": 0.0,
     }  # fmt: skip
     since = Since()
-    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 600_000_000_000
+    clocks.put_busy(ledger.words, 600 * 10**9)
     assert since.has_shrunk(busy(ledger, snapshot, told=False)["busy_for_s"], 600.0)
-    ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() - 1
+    clocks.put_busy(ledger.words, -1)
     assert status(ledger, snapshot, 1, 0)["busy_for_s"] == 0, "the lease has ended by itself"
 
 

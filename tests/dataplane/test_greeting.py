@@ -3,7 +3,6 @@
 import contextlib
 import select
 import socket
-import time
 
 import pytest
 
@@ -266,7 +265,7 @@ def test_the_edges_own_question(busy: bool, stack: contextlib.ExitStack) -> None
     rig = scene.rig
     rig.log.level = "debug"
     if busy:
-        rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 3600 * 10**9
+        rig.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = rig.clock() + 3600 * 10**9
     scene.say(proxyproto.LOCAL_V2)
     assert scene.flow.probe
     assert target.was_dialled() is not busy

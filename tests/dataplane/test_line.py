@@ -28,7 +28,7 @@ Stack = contextlib.ExitStack
 
 def be_busy(scene: Scene, *, busy: bool = True) -> None:
     """Drain the instance, or take it back; and tell, as a worker does that hears of it."""
-    scene.rig.part.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 3600 * 10**9 if busy else 0
+    scene.rig.part.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = scene.rig.clock() + 3600 * 10**9 if busy else 0
     tell_all(scene.rig.context)
 
 
@@ -81,14 +81,14 @@ def test_the_end_of_its_time_is_noticed_by_the_workers_tick(stack: Stack) -> Non
     scene = at_line(stack)
     be_busy(scene)
     hear(scene, OPEN + BUSY)
-    scene.rig.part.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns()
+    scene.rig.part.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = scene.rig.clock()
     scene.rig.sweep(1.0)
     hear(scene, OPEN)
 
 
 def test_the_daemons_own_end_is_being_busy(stack: Stack) -> None:
     scene = at_line(stack)
-    assert not is_busy(scene.rig.part.words, time.time_ns())
+    assert not is_busy(scene.rig.part.words, scene.rig.clock())
     scene.rig.part.words[DaemonWord.DRAIN_UNTIL_NS] = 1
     tell_all(scene.rig.context)
     hear(scene, OPEN + BUSY)
@@ -237,7 +237,7 @@ def account(running: Running) -> tuple[int, int, dict[str, int]]:
 async def test_a_worker_tells_when_control_says_that_something_has_changed(behind: Running) -> None:
     await behind.start()
     client = await held(behind)
-    behind.part.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 3600 * 10**9
+    behind.part.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = time.monotonic_ns() + 3600 * 10**9
     channel.send(behind.mine, messages.plain(messages.BUSY))
     await behind.until(lambda: readable_bytes(client.fileno()) == 2, "it is told")
     assert client.recv(2) == OPEN + BUSY

@@ -205,7 +205,7 @@ def test_a_door_asks_how_the_application_is(stack: contextlib.ExitStack) -> None
 
 def test_an_instance_that_wants_no_more_says_so(stack: contextlib.ExitStack) -> None:
     scene = at_relay_port(stack, type="internal")
-    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = 2**62
+    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = 2**62
     scene.say(named())
     assert all_that_comes(scene).startswith(b"\0relay: %d " % why.BUSY)
     assert closed(scene.rig, ENDPOINT) == {"drain": 1}

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import time
 
 import pytest
 
@@ -54,7 +53,7 @@ def test_no_answer_in_time_is_told_too(stack: contextlib.ExitStack) -> None:
 def test_a_busy_instance_says_so(question: int, stack: contextlib.ExitStack) -> None:
     scene = at_header(stack, tcp_target(stack))
     scene.rig.log.level = "debug"
-    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = scene.rig.clock() + 10**12
     scene.say(asking.header(question))
     assert told(scene, asking.refusal(why.BUSY, why.text_of(why.BUSY))) == "drain"
 

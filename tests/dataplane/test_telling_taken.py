@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import socket
-import time
 
 import pytest
 
@@ -92,7 +91,7 @@ def test_a_target_that_does_not_answer(stack: Stack) -> None:
 def test_a_busy_instance_takes_no_client_of_an_edge_that_asks(stack: Stack) -> None:
     target = tcp_target(stack)
     scene = at_header(stack, target)
-    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = scene.rig.clock() + 10**12
     scene.say(ASKED)
     assert refused(scene, asking.refusal(why.BUSY, why.text_of(why.BUSY))) == "drain"
     assert not target.was_dialled()
@@ -101,7 +100,7 @@ def test_a_busy_instance_takes_no_client_of_an_edge_that_asks(stack: Stack) -> N
 def test_a_busy_instance_takes_clients_of_an_edge_that_does_not(stack: Stack) -> None:
     target = tcp_target(stack)
     scene = at_header(stack, target)
-    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_NS] = time.time_ns() + 10**12
+    scene.rig.ledger.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = scene.rig.clock() + 10**12
     scene.say(proxyproto.build_v2(*ADDRESSES))
     target.accept(scene.rig)
 

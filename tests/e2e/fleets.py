@@ -23,6 +23,8 @@ class Fleet:
         self.directory, self.etcd = directory, etcd
         self.name = f"s{secrets.token_hex(4)}"  # so that one etcd does for many tests
         self.ttl_s = TTL_S
+        self.program: tuple[str, ...] = ("-m", "relay")
+        self.wrapper: tuple[str, ...] = ()
         self.port, self.door = free_port("0.0.0.0"), free_port("0.0.0.0")  # each machine has an address of its own
         self.machines: dict[str, Daemon] = {}
         self._number = 0
@@ -57,7 +59,14 @@ class Fleet:
             "registry": {"etcd": [self.etcd.url], "ttl": f"{self.ttl_s}s", "state": str(place)},
             **settings,
         }
-        daemon = Daemon(place, self.service(door=f"127.78.0.{self._number}"), own, instance="")
+        daemon = Daemon(
+            place,
+            self.service(door=f"127.78.0.{self._number}"),
+            own,
+            instance="",
+            wrapper=self.wrapper,
+            program=self.program,
+        )
         self.machines[address] = daemon
         return daemon
 

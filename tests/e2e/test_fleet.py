@@ -1,5 +1,6 @@
 """A fleet whose members come and go, with a real etcd that is killed, cloned machines, and an envelope that follows."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.fleets import SHORT_TTL_S, Fleet, address_of, instance_of, is_admitted, knows, roster_of
+from tests.e2e.fleets import SHORT_TTL_S, Fleet, address_of, instance_of, is_admitted, is_applied, knows, roster_of
 from tests.e2e.peers import records
 from tests.fleet.etcds import EtcdServer
 from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, patched
@@ -23,6 +24,9 @@ pytestmark = [
 
 # relay that looks for changed files ten times a second, and not once.
 ATTENTIVE: Final = patched("relay.fleet.directory._POLL_S", value=0.1)
+
+# relay that goes on looking for who is lost for longer than any wait of a test.
+HOPEFUL: Final = patched("relay.fleet.believed.AWAY_S", value=1e6)
 
 # As on another machine: no process of this one can be seen.
 ELSEWHERE: Final = ("unshare", "--pid", "--fork", "--mount-proc")
@@ -113,6 +117,18 @@ def test_a_daemon_that_was_killed_need_not_wait_for_its_lease(fleet: Fleet) -> N
     assert instance_of(back) == "web_IN_0"
 
 
+def test_so_it_is_where_the_unit_hides_which_boot_it_is(fleet: Fleet) -> None:
+    """The lease outlasts the test: the former run is known to be dead, by the boot that the unit tells."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    hidden = ("unshare", "--mount", "sh", "-c", 'mount -t proc -o subset=pid proc /proc && exec "$@"', "sh")
+    fleet.wrapper = (*hidden, "env", f"RELAY_BOOT_ID={boot}")
+    web = fleet.start("web")
+    assert not (Path(f"/proc/{web.pid}/root/proc/sys")).exists()
+    web.kill()
+    back = fleet.again(web, wrapper=fleet.wrapper).start()
+    assert instance_of(back) == "web_IN_0"
+
+
 def test_nobody_is_cut_because_etcd_is_down(fleet: Fleet, tmp_path: Path) -> None:
     with EtcdServer(tmp_path / "own") as etcd:
         fleet.etcd, fleet.ttl_s = etcd, SHORT_TTL_S
@@ -150,6 +166,42 @@ def test_nobody_is_cut_because_etcd_is_down(fleet: Fleet, tmp_path: Path) -> Non
             eventually(lambda: Scrape(metrics).value("relay_roster_age_seconds") < SHORT_TTL_S, "the age is small")
             knows(web, "store_IN_0", "web_IN_0")
             assert not [each for each in web.events("roster") if each["left"]], "nobody has left meanwhile"
+
+
+def test_who_loses_its_lease_and_is_there_keeps_its_connections(fleet: Fleet) -> None:
+    """A leader that stood still takes leases away which have not run out; their machines register again at once."""
+    fleet.program = HOPEFUL
+    store, web = fleet.start("store"), fleet.start("web")
+    for daemon in (store, web):
+        knows(daemon, "store_IN_0", "web_IN_0")
+    where, source = address_of(store), address_of(web)
+    with dial(fleet.port, host=where, source=source) as client, dial(fleet.door, host="127.78.0.2") as program:
+        assert echoed(client) == echoed(program) == b"ping"
+        for lost, other in ((store, web), (web, store)):
+            role = instance_of(lost).partition("_")[0]
+            control = lost.status()["control"]["pid"]
+            os.kill(control, signal.SIGSTOP)  # or it would be back before anybody could look
+            try:
+                key = f"/relay/{fleet.name}/members/{role}/0"
+                (found,) = json.loads(fleet.etcd.ctl("get", key, "-w", "json"))["kvs"]
+                fleet.etcd.ctl("lease", "revoke", f"{found['lease']:x}")
+                eventually(lambda: is_busy(other, role), "it is missing")  # noqa: B023
+                assert roster_of(other) == {"store_IN_0", "web_IN_0"}
+                assert echoed(client) == echoed(program) == b"ping"
+                assert is_admitted(where, fleet.port, source)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(control, signal.SIGCONT)
+            eventually(lambda: not is_busy(other, role), "it is back")  # noqa: B023
+        assert echoed(client) == echoed(program) == b"ping"
+    for daemon in (store, web):
+        assert not [each for each in daemon.events("roster") if each["left"]]
+
+
+def is_busy(daemon: Daemon, role: str) -> bool:
+    """Whether it has it that the role's one instance wants no new connections, and goes by that."""
+    _, [found] = daemon.ask("GET", f"/v1/instances?role={role}")
+    return bool(found["busy"]) and is_applied(daemon)
 
 
 def test_who_is_busy_or_whose_service_is_gone_is_sent_nobody(fleet: Fleet) -> None:

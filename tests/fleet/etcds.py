@@ -91,11 +91,12 @@ class EtcdServer:
         self.process.wait()
         self.process = None
 
-    def ctl(self, *words: str) -> str:
-        """What etcdctl prints."""
+    def ctl(self, *words: str, told: str = "") -> str:
+        """What etcdctl prints. `told`: its standard input."""
         command = ["etcdctl", f"--endpoints={self.url}", *words]
         done = subprocess.run(
             command,
+            input=told,
             env={**os.environ, "ETCDCTL_API": "3"},
             capture_output=True,
             text=True,

@@ -5,6 +5,8 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
+import pytest
+
 from relay.fleet.claim import Claimant
 from relay.fleet.entries import EntryKeys
 from relay.fleet.etcd import REQUEST_S, EtcdClient
@@ -71,3 +73,26 @@ async def until(stream: AsyncGenerator[Seen], check: Callable[[Seen], bool]) -> 
 def who(*numbers: int) -> Callable[[Seen], bool]:
     """Whether these instances are there, and nothing is wrong."""
     return lambda seen: [member.ordinal for member in seen.members] == list(numbers) and not seen.trouble
+
+
+def noted(registry: RegistryClient, monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
+    """All that it comes to know from now on: who watches it is told the last of it, and may miss what was between."""
+    known: list[Seen] = []
+    publish = registry._publish
+
+    def note(seen: Seen) -> None:
+        known.append(seen)
+        publish(seen)
+
+    monkeypatch.setattr(registry, "_publish", note)
+    return known
+
+
+def is_back(known: list[Seen]) -> Callable[[Seen], bool]:
+    """Whether number 0 was lost, by what was known, and all are there again who are to be sent connections."""
+    return lambda seen: any(map(is_lost(0), known)) and not any(member.busy for member in seen.members)
+
+
+def is_lost(ordinal: int) -> Callable[[Seen], bool]:
+    """Whether this instance is missing, and is looked for: it is there, and nobody is to be sent to it."""
+    return lambda seen: any(member.ordinal == ordinal and member.busy for member in seen.members)

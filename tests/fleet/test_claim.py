@@ -166,11 +166,24 @@ async def test_a_clone_is_refused(server: EtcdServer) -> None:
             assert isinstance(error, IdentityError)
             assert str(error) == (
                 "web_IN_0 at 10.0.0.2 has the same machine id as this machine, so one is a clone of the other; on "
-                "the clone run `rm /etc/machine-id && systemd-machine-id-setup` as root, or put another id into the "
-                "file that `machine_id` names there"
+                "the clone run `rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup` as root, or "
+                "put another id into the file that `machine_id` names there"
             )
         assert list(await slots(client, "clone")) == [0]
         assert (await there(client, "clone"))[0].daemon == str(HERE)
+
+
+async def test_an_earlier_run_of_this_machine_is_no_clone(server: EtcdServer) -> None:
+    """Of another boot, or of one that cannot be told; its lease lasts for longer than this one waits."""
+    async with EtcdClient([server.url]) as client:
+        me = machine("again", 1)
+        assert await claim(client, me, WEB, 5) == 0
+        with pytest.raises(IdentityError) as caught:
+            async with asyncio.timeout(LONG_S):
+                await claim(client, replace(me, daemon=replace(HERE, boot="another"), ttl_s=1), WEB, 5)
+        assert str(caught.value).startswith(
+            "web_IN_0 at 10.0.0.2 is this machine itself: an earlier run of relay stands there until its lease ends"
+        )
 
 
 async def test_two_clones_at_once(server: EtcdServer) -> None:

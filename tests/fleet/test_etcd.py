@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from relay.errors import OperatorError, RegistryError
+from relay.fleet.credentials import Credentials, Kept
 from relay.fleet.entries import KeyValue
 from relay.fleet.etcd import EtcdClient
 from relay.fleet.gateway import absent, delete, get, get_all, holds, put, unchanged
@@ -255,7 +257,8 @@ async def test_a_password(tmp_path: Path) -> None:
             # Which makes every token one of before.
             await asyncio.to_thread(server.ctl, "--user=root:secret", "role", "add", "another")
             await client.range("/relay/a/")
-        async with EtcdClient([server.url], username="relay", password="wrong") as client:
+        wrong = Credentials("relay", Kept("a password", lambda: "wrong"))
+        async with EtcdClient([server.url], credentials=wrong) as client:
             with pytest.raises(
                 RegistryError, match=r"etcd refuses: .*authentication failed, invalid user ID or password"
             ):
@@ -290,22 +293,102 @@ async def test_tls(tmp_path: Path) -> None:
             await read(ca=ours["ca"])
         with pytest.raises(OperatorError, match=r"cannot read /nowhere: no such file; check `ca`"):
             await read(ca="/nowhere")
-        with pytest.raises(OperatorError, match=r"etcd's certificates cannot be used: .*; check `ca`, `cert`, `key`"):
+        with pytest.raises(
+            OperatorError, match=r"etcd's certificates .* cannot be used: .*; check `ca`, `cert`, `key`"
+        ):
             await read(**ours | {"key": made["server.key"]})
+
+
+async def test_a_password_that_is_changed(tmp_path: Path) -> None:
+    """In etcd and in the file, one after the other: by the next login all is well."""
+    file = tmp_path / "password"
+    file.write_text("word of pass\n")
+    with EtcdServer(tmp_path / "etcd") as server:
+        guard(server)
+        keys: dict[str, Any] = {"username": "relay", "password_file": str(file), "ttl": "60s"}
+        registry = settings(tmp_path, [server.url], **keys).registry
+        assert registry is not None
+        async with EtcdClient.of(registry) as client, asyncio.timeout(LONG_S):
+            await client.range("/relay/a/")
+
+            async def change(password: str) -> None:
+                """Also to the same: etcd forgets all logins of the user."""
+                words = ("--user=root:secret", "user", "passwd", "relay", "--interactive=false")
+                await asyncio.to_thread(server.ctl, *words, told=f"{password}\n")
+
+            await change("second")
+            with pytest.raises(RegistryError, match="authentication failed"):
+                await client.range("/relay/a/")
+            file.write_text("second\n")
+            await client.range("/relay/a/")
+            file.unlink()
+            await change("second")
+            await client.range("/relay/a/")
+            assert client.complaint == (
+                f"cannot read etcd's password: {file}: no such file; check `password_file`; "
+                "what could be read last is used"
+            )
+            file.write_text("third\n")
+            await change("third")
+            await client.range("/relay/a/")
+            assert client.complaint == ""
+            stream = client.watch("/relay/a/", 0, silence_s=LONG_S)
+            await anext(stream)
+            await stream.aclose()
+
+
+async def test_certificates_that_are_changed(tmp_path: Path) -> None:
+    """The authority's, ours and our key, while connections are open by those of before."""
+    made = [certificates(tmp_path / f"tls{n}") for n in range(2)]
+    ours = {key: str(tmp_path / key) for key in ("ca", "cert", "key")}
+
+    def put_files(n: int) -> None:
+        for key, name in (("ca", "ca.pem"), ("cert", "client.pem"), ("key", "client.key")):
+            shutil.copy(made[n][name], ours[key])
+
+    def guarded(n: int, directory: Path) -> EtcdServer:
+        options = ["--cert-file", made[n]["server.pem"], "--key-file", made[n]["server.key"]]
+        options += ["--trusted-ca-file", made[n]["ca.pem"], "--client-cert-auth"]
+        asking = ssl.create_default_context(cafile=made[n]["ca.pem"])
+        asking.load_cert_chain(made[n]["client.pem"], made[n]["client.key"])
+        return EtcdServer(directory, options=tuple(options), tls=asking)
+
+    put_files(0)
+    with guarded(0, tmp_path / "etcd0") as first, guarded(1, tmp_path / "etcd1") as second:
+        registry = settings(tmp_path, [first.url], ttl="60s", **ours).registry
+        assert registry is not None
+        async with EtcdClient.of(registry) as client, asyncio.timeout(LONG_S):
+            await client.range("/a/")
+            client._endpoints = (second.url,)
+            with pytest.raises(RegistryError, match="its certificate is not believed"):
+                await client.range("/a/")
+            put_files(1)
+            await client.range("/a/")
+            shutil.copy(made[0]["client.key"], ours["key"])
+            await client.range("/a/")
+            assert "cannot be used: " in client.complaint
+            assert client.complaint.endswith("check `ca`, `cert`, `key`; what could be read last is used")
+            put_files(1)
+            await client.range("/a/")
+            assert client.complaint == ""
 
 
 @pytest.mark.parametrize(
     ("text", "said"), [(None, "no such file; check `password_file`"), ("\n", "no password on the first")]
 )
-def test_a_password_file_that_is_of_no_use(tmp_path: Path, text: str | None, said: str) -> None:
+async def test_a_password_file_that_is_of_no_use(tmp_path: Path, text: str | None, said: str) -> None:
     if text is not None:
         (tmp_path / "password").write_text(text)
     registry = settings(
         tmp_path, ["http://127.0.0.1:1"], username="a", password_file=str(tmp_path / "password")
     ).registry
     assert registry is not None
-    with pytest.raises(OperatorError, match=said):
-        EtcdClient.of(registry)
+    async with EtcdClient.of(registry) as client:
+        with pytest.raises(RegistryError, match=said):
+            await client.range("/a/")
+        with pytest.raises(RegistryError, match=said):
+            await anext(client.watch("/a/", 0, silence_s=LONG_S))
+        assert client.complaint == "", "nothing was read before that could be used"
 
 
 def test_the_answers_are_json() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def test_what_is_saved_is_recalled(tmp_path: Path) -> None:
     assert recall(str(tmp_path), "shop", "m") == KEPT
     assert [each.name for each in tmp_path.iterdir()] == ["shop.roster.json"]
     assert stat.S_IMODE((tmp_path / "shop.roster.json").stat().st_mode) == 0o600
+
+
+def test_how_old_it_is_by_the_clock_that_nobody_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 5)
+    monkeypatch.setattr(time, "time_ns", lambda: KEPT.saved_ns + 7)
+    assert KEPT.confirmed_ns == -2, "it is from before this boot"
+    monkeypatch.setattr(time, "time_ns", lambda: KEPT.saved_ns - 1_000)
+    assert KEPT.confirmed_ns == 5, "the clock was set back since: it is not from the future"
 
 
 def test_what_is_not_ours_is_nobodys(tmp_path: Path) -> None:

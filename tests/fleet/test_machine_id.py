@@ -36,8 +36,8 @@ def test_no_machine_id(tmp_path: Path, content: str | None) -> None:
         machine_hash(str(file), "shop")
     why = f"{file}: no such file" if content is None else f"{file} has no machine id"
     assert str(caught.value) == (
-        f"cannot tell this machine from others: {why}; run `rm /etc/machine-id && systemd-machine-id-setup` as root, "
-        "or write `machine_id` with another file into instance.yaml"
+        f"cannot tell this machine from others: {why}; run `rm -f /etc/machine-id /var/lib/dbus/machine-id && "
+        "systemd-machine-id-setup` as root, or write `machine_id` with another file into instance.yaml"
     )
 
 
@@ -45,6 +45,48 @@ def test_a_machine_id_that_is_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "machine-id")
     with pytest.raises(IdentityError, match=r"machine-id: is a pipe, not a file; run"):
         machine_hash(str(tmp_path / "machine-id"), "shop")
+
+
+ZEROS = "has a machine id of zeros, which any machine may have"
+NO_ID = "has no machine id, which is 32 hexadecimal digits"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("0" * 32, ZEROS),
+        ("00000000-0000-0000-0000-000000000000\n", ZEROS),
+        ("web-7\n", NO_ID),
+        ("3d1219c7c4c5404aaa1f6d2a48adfda\n", NO_ID),
+        ("3d1219c7c4c5404aaa1f6d2a48adfda4a\n", NO_ID),
+        ("3d1219c7c4c5404aaa1f6d2a48adfdag\n", NO_ID),
+        ("3d1219c7-c4c5404aaa1f6d2a48adfda4\n", NO_ID),
+        ("\xff" * 32, NO_ID),
+    ],
+)
+def test_what_is_no_machine_id(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "machine-id"
+    file.write_text(content)
+    with pytest.raises(IdentityError) as caught:
+        machine_hash(str(file), "shop")
+    assert f"{file} {said}; run `rm -f " in str(caught.value)
+    assert machine_hash(str(file), "shop", known=True), "whoever has a number by it keeps it"
+
+
+@pytest.mark.parametrize(
+    "content", ["3D1219C7C4C5404AAA1F6D2A48ADFDA4", "3d1219c7-c4c5-404a-aa1f-6d2a48adfda4\n", "0" * 31 + "1"]
+)
+def test_other_ways_to_write_a_machine_id(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "machine-id"
+    file.write_text(content)
+    assert machine_hash(str(file), "shop") == machine_hash(str(file), "shop", known=True)
+
+
+def test_an_empty_one_is_none_for_whoever_has_a_number_either(tmp_path: Path) -> None:
+    file = tmp_path / "machine-id"
+    file.write_text("\n")
+    with pytest.raises(IdentityError, match="has no machine id"):
+        machine_hash(str(file), "shop", known=True)
 
 
 def test_a_daemon_stays_the_same() -> None:
@@ -72,15 +114,41 @@ def test_a_daemon_that_is_dead() -> None:
     assert HERE.sees_dead(str(replace(HERE, started_ticks=HERE.started_ticks + 1)))  # its pid is another's now
 
 
-def test_where_the_boot_cannot_be_told_an_address_tells_clones_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a unit with ProcSubset=pid."""
     read_text = Path.read_text
 
-    def hidden(path: Path, *arguments: Any) -> str:
+    def read(path: Path, *arguments: Any) -> str:
         if path.name == "boot_id":
             raise FileNotFoundError(path)
         return read_text(path, *arguments)
 
-    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.delenv("RELAY_BOOT_ID", raising=False)
+
+
+@pytest.mark.usefixtures("hidden")
+def test_the_boot_by_the_units_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written as the kernel writes it: a relay that reads the file takes it for the same boot."""
+    monkeypatch.setenv("RELAY_BOOT_ID", HERE.boot.replace("-", ""))
+    assert Daemon.of(os.getpid(), "10.0.0.9") == HERE
+    gone = replace(HERE, pid=2**22 + 1)
+    assert Daemon.of(os.getpid(), "10.0.0.9").sees_dead(str(gone))
+
+
+def test_the_kernels_own_word_comes_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_BOOT_ID", "3d1219c7c4c5404aaa1f6d2a48adfda4")
+    assert Daemon.of(os.getpid(), "10.0.0.4") == HERE
+
+
+@pytest.mark.usefixtures("hidden")
+@pytest.mark.parametrize("text", [None, "", "%b", "3d1219c7"])
+def test_where_the_boot_cannot_be_told_an_address_tells_clones_apart(
+    monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    if text is not None:
+        monkeypatch.setenv("RELAY_BOOT_ID", text)
     here, clone = Daemon.of(os.getpid(), "2001:db8::4"), Daemon.of(os.getpid(), "2001:db8::5")
     assert str(here) == str(Daemon.of(os.getpid(), "2001:db8::4")) != str(clone)
     assert not here.sees_dead(str(replace(here, pid=2**22 + 1))), "it may be a clone's"

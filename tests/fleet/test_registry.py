@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from relay.fleet.identity import Vacancy
 from relay.fleet.presence import Presence
 from relay.fleet.registry import Crowd, Etcd, Seen
 from tests.fleet.etcds import EtcdServer
-from tests.fleet.rig import HERE, KEPT_S, LONG_S, Fleet, until, who
+from tests.fleet.rig import HERE, KEPT_S, LONG_S, Fleet, is_back, is_lost, noted, until, who
 
 pytestmark = pytest.mark.real("etcd", "etcdctl")
 
@@ -98,13 +99,13 @@ def entry_of(n: int) -> bytes:
 
 
 async def test_what_is_announced_is_seen(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
-    fleet, began_ns = fleets("announce", server.url), time.time_ns()
+    fleet, began_ns = fleets("announce", server.url), time.monotonic_ns()
     async with contextlib.aclosing(fleet.watcher().watch()) as stream:
         assert await anext(stream) == Seen()
         one, two = fleet.member(0), fleet.member(1)
         seen = await until(stream, who(0, 1))
         assert seen.members[1] == Member("web", 1, "10.0.0.2", "10.0.0.2:9464")
-        assert began_ns <= seen.confirmed_ns <= time.time_ns()
+        assert began_ns <= seen.confirmed_ns <= time.monotonic_ns()
         one.announce("", True, {"http-in": "HTTP 503"})
         seen = await until(stream, lambda seen: bool(seen.members) and seen.members[0].busy)
         assert seen.members[0] == Member("web", 0, "10.0.0.1", "", True, ("http-in",), ("HTTP 503",))
@@ -123,6 +124,7 @@ async def test_one_that_is_back_is_not_gone(server: EtcdServer, fleets: Callable
         await one.close(False)
         (found,) = (await client.range(fleet.keys.member("web", 0))).found[0]
         await client.revoke(found.lease)  # as when it has run out
+        assert (await until(stream, is_lost(0))).gone == ()
         assert (await until(stream, who())).gone == ("10.0.0.1",)
         back = fleet.member(0)
         assert (await until(stream, who(0))).gone == ()
@@ -131,9 +133,26 @@ async def test_one_that_is_back_is_not_gone(server: EtcdServer, fleets: Callable
         assert (await until(stream, who())).gone == ()
 
 
+async def test_one_whose_lease_etcd_takes_away_has_never_left(
+    server: EtcdServer, fleets: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a leader does that stood still: all who are there register again, and nobody is cut."""
+    fleet = fleets("taken", server.url, ttl_s=KEPT_S)
+    watcher = fleet.watcher()
+    async with contextlib.aclosing(watcher.watch()) as stream, fleet.client() as client:
+        fleet.member(0)
+        fleet.member(1)
+        await until(stream, who(0, 1))
+        known = noted(watcher, monkeypatch)
+        for each in (await client.range(fleet.keys.all_members)).found[0]:
+            await client.revoke(each.lease)
+        await until(stream, is_back(known))
+    assert {(len(seen.members), seen.gone) for seen in known} == {(2, ())}, "neither was away at any time"
+
+
 def test_leases_that_run_out_once_etcd_was_away_say_nothing() -> None:
     """Whoever could not reach it could not renew its lease, up to one lease before that."""
-    watcher = Etcd(EtcdClient([]), "shop", 900.0, known=Seen(confirmed_ns=time.time_ns()))
+    watcher = Etcd(EtcdClient([]), "shop", 900.0, known=Seen(confirmed_ns=time.monotonic_ns()))
     key = watcher._keys.member("web", 0)
 
     def lost(away_s: float, failures: int) -> tuple[str, ...]:
@@ -143,6 +162,8 @@ def test_leases_that_run_out_once_etcd_was_away_say_nothing() -> None:
         watcher._failures = failures
         watcher._take(Batch(2))  # the watch is there again
         watcher._take(Batch(3, (KeyValue(key, None),)))
+        watcher._believed.looked(watcher._believed.due(math.inf), (), math.inf)
+        watcher._looked()
         return watcher.current.gone
 
     assert lost(1000.0, 0) == ("10.0.0.1",), "it is asked for the first time"
@@ -166,7 +187,7 @@ async def test_a_lease_is_kept(server: EtcdServer, fleets: Callable[..., Fleet])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.5 * fleet.ttl_s):
                 await anext(stream)
-    assert time.time_ns() - watcher.current.confirmed_ns < 2 * fleet.ttl_s * 1e9
+    assert time.monotonic_ns() - watcher.current.confirmed_ns < 2 * fleet.ttl_s * 1e9
     assert watcher.current.trouble == ""
 
 
@@ -208,3 +229,22 @@ async def test_somebody_else_has_the_number(server: EtcdServer, fleets: Callable
         await first.close(True)
         await until(stream, lambda seen: [member.address for member in seen.members] == ["10.0.0.99"])
         await until(clone.watch(), lambda _: not clone.conflict)
+
+
+async def test_an_earlier_run_is_said_until_its_lease_ends(server: EtcdServer, fleets: Callable[..., Fleet]) -> None:
+    """relay was started again while etcd was down, and cannot tell that it is of the same boot."""
+    fleet = fleets("earlier", server.url, ttl_s=KEPT_S)
+    me = fleet.machine(0)
+    before = fleet.member(0, me)
+    async with contextlib.aclosing(fleet.watcher().watch()) as stream, fleet.client() as client:
+        await until(stream, who(0))
+        await before.close(False)
+        now = fleet.member(0, replace(me, daemon=replace(HERE, boot="boot unknown 10.0.0.1")))
+        await until(now.watch(), lambda _: bool(now.conflict))
+        assert now.conflict.startswith(
+            "web_IN_0 at 10.0.0.1 is this machine itself: an earlier run of relay stands there"
+        )
+        assert "clone" not in now.conflict
+        (found,) = (await client.range(fleet.keys.all_members)).found[0]
+        await client.revoke(found.lease)  # as when it has run out
+        await until(now.watch(), lambda _: not now.conflict)
