@@ -125,8 +125,8 @@ def fifo(path: Path) -> None:
         (lambda path: path.write_text("secret\r\nmore\n"), ""),
         (lambda path: path.write_text("\n"), "no password on the first line of"),
         (lambda path: path.write_bytes(b"\xff\n"), "no password on the first line of"),
-        (fifo, "it is no ordinary file; check `password_file`"),
-        (lambda path: path.mkdir(), "it is no ordinary file; check `password_file`"),
+        (fifo, "is a pipe, not a file; check `password_file`"),
+        (lambda path: path.mkdir(), "is a directory, not a file; check `password_file`"),
         (lambda _: None, "no such file; check `password_file`"),
     ],
 )
