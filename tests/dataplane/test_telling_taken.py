@@ -55,7 +55,7 @@ def test_a_client_that_was_taken(stack: Stack) -> None:
 
 def test_a_target_is_told_who_it_is_first_of_all(stack: Stack) -> None:
     scene = joined(stack, ASKED + b"hello", send_proxy="v2")
-    header = proxyproto.build_v2(*ADDRESSES)
+    header = proxyproto.build_v2(*ADDRESSES)  # and where it connected to, at the edge
     assert scene.rig.receive(scene.served, len(header) + 5) == header + b"hello"
     answered(scene, asking.TOOK)
 
