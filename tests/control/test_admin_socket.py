@@ -143,6 +143,7 @@ class Served:
         self.kept: list[int] = []  # inodes of sockets
         self.room = True
         self.handed = asyncio.Event()
+        self.runner = runner
         self.watched = AdminSocket(path, runner, self._hand, logged.log)
 
     def _hand(self, listener: socket.socket) -> bool:
@@ -180,6 +181,7 @@ async def test_one_that_was_removed_is_there_again(served: Served, logged: Logge
         await served.watched._look()
         assert len(served.kept) == n + 1
         assert place(served.path) != before
+        assert len(served.runner.sites) == 1, "nothing is served where nobody can come"
         assert await served.ask() == "here"
     assert [(line["level"], line["message"]) for line in logged.lines()] == [
         ("warning", f"{served.path} was gone; it is there again")
