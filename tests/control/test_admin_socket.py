@@ -138,11 +138,12 @@ def test_a_socket_of_another_process(path: str) -> None:
 class Served:
     """An admin API of one answer, and what its keeper was given."""
 
-    def __init__(self, path: str, serving: Serving, logged: Logged) -> None:
+    def __init__(self, path: str, listener: socket.socket, serving: Serving, logged: Logged) -> None:
         self.path = path
         self.kept: list[int] = []  # inodes of sockets
         self.room = True
         self.handed = asyncio.Event()
+        self.listener = listener
         self.watched = AdminSocket(path, serving, self._hand, logged.log)
 
     def _hand(self, listener: socket.socket) -> bool:
@@ -164,8 +165,9 @@ async def served(path: str, logged: Logged) -> AsyncIterator[Served]:
 
     app = web.Application()
     app.router.add_get("/", answer)
-    serving = await serve(app, open_admin_socket(path), logged.log)
-    yield Served(path, serving, logged)
+    listener = open_admin_socket(path)
+    serving = await serve(app, listener, logged.log)
+    yield Served(path, listener, serving, logged)
     await serving.cleanup()
 
 
@@ -178,6 +180,7 @@ async def test_one_that_was_removed_is_there_again(served: Served, logged: Logge
         await served.watched._look()
         assert len(served.kept) == n + 1
         assert place(served.path) != before
+        assert served.listener.fileno() == -1, "nothing is served where nobody can come"
         assert await served.ask() == "here"
     assert [(line["level"], line["message"]) for line in logged.lines()] == [
         ("warning", f"{served.path} was gone; it is there again")
