@@ -13,7 +13,7 @@ from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
-from relay.kernel import channel, memory
+from relay.kernel import channel, memory, surroundings
 from relay.ledger import convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
@@ -26,6 +26,7 @@ from relay.processes.keeper import Keeper
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
+_NR_OPEN = 1_048_576  # what the kernel allows a process by default: proc(5), /proc/sys/fs/nr_open
 
 
 def run(files: ConfigFiles) -> int:
@@ -39,6 +40,7 @@ def run(files: ConfigFiles) -> int:
         state, settings = _taken_over(before)
     else:
         before = None
+        surroundings.refuse_without()
         prepared = start(files)
         settings = prepared.settings
         state = _state(prepared, settings, _control_listeners(settings))
@@ -144,8 +146,11 @@ def _raise_nofile() -> int:
         except (OSError, ValueError):  # a filter of system calls; an unlimited hard limit above the kernel's own
             return soft
     if hard == resource.RLIM_INFINITY:
-        with open("/proc/sys/fs/nr_open", "rb") as file:
-            return int(file.read())
+        try:
+            with open("/proc/sys/fs/nr_open", "rb") as file:
+                return int(file.read())
+        except OSError:  # ProcSubset=pid hides it
+            return _NR_OPEN
     return hard
 
 
