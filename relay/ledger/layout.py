@@ -87,6 +87,8 @@ class DaemonWord:
     BUSY_UNTIL_NS: Final = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
     GENERATION: Final = 15  # of the snapshot by which the keeper holds what it holds
     PROGRAM: Final = 11  # times the keeper replaced its program: which one it runs now
+    CONTROL_BEAT_NS: Final = 24  # CLOCK_MONOTONIC, once a second from control's loop; see processes/watch.py
+    HUNG: Final = 25  # processes that the keeper killed because they hung
     WORKERS_AT: Final = 32  # index of the first worker's words
     END: Final = 33
 
@@ -116,7 +118,10 @@ class Word:
     ENDING: Final = 18
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
-    END: Final = 21
+    CRASHES: Final = 21  # times in a row that it, or its holder, ended at its start; 0 when it has lived for a while
+    UNSERVED: Final = 22  # addresses that its snapshot declares and it has no socket for. Stored before GENERATION
+    HUNG: Final = 25  # times it was killed because it hung
+    END: Final = 26
 
 
 class Count:

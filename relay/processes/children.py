@@ -1,5 +1,6 @@
 """The processes that the keeper keeps running: control, and a holder for each worker. It forks them and waits for them."""
 
+import contextlib
 import os
 import signal
 import time
@@ -97,7 +98,7 @@ class Children:
         for fd in self._of_keeper:
             os.close(fd)
         process.name(f"relay-{name}")
-        # Without a keeper nobody starts anything again, so a worker lets its connections end and goes.
+        # Without a keeper nobody starts anything again: control ends, and a holder passes it on to its worker.
         process.die_with_parent(self._keeper_pid, process.STOP)
 
     # --- ending -------------------------------------------------------------------------------------------------
@@ -169,7 +170,8 @@ class Children:
         self.signal_holders(signal.SIGKILL)
         ledger = self._state.ledger
         for n in range(ledger.workers):
-            try:
-                os.kill(ledger.worker(n)[Word.PID], signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            if pid := ledger.worker(n)[
+                Word.PID
+            ]:  # 0: none has come so far; to kill(2) that is all of the keeper's group
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

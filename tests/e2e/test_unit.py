@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.config.settings import Settings
-from relay.processes.keeper import _KILL_AFTER_S
+from relay.processes.holder import KILL_AFTER_S
 from tests.harness import HANG_S
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,4 +85,4 @@ def test_reload_refuses_a_bad_file_and_needs_no_settings(tmp_path: Path) -> None
 def test_systemd_waits_longer_than_the_default_drain() -> None:
     (stop,) = values("TimeoutStopSec")
     assert stop.endswith("s")
-    assert float(stop[:-1]) > Settings().drain_s + _KILL_AFTER_S
+    assert float(stop[:-1]) > Settings().drain_s + KILL_AFTER_S
