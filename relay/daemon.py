@@ -11,6 +11,7 @@ from relay.config.load import SERVICE_FILE, SETTINGS_FILE
 from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
+from relay.control.inherits import ControlInherits
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
 from relay.kernel import channel, memory, surroundings
@@ -50,7 +51,7 @@ def run(files: ConfigFiles) -> int:
         for listener in state.listeners.values():
             listener.close()  # or its address would stay open as long as control lives
         control.main(
-            control.ControlInherits(
+            ControlInherits(
                 files=files,
                 settings=settings,
                 snapshot=state.snapshot,
@@ -60,6 +61,7 @@ def run(files: ConfigFiles) -> int:
                 log_sink=state.log_sink,
                 log_source=state.log_source,
                 listeners=state.control_only,
+                crashes=state.control_crashes,
             )
         )
 

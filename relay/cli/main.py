@@ -182,6 +182,8 @@ def _run(args: argparse.Namespace) -> int:
             else:
                 status = client.get("/v1/status")
                 print(json.dumps(status, indent=2) if args.json else status_text(status))
+                if status["troubles"]:  # said on standard error too, for whoever looks at the exit status alone
+                    raise OperatorError("not well: " + "; ".join(status["troubles"]))
             return 0
         case "reload":
             from relay.cli.client import AdminClient
