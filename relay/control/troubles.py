@@ -1,12 +1,8 @@
 """What is wrong with relay's own processes, in words: for `relay status`, systemd and the log. From the ledger alone."""
 
-from typing import Final
-
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
-
-CRASHES_SAID: Final = 3
-"""So many ends in a row, each of a process that had just been started, are a state and no accident."""
+from relay.processes.child import CRASHES_SAID
 
 
 def unserved(ledger: Ledger, generation: int) -> str:

@@ -28,6 +28,7 @@ from relay.processes.child import Phase
 from relay.processes.children import Children
 from relay.processes.handover import Handover
 from relay.processes.holder import KILL_AFTER_S
+from relay.processes.hung import Hung
 from relay.processes.inherited import Inherited
 from relay.processes.renewal import LOOK_S, Renewal
 
@@ -43,6 +44,7 @@ class Keeper:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._children = Children(state, control_main, (self._wake_r, self._wake_w))
         self._control, self._workers = self._children.control, self._children.workers
+        self._hung = Hung(state.ledger, state.log, self._children, time.monotonic())
         self._before = before
         self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
         self._phase = Phase.STARTING
@@ -199,18 +201,19 @@ class Keeper:
 
     def _wait_ms(self) -> int:
         now_s = time.monotonic()
-        at_s = self._children.restarts_at_s()
+        at_s = [*self._children.restarts_at_s(), self._hung.due_s]
         if self._kill_at_s is not None:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
         if not self._renewal.done or convert.pending(self._state.ledger):
             at_s.append(now_s + LOOK_S)
-        return -1 if not at_s else max(0, int((min(at_s) - now_s) * 1000) + 1)
+        return max(0, int((min(at_s) - now_s) * 1000) + 1)
 
     def _on_time(self) -> None:
         now_s = time.monotonic()
         self._children.start_due(now_s)
+        self._hung.step(now_s)
         if self._kill_at_s is not None and now_s >= self._kill_at_s:
             self._kill_at_s = now_s + KILL_AFTER_S
             self._children.kill()
@@ -220,7 +223,10 @@ class Keeper:
                 systemd.notify("WATCHDOG=1")
 
     def _alive(self) -> bool:
-        """Whether every worker's loop has turned lately. When one has not, systemd is not told that all is well."""
+        """Whether every worker's loop has turned lately. When one has not, systemd is not told that all is well.
+
+        One that hangs is killed long before; this is for one that stays so in spite of that.
+        """
         assert self._watchdog_s is not None  # only asked with a watchdog
         now_ns, ledger = time.monotonic_ns(), self._state.ledger
         beats = (ledger.worker(n)[Word.HEARTBEAT_NS] for n in range(ledger.workers))

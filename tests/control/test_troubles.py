@@ -2,8 +2,9 @@
 
 import pytest
 
-from relay.control.troubles import CRASHES_SAID, troubles, unserved
+from relay.control.troubles import troubles, unserved
 from relay.ledger.layout import Word
+from relay.processes.child import CRASHES_SAID
 from tests.ledger.rig import new_ledger
 
 
