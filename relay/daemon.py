@@ -11,9 +11,10 @@ from relay.config.load import SERVICE_FILE, SETTINGS_FILE
 from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
+from relay.control.inherits import ControlInherits
 from relay.control.reload import ConfigFiles, Prepared, start
 from relay.dataplane import worker
-from relay.kernel import channel, memory, process
+from relay.kernel import channel, memory, process, surroundings
 from relay.ledger import clocks, convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
@@ -29,6 +30,7 @@ _FLOWS_MAX = 262_144
 # Where memory is short: after a worker (processes/holder.py), and before what nobody can be without.
 _SPARED_LESS_BY = 100
 _SPARED_LESS_TO = 0
+_NR_OPEN = 1_048_576  # what the kernel allows a process by default: proc(5), /proc/sys/fs/nr_open
 
 
 def run(files: ConfigFiles) -> int:
@@ -42,6 +44,7 @@ def run(files: ConfigFiles) -> int:
         state, settings = _taken_over(before)
     else:
         before = None
+        surroundings.refuse_without()
         prepared = start(files)
         settings = prepared.settings
         state = _state(prepared, settings, _control_listeners(settings))
@@ -52,7 +55,7 @@ def run(files: ConfigFiles) -> int:
         for listener in state.listeners.values():
             listener.close()  # or its address would stay open as long as control lives
         control.main(
-            control.ControlInherits(
+            ControlInherits(
                 files=files,
                 settings=settings,
                 snapshot=state.snapshot,
@@ -62,6 +65,7 @@ def run(files: ConfigFiles) -> int:
                 log_sink=state.log_sink,
                 log_source=state.log_source,
                 listeners=state.control_only,
+                crashes=state.control_crashes,
             )
         )
 
@@ -151,8 +155,11 @@ def _raise_nofile() -> int:
         except (OSError, ValueError):  # a filter of system calls; an unlimited hard limit above the kernel's own
             return soft
     if hard == resource.RLIM_INFINITY:
-        with open("/proc/sys/fs/nr_open", "rb") as file:
-            return int(file.read())
+        try:
+            with open("/proc/sys/fs/nr_open", "rb") as file:
+                return int(file.read())
+        except OSError:  # ProcSubset=pid hides it
+            return _NR_OPEN
     return hard
 
 

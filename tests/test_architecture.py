@@ -79,6 +79,7 @@ TESTED_ELSEWHERE: Final = {
     "relay.csdef.homes": "two tables; the corpus of the importer has what stands in a wrong place",
     "relay.steps": "the end-to-end tests have workers die at each of them",
     "relay.control.in_force": "one value; everybody who reads it has tests",
+    "relay.control.inherits": "what control begins with; every end-to-end test has one",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.done": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.described": "the tests of the document go through it",

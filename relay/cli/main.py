@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from relay import __version__
 from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
+from relay.kernel import surroundings
 
 if TYPE_CHECKING:
     from relay.cli.client import AdminClient
@@ -134,9 +135,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    args = _parsed(argv)
     try:
-        status = _run(args)
+        surroundings.stand_in()
+        status = _run(_parsed(argv))
         sys.stdout.flush()  # what the interpreter would do at its end, too late for the answer below
         return status
     except OperatorError as error:
@@ -181,6 +182,8 @@ def _run(args: argparse.Namespace) -> int:
             else:
                 status = client.get("/v1/status")
                 print(json.dumps(status, indent=2) if args.json else status_text(status))
+                if status["troubles"]:  # said on standard error too, for whoever looks at the exit status alone
+                    raise OperatorError("not well: " + "; ".join(status["troubles"]))
             return 0
         case "reload":
             from relay.cli.client import AdminClient

@@ -33,8 +33,9 @@ def status_text(status: "Status") -> str:
         f"generation {status['generation']}; last reload "
         + ("took" if reload["last_successful"] else "FAILED: the former configuration is in force, see the log"),
         f"pids: keeper {status['keeper']['pid']}, control {status['control']['pid']}, "
-        f"workers {', '.join(_worker(worker) for worker in status['workers'])}; {status['worker_restarts']} restarts",
+        f"workers {', '.join(_worker(worker) for worker in status['workers'])}; {_restarts(status)}",
     ]
+    head += [f"NOT WELL: {trouble}" for trouble in status["troubles"]]
     head += _registry(status["registry"])
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
         head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
@@ -73,6 +74,15 @@ def status_text(status: "Status") -> str:
         "SENT",
     )
     return "\n".join([*head, "", table(titles, rows), *_target_sets(status["endpoints"])])
+
+
+def _restarts(status: "Status") -> str:
+    """How often processes were started again: workers, and where there is anything to say, control and those that hung."""
+    control, hung = status["control"]["restarts"], status["hung"]
+    of_control = f", {control} of control" if control else ""
+    return f"{status['worker_restarts']} restarts{of_control}" + (
+        f"; {hung} were killed because they hung" if hung else ""
+    )
 
 
 def _worker(worker: "WorkerStatus") -> str:

@@ -177,19 +177,23 @@ class ProcessStatus(TypedDict):
 
 
 class ControlStatus(TypedDict):
-    """The control process."""
+    """The control process. `crashes_in_a_row`: ends at its start; 0 when it has lived for a while."""
 
     pid: Count
     restarts: Count
+    crashes_in_a_row: Count
 
 
 class WorkerStatus(TypedDict):
-    """One worker. `connections`: open now."""
+    """One worker. `connections`: open now. `hung`: times it was killed for it. `unserved`: addresses without a socket."""
 
     pid: Count
     holder_pid: Count
     survives_crash: bool
     restarts: Count
+    crashes_in_a_row: Count
+    hung: Count
+    unserved: Count
     connections: Count
     flows_adopted: Count
     generation: Count
@@ -278,7 +282,7 @@ class EndpointStatus(TypedDict):
 
 
 class Status(ToldStatus):
-    """What is open, and what it did so far."""
+    """What is open, and what it did so far. `hung`: processes killed for it. `troubles`: with relay's own processes."""
 
     version: str
     service: str
@@ -292,6 +296,8 @@ class Status(ToldStatus):
     control: ControlStatus
     workers: list[WorkerStatus]
     worker_restarts: Count
+    hung: Count
+    troubles: list[str]
     busy_for_s: float
     reload: ReloadStatus
     registry: RegistryStatus | None

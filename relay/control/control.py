@@ -5,32 +5,33 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from relay import __version__
 from relay import log as logging
 from relay.config.roster import Member, difference
-from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
 from relay.control import admin, answers, done, upgrade
 from relay.control.admin_socket import AdminSocket
 from relay.control.delivery import Delivery
 from relay.control.draining import told
-from relay.control.explain import explain, find_endpoint, find_source, route
+from relay.control.explain import explain_in, route_in
 from relay.control.holds import hold
 from relay.control.in_force import InForce
+from relay.control.inherits import ControlInherits
 from relay.control.lines import Lines
 from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
-from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
+from relay.control.reload import Prepared, back, follow, reload, service_of
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
+from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
+from relay.control.troubles import unserved
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.aside import aside
@@ -38,27 +39,11 @@ from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
 from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord, Word
-from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.processes.renewal import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
 _REFRESH_S: Final = 1.0  # a target that is down is looked at as often
-
-
-@dataclass(frozen=True, slots=True)
-class ControlInherits:
-    """What the keeper gives a new control process."""
-
-    files: ConfigFiles
-    settings: Settings
-    snapshot: Snapshot
-    ledger: Ledger
-    keeper: socket.socket
-    workers: tuple[socket.socket, ...]
-    log_sink: socket.socket
-    log_source: socket.socket
-    listeners: dict[str, socket.socket]  # by what is served there: admin, metrics, discovery
 
 
 class Control:
@@ -99,8 +84,8 @@ class Control:
                 inherited.listeners["admin"],
                 status=self._status,
                 connections=self._connections,
-                explain=self._explain,
-                route=self._route,
+                explain=partial(explain_in, self._in_force),
+                route=partial(route_in, self._in_force, self._ledger),
                 drain=self._drain,
                 hold=partial(hold, self._ledger, self._in_force, self._log),
                 reload=self._reload,
@@ -147,9 +132,12 @@ class Control:
                 task.cancel()
 
     async def _refresh(self) -> None:
-        """Health stands in the ledger, where others write it, so it has to be looked for."""
+        """Health and crashes stand in the ledger, where others write them, so they have to be looked for."""
         while True:
+            self._ledger.words[DaemonWord.CONTROL_BEAT_NS] = time.monotonic_ns()
             await asyncio.sleep(_REFRESH_S)
+            if not self._reloading.locked():
+                self._announce()
             self._naming.follow(self._discovery.fleet())
 
     # --- reload -------------------------------------------------------------------------------------------------
@@ -212,6 +200,14 @@ class Control:
 
     async def _put_in_force(self, prepared: Prepared) -> done.Reloaded:
         """Hand a prepared configuration to the keeper, which outlives us, and then to the workers."""
+        before = self._in_force.snapshot, self._in_force.loaded
+        late = await self._hand_out(prepared)
+        if lost := unserved(self._ledger, prepared.snapshot.generation):
+            await self._hand_out(back(self._inherited.settings, *before, prepared.snapshot, lost))
+            raise OperatorError(f"{lost}. What stood before stands again")
+        return prepared.told(prepared.snapshot.generation, *(f"worker {n} has not answered yet" for n in late))
+
+    async def _hand_out(self, prepared: Prepared) -> list[int]:
         snapshot = prepared.snapshot
         parcel = await self._delivery.pack(snapshot, prepared.opened)  # what can fail, before anything has changed
         # Before a worker can send one of them anybody.
@@ -223,7 +219,7 @@ class Control:
         self._lines.follow(snapshot)
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
-        return prepared.told(snapshot.generation, *(f"worker {n} has not answered yet" for n in late))
+        return late
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
@@ -324,13 +320,14 @@ class Control:
     def _announce(self) -> None:
         """Tell the keeper, and through it systemd, how things stand, once all workers are at work."""
         snapshot = self._in_force.snapshot
-        if is_draining(self._ledger) or self._delivery.behind(snapshot.generation) or behind(self._ledger):
-            return
-        text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
-        if not self._ledger.words[DaemonWord.RELOAD_OK]:
-            text += "; the last reload failed, the former configuration stands"
-        if text != self._said:
-            self._tell_keeper(messages.ready(text))
+        starting = bool(self._delivery.behind(snapshot.generation) or behind(self._ledger))
+        message = standing(self._ledger, snapshot, self._crashes(), starting=starting)
+        if not is_draining(self._ledger) and message["status"] not in ("", self._said):
+            self._tell_keeper(message)
+
+    def _crashes(self) -> int:
+        """How often in a row control has ended at its start; this one has not, once it has lived for a while."""
+        return self._inherited.crashes if self._loop.time() - self._began_s < STEADY_S else 0
 
     def _upgrading(self) -> bool:
         return bool(behind(self._ledger)) or self._loop.time() < self._upgrading_until_s
@@ -347,17 +344,11 @@ class Control:
             roster, service = self._in_force.roster, self._in_force.service
             there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
             registry = self._follower.status(there)
-        return status(self._ledger, self._in_force.snapshot, os.getppid(), self._program, registry, self._told())
+        here = self._ledger, self._in_force.snapshot, os.getppid(), self._program
+        return status(*here, registry, self._told(), control_crashes=self._crashes())
 
     def _told(self) -> ToldStatus:
         return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)
-
-    def _explain(self, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
-        snapshot = self._in_force.snapshot
-        return explain(find_endpoint(snapshot, endpoint), find_source(snapshot, address, instance))
-
-    def _route(self, endpoint: str, client: str) -> answers.RouteAnswer:
-        return route(find_endpoint(self._in_force.snapshot, endpoint), self._ledger, client)
 
     def _drain(self, for_s: float) -> done.Busy:
         """Refuse the edges' probes for so long, so that they send nobody; 0: answer them again."""

@@ -18,6 +18,7 @@ from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow, Snapshot
 from relay.control import answers, done
 from relay.control.holds import hold_for_s
+from relay.control.in_force import InForce
 from relay.control.status import target_status
 from relay.envelope.rules import RuleRow
 from relay.errors import OperatorError
@@ -32,6 +33,17 @@ _SOMEWHERE: Final = "100::"
 _BY_ADDRESS: Final = {False: "yes", True: "by address"}
 # What a source is called in a summary: a customer's usual network, so that a thousand of its addresses are one line.
 _SUMMARY_BITS: Final = {4: 24, 6: 64}
+
+
+def explain_in(in_force: InForce, endpoint: str, address: str | None, instance: str | None) -> answers.Explanation:
+    """The answer to `GET /v1/explain`, by what is in force. Raises OperatorError."""
+    snapshot = in_force.snapshot
+    return explain(find_endpoint(snapshot, endpoint), find_source(snapshot, address, instance))
+
+
+def route_in(in_force: InForce, ledger: Ledger, endpoint: str, client: str) -> answers.RouteAnswer:
+    """The answer to `GET /v1/route`, by what is in force. Raises OperatorError."""
+    return route(find_endpoint(in_force.snapshot, endpoint), ledger, client)
 
 
 def find_source(snapshot: Snapshot, address: str | None, instance: str | None) -> str:

@@ -194,6 +194,22 @@ class LedgerCollector(Collector):
         for n in range(ledger.workers):
             connections.add_metric((str(n),), worker_connections(ledger, self._in_force.snapshot, n))
         yield connections
+        crashes = GaugeMetricFamily(
+            "relay_worker_crashes_in_a_row",
+            "Times in a row that the worker, or its holder, ended at its start; 0 when it has lived for a while.",
+            labels=("worker",),
+        )
+        unserved = GaugeMetricFamily(
+            "relay_worker_unserved", "Declared addresses for which the worker has no socket.", labels=("worker",)
+        )
+        for n, part in enumerate(parts):
+            crashes.add_metric((str(n),), part[Word.CRASHES])
+            unserved.add_metric((str(n),), part[Word.UNSERVED])
+        yield crashes
+        yield unserved
+        yield CounterMetricFamily(
+            "relay_hung", "Processes that were killed because they hung.", value=words[DaemonWord.HUNG]
+        )
         yield GaugeMetricFamily("relay_pipes", "Pipes open now.", value=sum(part[Word.PIPES] for part in parts))
         yield CounterMetricFamily(
             "relay_worker_restarts", "Workers started again after one died.", value=worker_restarts(ledger)

@@ -148,6 +148,17 @@ def follow(
     return _opened(in_force.loaded, snapshot, settings, old, (), ())
 
 
+def back(settings: Settings, before: Snapshot, loaded: Loaded[Service], failed: Snapshot, why: str) -> Prepared:
+    """What stood before `failed`, as the next generation: workers have taken that one, and cannot serve it.
+
+    Raises OperatorError where a port that was closed meanwhile cannot be opened again, and then nothing was opened.
+    """
+    try:
+        return _opened(loaded, replace(before, generation=failed.generation + 1), settings, failed, (), ())
+    except OperatorError as error:
+        raise OperatorError(f"{why}. And what stood before cannot be put back: {error}") from None
+
+
 def _read(files: ConfigFiles) -> tuple[Loaded[Service], Loaded[Settings]]:
     return load_service(files.service), load_settings(files.settings, required=files.settings_required)
 

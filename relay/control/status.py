@@ -12,6 +12,7 @@ from relay.control import answers, done
 from relay.control.faults import reason_of
 from relay.control.holds import hold_for_s
 from relay.control.senders import NOBODY, ToldStatus
+from relay.control.troubles import troubles
 from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
@@ -44,8 +45,10 @@ def status(
     program: int,
     registry: answers.RegistryStatus | None = None,
     told: ToldStatus = NOBODY,
+    *,
+    control_crashes: int = 0,
 ) -> answers.Status:
-    """The answer to `GET /v1/status`. `told`: whom `relay drain` tells.
+    """The answer to `GET /v1/status`. `told`: whom `relay drain` tells. `control_crashes`: how often in a row it ended.
 
     `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
     the version that it tells is its own.
@@ -61,9 +64,15 @@ def status(
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
         "draining": is_draining(ledger),
-        "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
+        "control": {
+            "pid": os.getpid(),
+            "restarts": words[DaemonWord.CONTROL_RESTARTS],
+            "crashes_in_a_row": control_crashes,
+        },
         "workers": [_worker(ledger, snapshot, n) for n in range(ledger.workers)],
         "worker_restarts": worker_restarts(ledger),
+        "hung": words[DaemonWord.HUNG],
+        "troubles": troubles(ledger, snapshot.generation, control_crashes),
         "busy_for_s": busy_for_s(ledger),
         **told,
         "reload": {
@@ -234,6 +243,9 @@ def _worker(ledger: Ledger, snapshot: Snapshot, n: int) -> answers.WorkerStatus:
         "holder_pid": part[Word.HOLDER_PID],
         "survives_crash": not part[Word.UNSHARED],
         "restarts": part[Word.RESTARTS],
+        "crashes_in_a_row": part[Word.CRASHES],
+        "hung": part[Word.HUNG],
+        "unserved": part[Word.UNSERVED],
         "connections": worker_connections(ledger, snapshot, n),
         "flows_adopted": part[Word.FLOWS_ADOPTED],
         "generation": part[Word.GENERATION],

@@ -77,16 +77,20 @@ class Adoption:
         for slot in self.gates:
             ledger.reconcile(slot, live[slot], self._causes(slot, ended))
         # After they were counted: a record that is gone cannot be counted any more.
-        for record in over:
+        for number, record in enumerate(over):
+            if number % _SLICE_FLOWS == 0:
+                self.context.beat()
             self._finish(record)
         here = self._in_order(here, scratch)
         for first in range(0, len(here), _SLICE_FLOWS):
+            self.context.beat()
             for record in here[first : first + _SLICE_FLOWS]:
                 self._resume(record, scratch)
             if not first:
                 self.context.mover.prepare()  # the scratch pipe is the first one's now, if there were bytes in it
             self.serve()
         self._arrivals()
+        self.context.beat()
         for fd in self.left:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -207,7 +211,9 @@ class Adoption:
     def _arrivals(self) -> None:
         """Connections that were accepted and not yet recorded: they come from a listener's address, and nobody has them."""
         now_ns = time.monotonic_ns()
-        for fd in sorted(self.left):
+        for number, fd in enumerate(sorted(self.left)):
+            if number % _SLICE_FLOWS == 0:
+                self.context.beat()
             found = connected_addresses(fd)
             if found is None or not self.context.has_room():
                 continue

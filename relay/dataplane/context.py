@@ -12,6 +12,7 @@ from relay.dataplane.share import Share
 from relay.dataplane.source_addresses import SourceAddresses
 from relay.dataplane.splice import Mover
 from relay.kernel.poller import Poller
+from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
@@ -89,6 +90,10 @@ class Context:
     def now_s(self) -> float:
         """CLOCK_MONOTONIC, in seconds."""
         return self.now_ns() / 1e9
+
+    def beat(self) -> None:
+        """Give a sign of life, once a second and from work that may take longer: see processes/watch.py."""
+        self.ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
 
     def deny(self, gate: Gate, peer: Address, reason: str, detail: str = "") -> None:
         """Count and say who is refused. `detail` is for the log alone."""

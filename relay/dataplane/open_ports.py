@@ -44,7 +44,8 @@ class OpenPorts:
 
     def add(self, addresses: list[str], fds: list[int]) -> None:
         """Take sockets that were opened for the next snapshot."""
-        for address, fd in zip(addresses, fds, strict=True):
+        # Not strict: what has no room here the kernel leaves out, the last first (recvmsg(2), MSG_CTRUNC); `serve` says so.
+        for address, fd in zip(addresses, fds, strict=False):
             if address in self._sockets:  # inherited already: this worker is younger than the message
                 os.close(fd)
             else:
@@ -63,6 +64,7 @@ class OpenPorts:
         for address in [address for address in self.listeners if address not in wanted]:
             self.listeners.pop(address).pause()
         for address, gate in wanted.items():
+            self._context.beat()  # the kernel may have a large filter to compile for each
             if address not in self.listeners and (sock := self._sockets.get(address)) is not None:
                 self.listeners[address] = Listener(self._context, gate, sock)
             if (listener := self.listeners.get(address)) is not None:

@@ -20,6 +20,7 @@ from relay.config.snapshot import Snapshot
 from relay.dataplane.adopt import Adoption, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
+from relay.dataplane.ending import Ending
 from relay.dataplane.gate import Gate
 from relay.dataplane.line import tell_all
 from relay.dataplane.open_ports import OpenPorts
@@ -39,6 +40,7 @@ TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of stages, and pauses; runs only while there are any
 SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
 SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
+STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
 PAUSE_S: Final = 0.1  # how long accepting rests when the machine has no more to give (trio waits as long)
 NOFILE_RESERVED: Final = 64  # descriptors for everything that is not a flow
@@ -52,6 +54,7 @@ class WorkerInherits:
 
     index: int
     ledger: WorkerLedger
+    keeper_pid: int
     program: int  # which of the daemon's programs this one runs, see `Head.PROGRAM`
     drain_until: Callable[[], int]  # CLOCK_MONOTONIC, ns; 0: the daemon does not drain
     control: socket.socket
@@ -68,6 +71,7 @@ class Worker:
         self._ledger = inherited.ledger
         self._control = inherited.control
         self._program = inherited.program
+        self._keeper_pid = inherited.keeper_pid
         self._drain_until = inherited.drain_until
         self._snapshot = _snapshot_in_force(inherited)
         self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
@@ -89,6 +93,7 @@ class Worker:
         )
         self._sources = SourceCounts(inherited.ledger, self._log)
         self._sources.clear()
+        self._context.beat()
         self._left = left
         self._ports = OpenPorts(self._context, self._on_error, self._after)
         self._left -= self._ports.find(self._left - held_by(self._records))
@@ -96,7 +101,7 @@ class Worker:
         self._resume_at_s = 0.0
         self._fast_timer: asyncio.TimerHandle | None = None
         self._pause_said_s = -PAUSE_SAID_S
-        self._drain_deadline_s: float | None = None
+        self._ending = Ending(self._context, self._ports, lambda: self._snapshot.drain_s, self._cut, self._after)
         self._answer = messages.READY  # the first time
         self._redecision = Redecision(self._cut, self._after, self._decided)
         self._stopped = asyncio.Event()
@@ -106,7 +111,7 @@ class Worker:
         """Work until drained."""
         loop = self._loop
         self._ledger[Word.PID] = os.getpid()
-        self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
+        self._context.beat()
         self._ledger[Word.PIPES] = 0
         self._context.share.leave()  # until all are here
         self._make_gates()
@@ -117,12 +122,14 @@ class Worker:
         gc.freeze()
         gc.enable()  # see `main`
         if until_ns := self._drain_until():  # a predecessor was draining
-            self._drain(until_ns / 1e9)
+            self._ending.begin(until_ns / 1e9)
+        self._ending.follow_keeper(self._keeper_pid)
         # Not at once: the snapshot that wants them may still be on its way to us.
         loop.call_later(SETTLE_S, self._ports.close_unwanted)
-        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_signal_handler(signal.SIGTERM, self._ending.on_term)
         loop.add_reader(self._poller.fileno(), self._serve)
         loop.add_reader(self._control.fileno(), self._on_control)
+        loop.call_later(STEADY_S, self._ledger.__setitem__, Word.CRASHES, 0)
         # Not at once: it looks at every flow, and the peers of those that were taken over have waited long enough.
         loop.call_later(FAST_TICK_S, self._tick)
         self._serve()
@@ -134,6 +141,7 @@ class Worker:
         # An integer descriptor that is closed while registered aborts the process under uvloop: remove first.
         loop.remove_reader(self._poller.fileno())
         loop.remove_reader(self._control.fileno())
+        self._ending.unfollow()
         self._poller.shut()
         self._log.flush()
 
@@ -150,14 +158,8 @@ class Worker:
         context = self._context
         if self._fast_timer is None and (context.waiting or context.starved or context.left or self._resume_at_s):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
-        if self._drain_deadline_s is not None:
-            # Who is still about to be let in may have to ask its database.
-            if self._ports.listeners and not self._ports.closing and not self._inbound():
-                self._ports.close(self._ports.listeners)
-            if len(context.flows) == len(context.lines) and not self._ports.closing:
-                for line in list(context.lines):
-                    self._cut(line, "drain")
-                self._stopped.set()
+        if self._ending.deadline_s is not None and self._ending.over(self._inbound()):
+            self._stopped.set()
 
     def _fast_tick(self) -> None:
         self._fast_timer = None
@@ -181,7 +183,7 @@ class Worker:
 
     def _tick(self) -> None:
         now_s = time.monotonic()
-        self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
+        self._context.beat()
         dropped, self._log.dropped = self._log.dropped, 0
         self._ledger[Word.LOG_DROPPED] += dropped
         if self._index == 0 and not self._drain_until():  # from then on newcomers are dropped too, see `turn_away`
@@ -191,8 +193,7 @@ class Worker:
         self._context.denials.tick()
         for flow in list(self._context.flows):
             self._guard(flow, flow.stage.sweep, now_s)
-        if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
-            self._cut_all("drain")
+        self._ending.look(now_s)
         self._after()
         idle = [row.idle_s for row in self._snapshot.endpoints if row.idle_s is not None]
         shortest_s = min([TICK_S, *(idle_s / SWEEP_PER_IDLE for idle_s in idle)])
@@ -212,18 +213,23 @@ class Worker:
 
     def _share(self) -> None:
         """Have newcomers left to this worker, unless it takes none now."""
-        if self._resume_at_s or self._drain_deadline_s is not None:
+        if self._resume_at_s or self._ending.deadline_s is not None:
             self._context.share.leave()
         else:
             self._context.share.join(len(self._context.flows))
 
     # --- change -------------------------------------------------------------------------------------------------
 
-    def _apply(self) -> None:
-        """Work by `self._snapshot` from now on, and ask about established connections again."""
+    def _apply(self, *, came: bool = False) -> None:
+        """Work by `self._snapshot` from now on, and ask about established connections again.
+
+        `came`: it is a new one, and who is told that it is in force may open the ports that it has no use for.
+        """
         self._log.level = self._snapshot.log_level
         self._make_gates()
         self._rewire()
+        if came:
+            self._ports.close_unwanted()
         self._redecision.begin(self._context.flows, self._declared(), self._snapshot.gone)
 
     def _declared(self) -> set[str]:
@@ -264,13 +270,16 @@ class Worker:
 
     def _rewire(self) -> None:
         """Listen exactly where the snapshot says; while draining, at doors out that are still open."""
-        draining = self._drain_deadline_s is not None
+        draining = self._ending.deadline_s is not None
         rows = [row for row in self._snapshot.endpoints if row.leads_to or not draining]
         wanted = {address: self._gates[row.name] for row in rows for address in row.listens}
-        for address in self._ports.serve(wanted):
-            if not draining and not self._drain_until():  # a predecessor has closed it
-                name = wanted[address].declared.name
-                self._log.event("error", "bug", message=f"no socket for {address}, where {name} listens")
+        missing = self._ports.serve(wanted)
+        if draining or self._drain_until():  # a predecessor has closed it
+            missing = []
+        self._ledger[Word.UNSERVED] = len(missing)
+        for address in missing:
+            name = wanted[address].declared.name
+            self._log.event("error", "bug", message=f"no socket for {address}, where {name} listens")
         if not self._resume_at_s:
             self._ports.resume()
 
@@ -297,52 +306,20 @@ class Worker:
             if before:
                 os.close(before)
             self._snapshot = snapshot
-            self._apply()
+            self._apply(came=True)
         else:
             os.close(fds[0])
+            self._ports.close_unwanted()
             self._say_applied()
-        self._ports.close_unwanted()
 
     def _say_applied(self) -> None:
         channel.send(self._control, messages.works(self._index, self._answer, self._snapshot.generation))
         self._answer = messages.APPLIED
 
-    # --- the end ------------------------------------------------------------------------------------------------
-
-    def _on_term(self) -> None:
-        # The ledger says how long, and a second stop moves that into the past: signals may merge, a word does not. And a
-        # worker that is just started may find the word before the signal comes, which then is still the first stop's.
-        until_s, now_s = self._drain_until() / 1e9, time.monotonic()
-        if self._drain_deadline_s is None:
-            self._drain(until_s or now_s + self._snapshot.drain_s)
-        elif until_s <= now_s:
-            self._cut_all("drain")
-
-    def _drain(self, until_s: float) -> None:
-        """Accept no more, and end when the last connection has; cut those that are open at `until_s`.
-
-        Doors out close when the last connection from outside has ended: who serves it may have to ask its database. But
-        without a keeper all close at once, for the one that takes its place needs their ports.
-        """
-        self._drain_deadline_s = until_s
-        tell_all(self._context)
-        self._share()
-        stay = bool(self._drain_until())
-        open_now = self._ports.listeners.items()
-        leaving = [at for at, each in open_now if not (stay and each.gate.declared.leads_to)]
-        self._ports.close(leaving, at_once=not stay)
-        self._loop.call_later(max(0.0, until_s - time.monotonic()), self._cut_all, "drain")
-        self._after()
-
     def _inbound(self) -> int:
         """How many connections are open that did not come by a door out."""
         gates = (gate for gate in self._gates.values() if not gate.declared.leads_to)
         return sum(self._ledger.words[gate.counts_at + Count.ACTIVE] for gate in gates)
-
-    def _cut_all(self, cause: str) -> None:
-        for flow in list(self._context.flows):
-            self._guard(flow, flow.cut, cause)
-        self._after()
 
     # --- trouble ------------------------------------------------------------------------------------------------
 
@@ -380,6 +357,8 @@ def main(inherited: WorkerInherits, flows: int) -> None:
     # While a worker takes flows over it makes thousands of objects, and the collector would look through them again and
     # again. None of them is garbage: `run` spares it looking at them at all.
     gc.disable()
+    # First of all, so that one that hangs from here on is known.
+    inherited.ledger[Word.PID], inherited.ledger[Word.HEARTBEAT_NS] = os.getpid(), time.monotonic_ns()
     # Before anything is opened here: what is open and not the holder's own was a predecessor's.
     left = other_descriptors(inherited.baseline)
     if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:

@@ -7,7 +7,9 @@
     control  worker   snapshot: number         a memory file   it works by it, and says `applied`
     control  keeper   serves: what             a socket        it holds that in place of the one before
     control  keeper   reloading                                systemd is told
-    control  keeper   ready: text                              systemd is told, with that text
+    control  keeper   ready: text, unserved                    systemd is told, with that text; at the start, where a
+                                                               declared address has no socket, the daemon ends
+    control  keeper   status: text                             systemd is told that text, and no more
     control  worker   busy                                     it tells the machines that hold a line (dataplane/line.py)
     control  keeper   upgrade                  the trial's     it becomes the new program (processes/handover.py)
     keeper   control  reload, upgrade                          control does it: a signal asked for it
@@ -28,6 +30,7 @@ SNAPSHOT: Final = "snapshot"
 SERVES: Final = "serves"
 RELOADING: Final = "reloading"
 READY: Final = "ready"
+STATUS: Final = "status"
 UPGRADE: Final = "upgrade"
 RELOAD: Final = "reload"
 HOLDS: Final = "holds"
@@ -62,9 +65,14 @@ def serves(what: str) -> Message:
     return {"op": SERVES, "what": what}
 
 
-def ready(status: str) -> Message:
-    """All workers are at work; `status` is for `systemctl status`."""
-    return {"op": READY, "status": status}
+def ready(status: str, unserved: str = "") -> Message:
+    """All workers are at work; `status` is for `systemctl status`. `unserved`: why this is no start, if it is one."""
+    return {"op": READY, "status": status, "unserved": unserved}
+
+
+def status(text: str) -> Message:
+    """Not all workers are at work, and `systemctl status` says why."""
+    return {"op": STATUS, "status": text}
 
 
 def works(worker: int, kind: str, generation: int) -> Message:

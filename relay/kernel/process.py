@@ -67,6 +67,26 @@ def die_with_parent(parent_pid: int, sig: signal.Signals) -> None:
         os.kill(os.getpid(), sig)
 
 
+def state_of(pid: int) -> tuple[str, int]:
+    """A process' state (`Z`: it has ended, `T`: stopped) and its parent's pid, by /proc/PID/stat; ("", 0): there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+    except OSError:
+        return "", 0
+    return state.decode(), int(parent)
+
+
+def descends_from(pid: int) -> bool:
+    """Whether that process is this one's parent, or its parent's parent."""
+    while (parent := os.getppid()) != pid:
+        if state_of(parent)[1] == pid:
+            return True
+        if os.getppid() == parent:  # else it has ended meanwhile, and there is another one
+            return False
+    return True
+
+
 def block() -> None:
     """Hold signals back over an execve(2), which forgets their handlers: they wait until `unblock`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)

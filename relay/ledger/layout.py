@@ -85,6 +85,8 @@ class DaemonWord:
     BUSY_UNTIL_NS: Final = 12  # CLOCK_REALTIME; until then probes are refused, so that edges send nobody; 0: not
     GENERATION: Final = 15  # of the snapshot by which the keeper holds what it holds
     PROGRAM: Final = 11  # times the keeper replaced its program: which one it runs now
+    CONTROL_BEAT_NS: Final = 24  # CLOCK_MONOTONIC, once a second from control's loop; see processes/watch.py
+    HUNG: Final = 25  # processes that the keeper killed because they hung
     SOURCES_AT: Final = 26  # index of the first table of sources; 0: there is none yet. See source_tables.py
     SOURCES_ENTRIES: Final = 27  # places of each: a power of two
     SOURCES_KEY: Final = 28  # random: what sources are called goes by it
@@ -123,8 +125,11 @@ class Word:
     ENDING: Final = 18
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
+    CRASHES: Final = 21  # times in a row that it, or its holder, ended at its start; 0 when it has lived for a while
+    UNSERVED: Final = 22  # addresses that its snapshot declares and it has no socket for. Stored before GENERATION
     SOURCES_UNCOUNTED: Final = 23  # times a source found no place in the table of sources
-    END: Final = 24
+    HUNG: Final = 25  # times it was killed because it hung
+    END: Final = 26
 
 
 class Count:

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
+
+CRASHES_SAID: Final = 3
+"""So many ends in a row, each of a process that had just been started, are a state and no accident."""
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """The processes that the keeper keeps running: control, and a holder for each worker. It forks them and waits for them."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,10 +8,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from relay import systemd
 from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
 from relay.processes import succession
-from relay.processes.child import Child
+from relay.processes.child import CRASHES_SAID, Child
 from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
 from relay.processes.inherited import Inherited, be_holder, be_successor
 
@@ -106,7 +108,7 @@ class Children:
         for fd in self._of_keeper:
             os.close(fd)
         process.name(f"relay-{name}")
-        # Without a keeper nobody starts anything again, so a worker lets its connections end and goes.
+        # Without a keeper nobody starts anything again: control ends, and a holder passes it on to its worker.
         process.die_with_parent(self._keeper_pid, process.STOP)
 
     # --- ending -------------------------------------------------------------------------------------------------
@@ -139,6 +141,14 @@ class Children:
             self.start(child)
             return
         child.crashes = crashes_now(child.crashes, status, time.monotonic() - child.started_s)
+        if child is self.control:
+            self._state.control_crashes = child.crashes
+            if child.crashes >= CRASHES_SAID:  # it cannot say so itself
+                text = f"control ends at its start, {child.crashes} times in a row (see the log); forwarding goes on"
+                systemd.notify(f"STATUS={text}")
+        else:  # its worker ends this count when it has lived for a while
+            part = self._state.ledger.worker(self.workers.index(child))
+            part[Word.CRASHES] = max(part[Word.CRASHES], child.crashes)
         delay_s = BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
         child.restart_at_s = time.monotonic() + delay_s
         head = DaemonWord.CONTROL_RESTARTS if child is self.control else DaemonWord.HOLDER_RESTARTS
@@ -178,7 +188,8 @@ class Children:
         self.signal_holders(signal.SIGKILL)
         ledger = self._state.ledger
         for n in range(ledger.workers):
-            try:
-                os.kill(ledger.worker(n)[Word.PID], signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            if pid := ledger.worker(n)[
+                Word.PID
+            ]:  # 0: none has come so far; to kill(2) that is all of the keeper's group
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

@@ -20,20 +20,44 @@ from typing import Final
 
 from relay.config.snapshot import Snapshot
 from relay.dataplane import worker
+from relay.dataplane.worker import STEADY_S
 from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger, WorkerLedger
 from relay.log import Logger
 from relay.processes import succession
 
-STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
 NO_PROCESS_S: Final = 1.0  # from one try to the next where the limit of processes is reached, or memory is short
 # A worker's memory grows with its connections, and its successor takes them over: when memory is short it is to go first,
 # then control (daemon.py). Holders and keeper stay as they were started, for without them connections are lost.
 _SPARED_LESS_BY: Final = 200
 _SPARED_LESS_TO: Final = 100
+KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
 EXIT_BUG: Final = 70  # sysexits(3), EX_SOFTWARE
+
+
+class Alone:
+    """Whether the keeper has ended, and until when a worker may go on then."""
+
+    def __init__(self, keeper_pid: int, drain_until: Callable[[], int], drain_s: float) -> None:
+        """`drain_until`: by the ledger; CLOCK_MONOTONIC, ns, or 0. `drain_s`: of the snapshot with which the holder began."""
+        self._keeper_pid = keeper_pid
+        self._drain_until = drain_until
+        self._drain_s = drain_s
+        self._noticed_s = 0.0
+
+    def is_so(self) -> bool:
+        """Whether the keeper has ended."""
+        return os.getppid() != self._keeper_pid
+
+    def until_s(self) -> float:
+        """When a worker that still runs has to be killed: CLOCK_MONOTONIC.
+
+        A worker that works writes down how long it drains, by the newest snapshot. One that hangs does not.
+        """
+        self._noticed_s = self._noticed_s or time.monotonic()
+        return (self._drain_until() / 1e9 or self._noticed_s + self._drain_s) + KILL_AFTER_S
 
 
 class Holder:
@@ -47,6 +71,7 @@ class Holder:
         own: Collection[int],
         log: Logger,
         worker_main: Callable[[], None],
+        alone: "Alone",
     ) -> None:
         """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
         self._name = name
@@ -55,6 +80,7 @@ class Holder:
         self._own = own
         self._log = log
         self._worker_main = worker_main
+        self._alone = alone
         self._worker_pid = 0
 
     def run(self) -> None:
@@ -62,7 +88,8 @@ class Holder:
         self._ledger[Word.HOLDER_PID] = os.getpid()
         signal.signal(signal.SIGTERM, self._pass_on)
         signal.signal(signal.SIGUSR2, self._renew)
-        crashes = 0
+        signal.signal(signal.SIGALRM, self._end_alone)
+        crashes = self._ledger[Word.CRASHES]  # a holder's before this one's, or the keeper's count of holders
         while True:
             started_s = time.monotonic()
             process.block()  # `_renew` must know of every worker
@@ -79,6 +106,7 @@ class Holder:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
                 return
             crashes = crashes_now(crashes, status, time.monotonic() - started_s)
+            self._ledger[Word.CRASHES] = crashes
             if self._ledger[Word.UNSHARED]:
                 os._exit(EXIT_BUG)  # there is nothing to hold; the keeper starts both anew, with what stands now
             delay_s = BACKOFF_S[min(crashes, len(BACKOFF_S) - 1)]
@@ -106,7 +134,8 @@ class Holder:
     def _be_worker(self) -> None:
         status = EXIT_BUG
         try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for sig in (signal.SIGTERM, signal.SIGALRM):
+                signal.signal(sig, signal.SIG_DFL)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             process.unblock()
             process.name(f"relay-{self._name}")
@@ -155,7 +184,20 @@ class Holder:
                 os.waitpid(self._worker_pid, 0)
             self._ledger[Word.OPEN] = 0  # until the successor's worker is there
 
+    def _end_alone(self, *_: object) -> None:
+        """Without a keeper nobody else ends a worker that hangs, and it would keep the ports: see to it."""
+        left_s = self._alone.until_s() - time.monotonic()
+        if left_s > 0:
+            signal.setitimer(signal.ITIMER_REAL, left_s)
+            return
+        if self._worker_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._worker_pid, signal.SIGKILL)
+        os._exit(EXIT_BUG)
+
     def _pass_on(self, sig: int, _frame: object) -> None:
+        if self._alone.is_so():  # it is the kernel's, for the keeper's end: see Children._become
+            self._end_alone()
         # A worker that is just being started finds in the ledger that the daemon drains.
         if self._worker_pid:
             try:
@@ -168,6 +210,7 @@ def hold(
     index: int,
     ledger: Ledger,
     *,
+    keeper_pid: int,
     log_sink: socket.socket,
     control: socket.socket,
     hand: socket.socket,
@@ -182,6 +225,7 @@ def hold(
     inherited = worker.WorkerInherits(
         index=index,
         ledger=ledger.worker(index),
+        keeper_pid=keeper_pid,
         program=words[DaemonWord.PROGRAM],
         drain_until=lambda: words[DaemonWord.DRAIN_UNTIL_NS],
         control=control,
@@ -189,9 +233,10 @@ def hold(
         snapshot=snapshot,
         baseline=baseline,
     )
+    alone = Alone(keeper_pid, inherited.drain_until, snapshot.drain_s)
     log = Logger(log_sink, f"worker-{index}", snapshot.log_level)
     main = partial(worker.main, inherited, ledger.flows_per_worker)
-    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
+    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main, alone).run()
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from relay import __version__
 from relay.config.snapshot import Snapshot
@@ -34,6 +34,8 @@ class Inherited:
     control_only: dict[str, socket.socket]  # what control serves beside the endpoints: the admin API, metrics, names
     memory: int  # the memory file for a live upgrade, see handover.py
     warnings: tuple[str, ...]  # about the configuration that it starts with
+    keeper_pid: int = field(default_factory=os.getpid)  # the keeper makes this value, in each of its programs
+    control_crashes: int = 0  # times in a row that control has ended at its start
 
     def of_holders(self) -> dict[int, str]:
         """The descriptors that a holder has from its start, and what they are. All others in its table are its worker's."""
@@ -105,6 +107,7 @@ def _hold(state: Inherited, index: int) -> None:
     hold(
         index,
         state.ledger,
+        keeper_pid=state.keeper_pid,
         log_sink=state.log_sink,
         control=state.worker_ends[index][0],
         hand=state.hand[1],

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from relay import __version__, systemd
 from relay.config.snapshot import Snapshot
@@ -27,10 +27,10 @@ from relay.processes import handover
 from relay.processes.child import Phase
 from relay.processes.children import Children
 from relay.processes.handover import Handover
+from relay.processes.holder import KILL_AFTER_S
+from relay.processes.hung import Hung
 from relay.processes.inherited import Inherited
 from relay.processes.renewal import LOOK_S, Renewal
-
-_KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
 
 
 class Keeper:
@@ -44,9 +44,11 @@ class Keeper:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._children = Children(state, control_main, (self._wake_r, self._wake_w), self._on_messages)
         self._control, self._workers = self._children.control, self._children.workers
+        self._hung = Hung(state.ledger, state.log, self._children, time.monotonic())
         self._before = before
         self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
         self._phase = Phase.STARTING
+        self._exit_status = 0
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
         self._watchdog_at_s = time.monotonic()
@@ -79,7 +81,7 @@ class Keeper:
             self._renewal.step(time.monotonic())
             convert.refresh(self._state.ledger)
         self._end_control()
-        return 0
+        return self._exit_status
 
     def _log_start(self) -> None:
         snapshot, log = self._state.snapshot, self._state.log
@@ -162,7 +164,7 @@ class Keeper:
                 for fd in fds:
                     os.close(fd)
             case messages.LISTENERS:
-                for address, fd in zip(message["addresses"], fds, strict=True):
+                for address, fd in zip(message["addresses"], fds, strict=False):  # what has no room is left out
                     state.listeners[address] = socket.socket(fileno=fd)
             case messages.SNAPSHOT:
                 state.snapshot = Snapshot.from_json(memory.read(fds[0]))
@@ -179,6 +181,10 @@ class Keeper:
                 os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
             case messages.UPGRADE:
                 self._upgrade(fds[0])
+            case messages.STATUS if self._phase is not Phase.DRAINING:
+                systemd.notify(f"STATUS={message['status']}")
+            case messages.READY if self._phase is Phase.STARTING and message.get("unserved"):
+                self._fail(message["unserved"])
             case messages.READY:
                 if self._phase is Phase.STARTING:
                     self._phase = Phase.READY
@@ -197,20 +203,21 @@ class Keeper:
 
     def _wait_ms(self) -> int:
         now_s = time.monotonic()
-        at_s = self._children.restarts_at_s()
+        at_s = [*self._children.restarts_at_s(), self._hung.due_s]
         if self._kill_at_s is not None:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
         if not self._renewal.done or convert.pending(self._state.ledger):
             at_s.append(now_s + LOOK_S)
-        return -1 if not at_s else max(0, int((min(at_s) - now_s) * 1000) + 1)
+        return max(0, int((min(at_s) - now_s) * 1000) + 1)
 
     def _on_time(self) -> None:
         now_s = time.monotonic()
         self._children.start_due(now_s)
+        self._hung.step(now_s)
         if self._kill_at_s is not None and now_s >= self._kill_at_s:
-            self._kill_at_s = now_s + _KILL_AFTER_S
+            self._kill_at_s = now_s + KILL_AFTER_S
             self._children.kill()
         if self._watchdog_s is not None and now_s >= self._watchdog_at_s:
             self._watchdog_at_s = now_s + self._watchdog_s / 2
@@ -218,7 +225,10 @@ class Keeper:
                 systemd.notify("WATCHDOG=1")
 
     def _alive(self) -> bool:
-        """Whether every worker's loop has turned lately. When one has not, systemd is not told that all is well."""
+        """Whether every worker's loop has turned lately. When one has not, systemd is not told that all is well.
+
+        One that hangs is killed long before; this is for one that stays so in spite of that.
+        """
         assert self._watchdog_s is not None  # only asked with a watchdog
         now_ns, ledger = time.monotonic_ns(), self._state.ledger
         beats = (ledger.worker(n)[Word.HEARTBEAT_NS] for n in range(ledger.workers))
@@ -228,7 +238,7 @@ class Keeper:
         """The first time: accept no more, and let connections end. The second time: end them."""
         now_s = time.monotonic()
         if self._phase is Phase.DRAINING:
-            self._kill_at_s = now_s + _KILL_AFTER_S
+            self._kill_at_s = now_s + KILL_AFTER_S
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
@@ -236,7 +246,7 @@ class Keeper:
             self._renewal = Renewal(
                 self._state.ledger, self._state.log, self._children.succeed
             )  # nobody is renewed any more
-            self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
+            self._kill_at_s = now_s + self._state.snapshot.drain_s + KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
             systemd.notify("STOPPING=1", "STATUS=draining")
@@ -245,6 +255,13 @@ class Keeper:
                 listener.close()
             self._state.listeners.clear()
         self._children.signal_holders(signal.SIGTERM)
+
+    def _fail(self, why: str) -> None:
+        """This is no start: end, with a status that tells whoever started it."""
+        self._exit_status = 1
+        self._state.log.event("error", "start failed", message=why)
+        self._drain()
+        systemd.notify(f"STATUS={why}")
 
     def _stopped(self) -> bool:
         return self._phase is Phase.DRAINING and not self._children.holder_pids()
@@ -255,9 +272,9 @@ class Keeper:
         if not self._control.pid:
             return
         os.kill(self._control.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + _KILL_AFTER_S
+        deadline_s = time.monotonic() + KILL_AFTER_S
         while os.waitpid(self._control.pid, os.WNOHANG)[0] == 0:
             if time.monotonic() >= deadline_s:
                 os.kill(self._control.pid, signal.SIGKILL)
-                deadline_s += _KILL_AFTER_S
+                deadline_s += KILL_AFTER_S
             select.select([], [], [], 0.01)

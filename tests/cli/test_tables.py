@@ -19,6 +19,7 @@ def status(**keys: Any) -> Any:
     return {
         "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
         "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "worker_restarts": 5,
+        "hung": 0, "troubles": [],
         "workers": [{"pid": 12, "connections": 2}, {"pid": 13, "connections": 1}],
         "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
         "busy_for_s": 0.0, "registry": None,
@@ -35,6 +36,15 @@ def test_the_whole_of_it() -> None:
         "IS                  ACTIVE  ACCEPTED  DENIED           RECEIVED  SENT",
         "web/http-in  input  http      10.0.0.4:8080  127.0.0.1:3000 [::1]:3000  "
         "up, dialled 3m ago  3       70        access=4 rate=1  1.5KiB    0B",
+    ]
+
+
+def test_processes_that_are_not_well() -> None:
+    wrong = status(control={"pid": 11, "restarts": 2}, hung=1, troubles=["worker-0 ends at its start"])
+    assert status_text(wrong).splitlines()[2:4] == [
+        "pids: keeper 10, control 11, workers 12 (2 open), 13 (1 open); 5 restarts, 2 of control; 1 were killed because "
+        "they hung",
+        "NOT WELL: worker-0 ends at its start",
     ]
 
 

@@ -65,6 +65,9 @@ NAMES = {
     "relay_upgrades_total",
     "relay_log_lines_dropped_total",
     "relay_worker_connections",
+    "relay_worker_crashes_in_a_row",
+    "relay_worker_unserved",
+    "relay_hung_total",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -93,6 +96,9 @@ OF_THE_DAEMON = {
     "relay_accept_pauses_total",
     "relay_log_lines_dropped_total",
     "relay_worker_connections",
+    "relay_worker_crashes_in_a_row",
+    "relay_worker_unserved",
+    "relay_hung_total",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -172,6 +178,8 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
         "relay_target_up": {"target"},
         "relay_build_info": {"version"},
         "relay_worker_connections": {"worker"},
+        "relay_worker_crashes_in_a_row": {"worker"},
+        "relay_worker_unserved": {"worker"},
         "relay_names_queries_total": {"rcode"},
     }
     for name, samples in found.items():
@@ -184,7 +192,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
     assert counts["relay_connect_duration_seconds_bucket"] == 3 * (len(CONNECT_BOUNDS_S) + 1)
     assert counts["relay_connection_duration_seconds_bucket"] == 3 * (len(DURATION_BOUNDS_S) + 1)
     assert counts.pop("relay_names_queries_total") == len(NAMES_RCODES)
-    assert counts.pop("relay_worker_connections") == 2
+    assert [counts.pop(f"relay_worker_{what}") for what in ("connections", "crashes_in_a_row", "unserved")] == [2, 2, 2]
     assert all(counts[name] == 1 for name in OF_THE_DAEMON & counts.keys())
     assert all(counts[name] == 2 for name in OF_AN_EDGES_TARGETS), "one for each target of the edge"
 
@@ -287,7 +295,11 @@ def test_the_daemons_own(ledger: Ledger) -> None:
         ledger.worker(1)[word] = 10 * n
     for n, slot, active in ((0, 4, 2), (1, 4, 30), (1, 2, 1)):
         add(ledger.worker(n), slot, Count.ACTIVE, active)
+    words[DaemonWord.HUNG], ledger.worker(0)[Word.CRASHES], ledger.worker(1)[Word.UNSERVED] = 3, 4, 5
     found = scrape(ledger)
+    assert found["relay_hung_total"] == [({}, 3.0)]
+    assert found["relay_worker_crashes_in_a_row"] == [({"worker": "0"}, 4.0), ({"worker": "1"}, 0.0)]
+    assert found["relay_worker_unserved"] == [({"worker": "0"}, 0.0), ({"worker": "1"}, 5.0)]
     assert found["relay_worker_connections"] == [({"worker": "0"}, 2.0), ({"worker": "1"}, 31.0)]
     assert {name: found[name] for name in own.values()} == {
         name: [({}, 11.0 * n)] for n, name in enumerate(own.values(), 1)

@@ -125,6 +125,7 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
     ledger.worker(0)[Word.RESTARTS] = 3
     part[Word.RESTARTS], part[Word.HOLDER_PID], part[Word.FLOWS_ADOPTED] = 2, 76, 9
     words[DaemonWord.RELOAD_OK_AT_NS] = 1_700_000_000_500_000_000
+    part[Word.CRASHES], part[Word.HUNG], part[Word.UNSERVED], words[DaemonWord.HUNG] = 3, 1, 2, 4
     for slot, active in ((4, 2), (2, 3)):
         add(part, slot, Count.ACTIVE, active)
     found: Any = status(ledger, SNAPSHOT, 1, 0)
@@ -132,11 +133,16 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
     assert since.has_grown(worker.pop("heartbeat_age_s"), 2.0)
     assert worker == {
         "pid": 77, "holder_pid": 76, "survives_crash": True, "restarts": 2, "flows_adopted": 9, "generation": 9,
-        "connections": 5,
+        "connections": 5, "crashes_in_a_row": 3, "hung": 1, "unserved": 2,
         "accept_pauses": 1, "pipes": 2, "pipes_degraded": 3, "pipes_refused": 4, "log_lines_dropped": 5,
     }  # fmt: skip
     assert since.has_grown(found["uptime_s"], 60.0)
-    assert (found["worker_restarts"], found["control"]["restarts"]) == (6, 7)
+    assert (found["worker_restarts"], found["control"]["restarts"], found["hung"]) == (6, 7, 4)
+    assert [each.split(",")[0] for each in found["troubles"]] == [
+        "worker-1 ends at its start",
+        "there is no socket for a declared address: worker-1 for 2; the log says which (`no socket for`); raise LimitNOFILE= "
+        "of the unit if descriptors ran out",
+    ]
     assert found["reload"] == {"last_successful": False, "last_success_timestamp": 1_700_000_000.5, "failed": 8}
 
 

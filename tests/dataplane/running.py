@@ -15,7 +15,7 @@ from relay.dataplane.worker import Worker, WorkerInherits
 from relay.kernel import channel
 from relay.kernel.listening import open_listener
 from relay.kernel.sockets import descriptors, listening_address
-from relay.ledger.layout import CAUSES, Count, Word
+from relay.ledger.layout import CAUSES, Count, DaemonWord, Word
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.dataplane.lanes import close
 from tests.harness import HANG_S
@@ -35,10 +35,19 @@ class Running:
         self.mine, self.theirs = (stack.enter_context(sock) for sock in channel.pair())
         self.log_sink, self.log_source = (stack.enter_context(sock) for sock in logging.channel())
         self.row = endpoint_row(listen_port=free_port(), targets=(target,))
-        self.drain_until_ns = 0
+        self.keeper_pid = os.getppid()
         self.worker: Worker | None = None
         self._stack = stack
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def drain_until_ns(self) -> int:
+        """Until when the daemon drains; 0: it does not."""
+        return int(self.ledger.words[DaemonWord.DRAIN_UNTIL_NS])
+
+    @drain_until_ns.setter
+    def drain_until_ns(self, until_ns: int) -> None:
+        self.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns
 
     async def start(self, *rows: EndpointRow, **keys: Any) -> Snapshot:
         """Start it with these endpoints (default: `row`), and wait until it is ready."""
@@ -56,6 +65,7 @@ class Running:
         inherited = WorkerInherits(
             index=0,
             ledger=self.part,
+            keeper_pid=self.keeper_pid,
             program=0,
             drain_until=lambda: self.drain_until_ns,
             control=self.theirs,

@@ -246,7 +246,7 @@ async def test_a_worker_tells_when_control_says_that_something_has_changed(behin
 async def test_a_line_keeps_no_worker_from_ending(behind: Running) -> None:
     await behind.start(drain_s=3600.0)
     client = await held(behind)
-    behind.working._drain(time.monotonic() + 3600.0)
+    behind.working._ending.begin(time.monotonic() + 3600.0)
     await behind.until(behind.task.done, "it ends")
     assert client.recv(1) == OPEN
     assert await behind.is_cut(client)

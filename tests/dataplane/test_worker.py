@@ -20,6 +20,7 @@ from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.gate import Gate
 from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
+from relay.kernel import channel
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import Count, State, Word
 from tests.config.rig import dropping, endpoint_row, snapshot_of
@@ -108,6 +109,23 @@ async def test_a_reload_opens_and_closes_ports_and_leaves_connections_alone(runn
         await running.connect()
     await running.echo(before)
     assert running.part[Word.GENERATION] == 2
+
+
+async def test_a_socket_that_did_not_come_is_told(running: Running) -> None:
+    """Before it says that it works by the snapshot: then control looks."""
+    snapshot = await running.start()
+    moved = replace(running.row, listen_port=free_port())
+    await running.put_in_force(replace(snapshot, generation=2, endpoints=(moved,)))
+    assert running.part[Word.UNSERVED] == 1
+    [bug] = running.events("bug")
+    assert bug["message"] == f"no socket for {moved.listen}, where web/in listens"
+    # What there is no room for the kernel leaves out of a message.
+    with open_listener(moved) as one:
+        message = {"op": "listeners", "addresses": [moved.listen, "127.0.0.1:1"]}
+        channel.send(running.mine, message, (one.fileno(),))
+    await running.put_in_force(replace(snapshot, generation=3, endpoints=(moved,)))
+    assert running.part[Word.UNSERVED] == 0
+    await running.echo(await running.connect(moved.listen_port))
 
 
 async def test_a_reload_revokes_who_may_connect_no_longer(running: Running) -> None:

@@ -10,7 +10,7 @@ import pytest
 from relay import daemon
 from relay.config.settings import Settings
 from relay.processes import holder
-from relay.processes.keeper import _KILL_AFTER_S
+from relay.processes.holder import KILL_AFTER_S
 from tests.harness import HANG_S
 
 CONTROL = daemon._SPARED_LESS_BY, daemon._SPARED_LESS_TO
@@ -98,4 +98,4 @@ def test_a_worker_that_is_killed_for_memory_does_not_end_the_others() -> None:
 def test_systemd_waits_longer_than_the_default_drain() -> None:
     (stop,) = values("TimeoutStopSec")
     assert stop.endswith("s")
-    assert float(stop[:-1]) > Settings().drain_s + _KILL_AFTER_S
+    assert float(stop[:-1]) > Settings().drain_s + KILL_AFTER_S
