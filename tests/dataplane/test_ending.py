@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from relay.dataplane import ending
+from relay.dataplane.context import Context
 from relay.kernel.listening import open_listener
 from relay.kernel.sockets import open_descriptors
 from tests.config.rig import endpoint_row, snapshot_of
@@ -62,6 +64,18 @@ async def test_at_the_deadline_what_is_open_is_cut(running: Running, keeper: "su
     assert await running.is_cut(client)
     await ended(running)
     assert running.closed() == {"drain": 1}
+
+
+async def test_who_cuts_many_gives_signs_of_life(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 262,144 connections at once it would be silent for longer than a worker may be."""
+    await running.start(drain_s=1000.0)
+    for _ in range(3):
+        await running.echo(await running.connect())
+    monkeypatch.setattr(ending, "_SLICE", 1)
+    beats: list[int] = []
+    monkeypatch.setattr(Context, "beat", lambda context: beats.append(len(context.flows)))
+    running.working._ending.cut_all()
+    assert beats == [3, 2, 1]
 
 
 async def test_the_deadline_of_whoever_noticed_it_first_holds(

@@ -16,6 +16,7 @@ import pytest
 from relay.address import Address, packed_host
 from relay.dataplane import adopt
 from relay.dataplane.adopt import Adoption
+from relay.dataplane.context import Context
 from relay.envelope import proxyproto
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import CAUSES, Count, State, Word
@@ -115,6 +116,35 @@ async def test_who_waits_is_taken_over_first_and_served_before_the_others(
         assert passed_on == [[], [4], [2, 4], [2, 4], [2, 4]]
         assert (services[4].recv(99), services[2].recv(99)) == (b"in flight", b"of a client")
         assert await asyncio.get_running_loop().sock_recv(flows[3][0], 99) == b"of a target"
+
+
+async def test_who_takes_many_over_gives_signs_of_life(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 262,144 connections it would be silent for longer than a worker may be. Of those that are over as well."""
+    monkeypatch.setattr(adopt, "_SLICE_FLOWS", 1)
+    did: list[str] = []
+
+    def noted(owner: type, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: Any) -> None:
+            did.append(name)
+            real(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((Context, "beat"), (Adoption, "_resume"), (Adoption, "_finish"), (Adoption, "_arrivals")):
+        noted(owner, name)
+    flows = [left_behind(running, index) for index in range(4)]
+    for index in (2, 3):
+        running.part.ending(index, "idle")
+    with contextlib.ExitStack() as stack:
+        for client, service, _ in flows:
+            stack.enter_context(client)
+            stack.enter_context(service)
+        running.launch(snapshot_of(running.row), frozenset().union(*(left for _, _, left in flows)))
+        assert (await running.answer())["op"] == "ready"
+        order = did[did.index("_finish") - 1 : did.index("_arrivals") + 1]
+        assert order == [*("beat", "_finish") * 2, *("beat", "_resume") * 2, "_arrivals"]
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])

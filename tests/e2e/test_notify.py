@@ -4,15 +4,18 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
+from relay.processes.child import CRASHES_SAID
 from tests.conftest import Daemons
-from tests.e2e.peers import running
+from tests.e2e.peers import next_worker, running, typed
 from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
@@ -133,6 +136,66 @@ def test_stopping_is_announced_at_once(daemons: Daemons) -> None:
             os.kill(daemon.pid, signal.SIGTERM)
             assert daemon.process is not None
             assert daemon.process.wait(HANG_S) == 0
+
+
+def heard(manager: Manager, words: str) -> str:
+    """The next status that has these words in it."""
+    while words not in (text := manager.next().get("STATUS", "")):
+        pass
+    return text
+
+
+def crash(pid: int) -> None:
+    """End a process as a bug would, and leave no core file."""
+    os.kill(pid, signal.SIGALRM)
+
+
+def has(daemon: Daemon, process: str, crashes: int) -> bool:
+    """Whether the worker, or control, has crashed so often in a row."""
+    status = running(daemon)
+    found = status["control"] if process == "control" else status["workers"][0]
+    return bool(found["crashes_in_a_row"] == crashes)
+
+
+def shown(daemon: Daemon, *options: str) -> "subprocess.CompletedProcess[str]":
+    return typed("status", "--settings", str(daemon.settings_file), *options)
+
+
+def test_a_crash_loop_of_a_worker_is_a_state(daemons: Daemons, manager: Manager) -> None:
+    daemon, _ = start(daemons, manager)
+    manager.until("READY")
+    worker = daemon.worker_pid()
+    for count in range(1, CRASHES_SAID + 1):
+        assert daemon.status()["troubles"] == []
+        crash(worker)
+        eventually(partial(has, daemon, "worker", count), "it is counted")
+        worker = next_worker(daemon, worker)
+    said = f"worker-0 ends at its start, {CRASHES_SAID} times in a row, and is started again ever later"
+    assert said in heard(manager, "generation 1; worker-0")
+    told = shown(daemon)
+    assert (told.returncode, f"NOT WELL: {said}" in told.stdout) == (1, True)
+    assert told.stderr.startswith(f"relay: not well: {said}")
+    assert shown(daemon, "--json").returncode == 1
+    # It has lived for ten seconds: nobody crashes at his start.
+    assert heard(manager, "generation 1").endswith("generation 1")
+    status = daemon.status()
+    assert (status["troubles"], status["workers"][0]["crashes_in_a_row"]) == ([], 0)
+    assert shown(daemon).returncode == 0
+
+
+def test_a_crash_loop_of_control_is_a_state(daemons: Daemons, manager: Manager) -> None:
+    """It cannot say so itself: the keeper does, and the next one that lives."""
+    daemon, _ = start(daemons, manager)
+    manager.until("READY")
+    for count in range(CRASHES_SAID):
+        crash(running(daemon)["control"]["pid"])
+        eventually(partial(has, daemon, "control", count + 1), "it is started again")
+    heard(manager, f"control ends at its start, {CRASHES_SAID} times in a row (see the log); forwarding goes on")
+    said = f"control ends at its start, {CRASHES_SAID} times in a row, and is started again"
+    heard(manager, f"generation 1; {said}")
+    assert said in shown(daemon).stderr
+    assert heard(manager, "generation 1").endswith("generation 1")
+    assert (daemon.status()["troubles"], daemon.status()["control"]["crashes_in_a_row"]) == ([], 0)
 
 
 @pytest.mark.alone
