@@ -26,6 +26,7 @@ from relay.kernel.sockets import attach_filter
 
 HANG_S: Final = 60.0  # the bound of every wait: for hanging, not for speed
 _POLL_S: Final = 0.01
+_LINE_BEGINS: Final = '{"time":'  # of every record that the log has
 
 
 def eventually(check: Callable[[], Any], what: str, within_s: float = HANG_S) -> Any:
@@ -198,7 +199,8 @@ class Daemon:
         """The log's records of one kind so far."""
         whole_lines = self.log_text().rpartition("\n")[0]
         for line in whole_lines.splitlines():
-            if line.startswith("{") and (record := json.loads(line))["event"] == event:
+            # SIGKILL may cut a write to a file short; then the next control's first line stands right behind it.
+            if line.startswith("{") and (record := json.loads(line[line.rfind(_LINE_BEGINS) :]))["event"] == event:
                 yield record
 
     def relay(self, *arguments: str) -> subprocess.CompletedProcess[str]:

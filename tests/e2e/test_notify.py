@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import yaml
 
 from relay.processes.child import CRASHES_SAID
 from tests.conftest import Daemons
-from tests.e2e.peers import next_worker, running, typed
-from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint
+from tests.e2e.peers import endpoint, next_worker, running, shut, typed
+from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint, service
 from tests.ports import free_port
 
 WATCHDOG_S = 0.6
@@ -122,6 +123,29 @@ def test_a_reload_is_announced_and_ends(daemons: Daemons, manager: Manager, good
     assert ready["READY"] == "1"
     assert ("generation 2" in ready["STATUS"]) is good
     assert ("failed" in ready["STATUS"]) is not good
+
+
+def test_a_stop_that_comes_in_the_midst_of_a_reload_leaves_no_new_port(
+    daemons: Daemons, manager: Manager, echo: Echo
+) -> None:
+    daemon, port = start(daemons, manager, echo.target)
+    manager.until("READY")
+    added = free_port()
+    rules = [{"deny": f"10.{n // 256}.{n % 256}.0/24"} for n in range(5000)]  # reading them takes half a second
+    both = {"in": endpoint(port, echo.target), "new": endpoint(added, echo.target, access=rules)}
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        daemon.service_file.write_text(yaml.safe_dump(service(both)))
+        os.kill(daemon.pid, signal.SIGHUP)
+        manager.until("RELOADING")
+        os.kill(daemon.pid, signal.SIGTERM)
+        eventually(lambda: [*daemon.events("reload failed"), *daemon.events("reloaded")], "the reload ends")
+        assert daemon.status()["draining"]
+        assert echoed(client) == b"ping"
+        shut(port, added)
+    assert daemon.process is not None
+    assert daemon.process.wait(HANG_S) == 0
+    assert "Traceback" not in daemon.log_text()
 
 
 def test_stopping_is_announced_at_once(daemons: Daemons) -> None:

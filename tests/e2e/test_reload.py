@@ -265,25 +265,6 @@ def test_a_reload_while_draining_is_refused_and_opens_nothing(daemons: Daemons, 
         assert echoed(client) == b"ping"
 
 
-def test_a_stop_that_comes_in_the_midst_of_a_reload_leaves_no_new_port(daemons: Daemons, echo: Echo) -> None:
-    port, added = free_port(), free_port()
-    daemon = daemons(service({"in": endpoint(port, echo.target)}), {"drain": "2m"})
-    with dial(port) as client:
-        assert echoed(client) == b"ping"
-        rules = [{"deny": f"10.{n // 256}.{n % 256}.0/24"} for n in range(5000)]  # reading them takes half a second
-        new = endpoint(added, echo.target, access=rules)
-        daemon.service_file.write_text(yaml.safe_dump(service({"in": endpoint(port, echo.target), "new": new})))
-        os.kill(daemon.pid, signal.SIGHUP)
-        os.kill(daemon.pid, signal.SIGTERM)
-        eventually(lambda: daemon.status()["draining"], "it drains")
-        eventually(lambda: [*daemon.events("reload failed"), *daemon.events("reloaded")], "the reload ends")
-        assert echoed(client) == b"ping"
-        shut(port, added)
-    assert daemon.process is not None
-    assert daemon.process.wait(HANG_S) == 0
-    assert "Traceback" not in daemon.log_text()
-
-
 def test_a_file_that_is_replaced_by_a_link_is_read_anew(daemons: Daemons, echo: Echo, tmp_path: Path) -> None:
     """As configuration management does it: the path is a symbolic link, and the link changes."""
     port, added = free_port(), free_port()
