@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
-from relay.dataplane.adopt import Adoption, free_records, held_by
+from relay.dataplane.adopt import Adoption, cross_out_strangers, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
@@ -76,6 +76,7 @@ class Worker:
         self._pool = PipePool(inherited.ledger)
         capacity = min(flows_max, inherited.ledger.capacity_flows)
         self._records = list(inherited.ledger.flows())  # a predecessor's
+        cross_out_strangers(self._records, self._snapshot.endpoints, left)
         free, unused = free_records(self._records, inherited.ledger[Word.FLOWS_HIGH], capacity)
         self._context = Context(
             poller=self._poller,

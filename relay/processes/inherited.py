@@ -8,7 +8,7 @@ from relay import __version__
 from relay.config.snapshot import Snapshot
 from relay.kernel import process
 from relay.kernel.sockets import descriptors
-from relay.ledger import convert
+from relay.ledger import convert, lost
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -63,9 +63,8 @@ class Inherited:
 
 def be_holder(state: Inherited, index: int) -> None:
     """Be the holder of worker `index`, with nothing from before."""
-    words = state.ledger.worker(index)
-    for word in (Word.SCRATCH_OWNER, Word.SCRATCH_R, Word.SCRATCH_W):
-        words[word] = 0  # descriptors of an earlier holder's table
+    convert.finish(state.ledger, index)
+    lost.cross_out(state.ledger.worker(index))
     _let_go(state)
     _hold(state, index)
 

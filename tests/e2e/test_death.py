@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -79,6 +80,25 @@ def test_connections_that_die_with_worker_and_holder_are_accounted_for(daemons: 
             assert echoed(new) == b"ping"
             counted(daemon, accepted=3, active=1, closed={"error": 2})
             assert len(daemon.ask("GET", "/v1/connections")[1]) == 1
+
+
+def test_the_next_holder_has_other_things_under_the_numbers_of_the_dead_ones(daemons: Daemons, echo: Echo) -> None:
+    """The keeper opens ports for a reload: their numbers there are clients' in the table of the dead worker."""
+    ports = [free_port() for _ in range(40)]
+    daemon = daemons(service({"in": endpoint(ports[0], echo.target)}), {"workers": 1})
+    with ExitStack() as stack:
+        clients = [stack.enter_context(dial(ports[0])) for _ in range(12)]
+        assert [echoed(client) for client in clients] == [b"ping"] * 12
+        declared = {f"in{n or ''}": endpoint(port, echo.target) for n, port in enumerate(ports)}
+        daemon.write_service(service(declared))
+        assert daemon.ask("POST", "/v1/reload")[0] == 200
+        kill_with_holder(daemon)
+        for port in ports:
+            with dial(port) as new:
+                assert echoed(new) == b"ping"
+        counted(daemon, accepted=13, active=0, closed={"error": 12, "client_fin": 1})
+        assert list(daemon.events("bug")) == []
+        assert daemon.status()["workers"][0]["flows_adopted"] == 0
 
 
 def test_a_killed_holder_alone_costs_no_connection(daemons: Daemons, echo: Echo) -> None:
