@@ -12,7 +12,7 @@ from relay.config.settings import Settings
 from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.reload import ConfigFiles, Prepared, start
-from relay.dataplane import worker
+from relay.dataplane.inherits import flows_max
 from relay.kernel import channel, memory
 from relay.ledger import convert
 from relay.ledger.layout import DaemonWord
@@ -111,7 +111,7 @@ def _socket(fd: int) -> socket.socket:
 
 def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socket.socket]) -> Inherited:
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    flows = min(_FLOWS_MAX, worker.flows_max(_raise_nofile()))
+    flows = min(_FLOWS_MAX, flows_max(_raise_nofile()))
     ledger = Ledger.create(count, flows, time.time_ns())
     ledger.words[DaemonWord.ROSTER_AT_NS] = prepared.roster_at_ns
     ledger.words[DaemonWord.RELOAD_OK] = 1

@@ -31,7 +31,7 @@ from relay.control.registry_follower import Follower
 from relay.control.reload import ConfigFiles, Prepared, follow, reload, service_of
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
-from relay.control.status import busy, connections, is_draining, status
+from relay.control.status import busy, connections, is_draining, status, unguarded_text
 from relay.errors import ConfigError, OperatorError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.listening import close_all
@@ -39,7 +39,7 @@ from relay.kernel.loop import loop_factory
 from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
-from relay.processes.renewal import behind
+from relay.processes.standing import behind
 
 _UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
 _AGAIN_S: Final = 5.0  # to the next try where the registry's own files cannot be read
@@ -144,6 +144,8 @@ class Control:
         """Health stands in the ledger, where others write it, so it has to be looked for."""
         while True:
             await asyncio.sleep(_REFRESH_S)
+            if not self._reloading.locked():
+                self._announce()  # how the workers are
             self._naming.follow(self._discovery.fleet())
 
     # --- reload -------------------------------------------------------------------------------------------------
@@ -328,6 +330,7 @@ class Control:
         text = f"{snapshot.instance}: {len(snapshot.endpoints)} endpoints open, generation {snapshot.generation}"
         if not self._ledger.words[DaemonWord.RELOAD_OK]:
             text += "; the last reload failed, the former configuration stands"
+        text += unguarded_text(self._ledger)
         if text != self._said:
             self._tell_keeper(messages.ready(text))
 

@@ -24,8 +24,8 @@ from relay.ledger.layout import (
     TargetCount,
     Word,
 )
-from relay.ledger.ledger import Ledger
-from relay.processes.renewal import behind
+from relay.ledger.ledger import Ledger, WorkerLedger
+from relay.processes.standing import behind, unguarded
 from relay.targets import health
 from relay.targets.health import TargetHealth
 
@@ -168,6 +168,12 @@ def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answer
     }
 
 
+def unguarded_text(ledger: Ledger) -> str:
+    """What systemd is told of workers whose holder is dead; empty: there are none."""
+    which = ", ".join(f"worker {n}" for n in unguarded(ledger))
+    return f"; if {which} dies, its connections will: see `relay status`" if which else ""
+
+
 def is_busy(ledger: Ledger) -> bool:
     """Whether this instance asks for no new connections (`relay drain`)."""
     return bool(ledger.words[DaemonWord.BUSY_UNTIL_NS] > time.time_ns())
@@ -227,12 +233,17 @@ def worker_connections(ledger: Ledger, snapshot: Snapshot, n: int) -> int:
     return sum(ledger.words[part.counts_at(row.slot) + Count.ACTIVE] for row in snapshot.endpoints)
 
 
+def survives_crash(part: WorkerLedger) -> bool:
+    """Whether a worker's connections would outlive it. Not where its holder is dead, or the kernel shares no descriptors."""
+    return not part[Word.UNSHARED] and bool(part[Word.HOLDER_PID] or not part[Word.PID])
+
+
 def _worker(ledger: Ledger, snapshot: Snapshot, n: int) -> answers.WorkerStatus:
     part = ledger.worker(n)
     return {
         "pid": part[Word.PID],
         "holder_pid": part[Word.HOLDER_PID],
-        "survives_crash": not part[Word.UNSHARED],
+        "survives_crash": survives_crash(part),
         "restarts": part[Word.RESTARTS],
         "connections": worker_connections(ledger, snapshot, n),
         "flows_adopted": part[Word.FLOWS_ADOPTED],

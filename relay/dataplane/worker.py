@@ -9,11 +9,9 @@ import contextlib
 import gc
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.config.snapshot import Snapshot
@@ -21,18 +19,19 @@ from relay.dataplane.adopt import Adoption, cross_out_strangers, free_records, h
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
+from relay.dataplane.giving import Giving
+from relay.dataplane.inherits import WorkerInherits, snapshot_in_force
 from relay.dataplane.line import tell_all
 from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.redecision import Redecision
 from relay.dataplane.splice import Mover
-from relay.kernel import channel, memory, messages
+from relay.kernel import channel, memory, messages, process
 from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import other_descriptors
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import Count, Word
-from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
@@ -41,23 +40,6 @@ SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of its
 SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
 PAUSE_S: Final = 0.1  # how long accepting rests when the machine has no more to give (trio waits as long)
-NOFILE_RESERVED: Final = 64  # descriptors for everything that is not a flow
-# Two sockets, and one direction's pipe. Only a flow that stalls both ways needs more, and it then waits for one.
-NOFILE_PER_FLOW: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInherits:
-    """What a holder gives a new worker. They share the descriptor table, so nothing here is ever closed."""
-
-    index: int
-    ledger: WorkerLedger
-    program: int  # which of the daemon's programs this one runs, see `Head.PROGRAM`
-    drain_until: Callable[[], int]  # CLOCK_MONOTONIC, ns; 0: the daemon does not drain
-    control: socket.socket
-    log_sink: socket.socket
-    snapshot: Snapshot  # the one that stood when the holder began
-    baseline: dict[int, str]  # the holder's own descriptors
 
 
 class Worker:
@@ -68,8 +50,9 @@ class Worker:
         self._ledger = inherited.ledger
         self._control = inherited.control
         self._program = inherited.program
+        self._called, self._give = inherited.called, inherited.give
         self._drain_until = inherited.drain_until
-        self._snapshot = _snapshot_in_force(inherited)
+        self._snapshot = snapshot_in_force(inherited)
         self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
         self._context: Context
         self._poller = Poller(self._on_error, lambda: self._context.closed())
@@ -122,6 +105,9 @@ class Worker:
         # Not at once: the snapshot that wants them may still be on its way to us.
         loop.call_later(SETTLE_S, self._ports.close_unwanted)
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        if self._give is not None:
+            loop.add_signal_handler(signal.SIGUSR2, Giving(self._called, self._give, self._log).on_call)
+            process.unblock()
         loop.add_reader(self._poller.fileno(), self._serve)
         loop.add_reader(self._control.fileno(), self._on_control)
         # Not at once: it looks at every flow, and the peers of those that were taken over have waited long enough.
@@ -364,16 +350,6 @@ class Worker:
         if flow is not None:
             with contextlib.suppress(Exception):
                 flow.cut("error")
-
-
-def _snapshot_in_force(inherited: WorkerInherits) -> Snapshot:
-    fd = inherited.ledger[Word.SNAPSHOT_FD]
-    return Snapshot.from_json(memory.read(fd)) if fd else inherited.snapshot
-
-
-def flows_max(nofile: int) -> int:
-    """How many flows a worker may hold, with `nofile` descriptors for its process."""
-    return max(1, (nofile - NOFILE_RESERVED) // NOFILE_PER_FLOW)
 
 
 def main(inherited: WorkerInherits, flows: int) -> None:

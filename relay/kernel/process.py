@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import select
 import signal
 from typing import Final
 
@@ -58,9 +59,25 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
 
 
-def unblock() -> None:
-    """Let them come: the handlers are there."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+def unblock(*, all_but: signal.Signals | None = None) -> None:
+    """Let them come: the handlers are there. But for one, perhaps, whose handler is not."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED - {all_but})
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, also where nobody has waited for it yet: pidfd_open(2). No pid is 0."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # EINVAL: 0. EMFILE, ENOMEM: nobody knows
+        return pid == 0
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(fd)
 
 
 def adopt_orphans() -> None:

@@ -110,13 +110,14 @@ class Word:
     SNAPSHOT_FD: Final = 13  # a memory file with the snapshot in force; 0: the one that the holder started with
     RESTARTS: Final = 14  # times the holder started this worker again
     UNSHARED: Final = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
-    HOLDER_PID: Final = 16
+    HOLDER_PID: Final = 16  # 0: it is dead, and the worker works on without a net
     PROGRAM: Final = 17  # which one it runs, as in the header
     # 1 + the record that ended, was passed on, or became a line last: the only one of them that may not be counted yet
     ENDING: Final = 18
     LAYOUT: Final = 19  # the VERSION in which it writes; else its part here is a copy, see convert.py
     OPEN: Final = 20  # 1 + its connections that are open; 0: it takes no newcomers. See dataplane/share.py
-    END: Final = 21
+    STARTED_PID: Final = 24  # of the process that was started last to be the worker; it may have yet to begin
+    END: Final = 25
 
 
 class Count:

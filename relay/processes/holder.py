@@ -20,6 +20,7 @@ from typing import Final
 
 from relay.config.snapshot import Snapshot
 from relay.dataplane import worker
+from relay.dataplane.inherits import WorkerInherits
 from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger, WorkerLedger
@@ -95,6 +96,8 @@ class Holder:
                 self._log.event("warning", "unshared", message=message, reason=os.strerror(error.errno or 0))
             self._ledger[Word.UNSHARED] = 1
             pid = os.fork()
+        # By both, so that whoever looks when one of them has died finds it.
+        self._ledger[Word.STARTED_PID] = pid or os.getpid()
         if pid == 0:
             self._be_worker()
         return pid
@@ -103,8 +106,8 @@ class Holder:
         status = EXIT_BUG
         try:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            process.unblock()
+            signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+            process.unblock(all_but=signal.SIGUSR2)  # which waits until the worker can serve it: dataplane/giving.py
             process.name(f"relay-{self._name}")
             self._worker_main()
             status = 0
@@ -174,7 +177,7 @@ def hold(
     `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
     """
     words = ledger.words
-    inherited = worker.WorkerInherits(
+    inherited = WorkerInherits(
         index=index,
         ledger=ledger.worker(index),
         program=words[DaemonWord.PROGRAM],
@@ -183,10 +186,16 @@ def hold(
         log_sink=log_sink,
         snapshot=snapshot,
         baseline=baseline,
+        called=partial(succession.fetched, hand),
+        give=partial(_give, baseline.keys()),
     )
     log = Logger(log_sink, f"worker-{index}", snapshot.log_level)
     main = partial(worker.main, inherited, ledger.flows_per_worker)
     Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
+
+
+def _give(own: Collection[int], end: socket.socket) -> None:
+    succession.give(end, own, lambda: None)  # who works in this table does it, so there is nobody to stop
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:

@@ -45,7 +45,7 @@ class Keeper:
         self._children = Children(state, control_main, (self._wake_r, self._wake_w))
         self._control, self._workers = self._children.control, self._children.workers
         self._before = before
-        self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
+        self._renewal = Renewal(state.ledger, state.log, self._children)
         self._phase = Phase.STARTING
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
@@ -76,7 +76,8 @@ class Keeper:
             self._on_messages()
             self._children.reap()
             self._on_time()
-            self._renewal.step(time.monotonic())
+            if self._phase is not Phase.DRAINING:  # then nobody is renewed any more
+                self._renewal.step(time.monotonic())
             convert.refresh(self._state.ledger)
         self._end_control()
         return 0
@@ -121,7 +122,9 @@ class Keeper:
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger
         ledger.words[DaemonWord.PROGRAM] += 1
-        self._renewal = Renewal(ledger, self._state.log, self._children.succeed, range(ledger.workers))
+        self._renewal = Renewal(ledger, self._state.log, self._children, began_s=time.monotonic())
+        for n in self._children.unguarded():
+            ledger.worker(n)[Word.HOLDER_PID] = 0
         for child in self._children:
             child.started_s = time.monotonic()
             if not child.pid:
@@ -200,8 +203,10 @@ class Keeper:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
-        if not self._renewal.done or convert.pending(self._state.ledger):
+        if convert.pending(self._state.ledger):
             at_s.append(now_s + LOOK_S)
+        if self._phase is not Phase.DRAINING and (renewal_s := self._renewal.at_s(now_s)) is not None:
+            at_s.append(renewal_s)
         return -1 if not at_s else max(0, int((min(at_s) - now_s) * 1000) + 1)
 
     def _on_time(self) -> None:
@@ -231,9 +236,6 @@ class Keeper:
         else:
             self._phase = Phase.DRAINING
             self._children.draining = True
-            self._renewal = Renewal(
-                self._state.ledger, self._state.log, self._children.succeed
-            )  # nobody is renewed any more
             self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain

@@ -2,7 +2,8 @@
 
 execve(2) would end the sharing of a table and cost the start of an interpreter, while connections stand still. So the new
 program's keeper, which has everything imported, forks a successor for each holder, and what the worker had open goes over
-by SCM_RIGHTS (unix(7)). It is the ledger that says what a number means, so each must have the same one over there.
+by SCM_RIGHTS (unix(7)). Where a holder is dead its worker does the same by itself, in any program; it has nobody to kill.
+It is the ledger that says what a number means, so each must have the same one over there.
 
     holder (old program)                       successor (new program)
                                                closes what is not a holder's; "ready"
@@ -59,10 +60,12 @@ def call(hand: tuple[socket.socket, socket.socket], end: socket.socket) -> None:
     channel.send(hand[0], {}, (end.fileno(),))
 
 
-def recall(hand: tuple[socket.socket, socket.socket]) -> None:
-    """Take back what `call` left and nobody fetched."""
-    if (end := fetched(hand[1])) is not None:
-        end.close()
+def recall(hand: tuple[socket.socket, socket.socket]) -> bool:
+    """Take back what `call` left and nobody fetched; whether there was any."""
+    if (end := fetched(hand[1])) is None:
+        return False
+    end.close()
+    return True
 
 
 def fetched(hand: socket.socket) -> socket.socket | None:

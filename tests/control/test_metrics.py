@@ -64,6 +64,7 @@ NAMES = {
     "relay_upgrades_total",
     "relay_log_lines_dropped_total",
     "relay_worker_connections",
+    "relay_worker_unguarded",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -91,6 +92,7 @@ OF_THE_DAEMON = {
     "relay_accept_pauses_total",
     "relay_log_lines_dropped_total",
     "relay_worker_connections",
+    "relay_worker_unguarded",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -169,6 +171,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
         "relay_target_up": {"target"},
         "relay_build_info": {"version"},
         "relay_worker_connections": {"worker"},
+        "relay_worker_unguarded": {"worker"},
         "relay_names_queries_total": {"rcode"},
     }
     for name, samples in found.items():
@@ -181,7 +184,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
     assert counts["relay_connect_duration_seconds_bucket"] == 3 * (len(CONNECT_BOUNDS_S) + 1)
     assert counts["relay_connection_duration_seconds_bucket"] == 3 * (len(DURATION_BOUNDS_S) + 1)
     assert counts.pop("relay_names_queries_total") == len(NAMES_RCODES)
-    assert counts.pop("relay_worker_connections") == 2
+    assert counts.pop("relay_worker_connections") == counts.pop("relay_worker_unguarded") == 2
     assert all(counts[name] == 1 for name in OF_THE_DAEMON & counts.keys())
     assert all(counts[name] == 2 for name in OF_AN_EDGES_TARGETS), "one for each target of the edge"
 

@@ -18,7 +18,6 @@ from relay.config.snapshot import TargetRow
 from relay.dataplane.adopt import free_records
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.gate import Gate
-from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import Count, State, Word
@@ -360,8 +359,3 @@ async def test_a_slow_client_is_cut(running: Running) -> None:
     await running.start(replace(running.row, protocol="http", first_byte_s=0.01))
     assert await running.is_refused()
     assert running.closed() == {"first_byte_timeout": 1}
-
-
-def test_flows_max() -> None:
-    assert flows_max(NOFILE_RESERVED + 100 * NOFILE_PER_FLOW) == 100
-    assert flows_max(0) == flows_max(NOFILE_RESERVED) == 1

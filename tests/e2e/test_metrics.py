@@ -29,6 +29,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {  # name: type and labels
     "relay_worker_restarts": ("counter", set()),
     "relay_flows_adopted": ("counter", set()),
     "relay_worker_connections": ("gauge", {"worker"}),
+    "relay_worker_unguarded": ("gauge", {"worker"}),
     "relay_roster_age_seconds": ("gauge", set()),
     "relay_build_info": ("gauge", {"version"}),
 }
