@@ -3,12 +3,15 @@
 import http.client
 import json
 import socket
+import time
 from typing import Any
 
 from relay.config.values import HostPort
-from relay.errors import AdminError, RefusedError, os_reason
+from relay.errors import AdminError, AgainError, RefusedError, os_reason
 
 _TIMEOUT_S = 45.0  # a reload and an upgrade's trial have their own, shorter, limits
+_REPLACED_S = 15.0  # it takes less than a second
+_ASK_AGAIN_S = 0.05
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -50,6 +53,17 @@ class AdminClient:
         """Do what `resource` says; the JSON answer. Raises AdminError."""
         return self._ask("POST", resource)
 
+    def post_again(self, resource: str) -> Any:
+        """The same of what may be done twice: asked again while an upgrade replaces control. Raises AdminError."""
+        deadline_s = time.monotonic() + _REPLACED_S
+        while True:
+            try:
+                return self.post(resource)
+            except AgainError:
+                if time.monotonic() >= deadline_s:
+                    raise
+            time.sleep(_ASK_AGAIN_S)
+
     def _ask(self, method: str, resource: str) -> Any:
         try:
             return self._exchange(_UnixConnection(self._path), self._path, method, resource)
@@ -73,6 +87,10 @@ class AdminClient:
             raise
         except TimeoutError:
             raise AdminError(f"the daemon at {where} does not answer; see its log") from None
+        except ConnectionResetError as error:
+            raise AgainError(
+                f"the daemon at {where} ended the connection: its control was just replaced; ask again"
+            ) from error
         except OSError as error:
             raise self._unreachable(where, error) from error
         except (http.client.HTTPException, ValueError) as error:
@@ -82,7 +100,8 @@ class AdminClient:
         if response.status not in (http.client.OK, http.client.ACCEPTED):
             if isinstance(body, dict) and body.get("problems"):
                 raise RefusedError("\n".join(map(str, body["problems"])))
-            raise AdminError(str(body.get("error", body) if isinstance(body, dict) else body))
+            kind = AgainError if response.status == http.client.SERVICE_UNAVAILABLE else AdminError
+            raise kind(str(body.get("error", body) if isinstance(body, dict) else body))
         return body
 
     @staticmethod

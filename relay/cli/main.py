@@ -187,7 +187,7 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.tables import dry_run_text, reload_text
 
             client = AdminClient.find(args.socket, args.settings)
-            answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
+            answer = client.post_again("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
             text = dry_run_text if args.dry_run else reload_text
             print(json.dumps(answer, indent=2) if args.json else text(answer))
             return 0
@@ -294,10 +294,12 @@ def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
 def _upgrade(client: "AdminClient") -> int:
     """Ask for it, and wait until every worker runs in the new program."""
     began_s = time.monotonic()
-    answer = client.post("/v1/upgrade")
+    answer, status = client.post("/v1/upgrade"), {}
     while time.monotonic() - began_s < _UPGRADE_S:
         with contextlib.suppress(AdminError):  # control is replaced as well
             status = client.get("/v1/status")
+            if status.get("upgrade_failed"):  # which the daemon before may not know
+                break
             if status["program"] >= answer["program"] and not status["upgrading"]:
                 active = sum(endpoint["active"] for endpoint in status["endpoints"])
                 took_s = time.monotonic() - began_s
@@ -306,6 +308,8 @@ def _upgrade(client: "AdminClient") -> int:
                 )
                 return 0
         time.sleep(_ASK_AGAIN_S)
+    if status.get("upgrade_failed"):
+        raise AdminError(f"the upgrade to {answer['to']} has not come to its end: {status['upgrade_failed']}")
     raise AdminError(f"the upgrade to {answer['to']} has not come to its end within {_UPGRADE_S:g} s; see the log")
 
 

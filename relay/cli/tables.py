@@ -35,6 +35,8 @@ def status_text(status: "Status") -> str:
         f"pids: keeper {status['keeper']['pid']}, control {status['control']['pid']}, "
         f"workers {', '.join(_worker(worker) for worker in status['workers'])}; {status['worker_restarts']} restarts",
     ]
+    if status["upgrade_failed"]:
+        head.append(f"UPGRADE: it has not come to its end: {status['upgrade_failed']}")
     head += _unguarded(status["workers"])
     head += _registry(status["registry"])
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:

@@ -43,8 +43,9 @@ def status(
     program: int,
     registry: answers.RegistryStatus | None = None,
     told: ToldStatus = NOBODY,
+    upgrade_failed: str = "",
 ) -> answers.Status:
-    """The answer to `GET /v1/status`. `told`: whom `relay drain` tells.
+    """The answer to `GET /v1/status`. `told`: whom `relay drain` tells. `upgrade_failed`: why it has not come to its end.
 
     `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
     the version that it tells is its own.
@@ -59,6 +60,7 @@ def status(
         "keeper": {"pid": keeper_pid},
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
+        "upgrade_failed": upgrade_failed,
         "draining": is_draining(ledger),
         "control": {"pid": os.getpid(), "restarts": words[DaemonWord.CONTROL_RESTARTS]},
         "workers": [_worker(ledger, snapshot, n) for n in range(ledger.workers)],

@@ -7,6 +7,7 @@ stops it at once.
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
-from relay.config.snapshot import Snapshot
+from relay.config.snapshot import LaterFormatError, Snapshot
 from relay.dataplane.adopt import Adoption, cross_out_strangers, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
@@ -135,7 +136,8 @@ class Worker:
         self._poller.bury()
         self._log.flush()
         context = self._context
-        if self._fast_timer is None and (context.waiting or context.starved or context.left or self._resume_at_s):
+        is_paused = 0.0 < self._resume_at_s < math.inf
+        if self._fast_timer is None and (context.waiting or context.starved or context.left or is_paused):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._drain_deadline_s is not None:
             # Who is still about to be let in may have to ask its database.
@@ -193,7 +195,7 @@ class Worker:
             if now_s - self._pause_said_s >= PAUSE_SAID_S:
                 self._pause_said_s = now_s
                 self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._context.flows))
-        self._resume_at_s = now_s + PAUSE_S
+        self._resume_at_s = max(self._resume_at_s, now_s + PAUSE_S)
         self._share()  # before the others are woken
         self._ports.pause()
 
@@ -275,8 +277,10 @@ class Worker:
     def _take_snapshot(self, fds: list[int]) -> None:
         try:
             snapshot = Snapshot.from_json(memory.read(fds[0]))
-        except ValueError:  # of a control process that was replaced meanwhile; the next one sends its own
+        except ValueError as error:  # of a control process that was replaced meanwhile; the next one sends its own
             os.close(fds[0])
+            if isinstance(error, LaterFormatError):
+                self._be_outdated()
             return
         if snapshot.generation > self._snapshot.generation:
             # The file stays open, so that a successor finds it. First the new one, then the old one goes.
@@ -289,6 +293,17 @@ class Worker:
             os.close(fds[0])
             self._say_applied()
         self._ports.close_unwanted()
+
+    def _be_outdated(self) -> None:
+        """Let nobody in by rules that are not in force: control is of a later program, and this worker is to be replaced."""
+        if self._resume_at_s != math.inf:
+            message = (
+                "this worker is of the program before, and cannot read the rules in force: it accepts nobody any more"
+            )
+            self._log.event("warning", "outdated", message=message)
+        self._resume_at_s = math.inf
+        self._share()
+        self._ports.pause()
 
     def _say_applied(self) -> None:
         channel.send(self._control, messages.works(self._index, self._answer, self._snapshot.generation))

@@ -45,8 +45,9 @@ class Keeper:
         self._children = Children(state, control_main, (self._wake_r, self._wake_w))
         self._control, self._workers = self._children.control, self._children.workers
         self._before = before
-        self._renewal = Renewal(state.ledger, state.log, self._children)
+        self._renewal = Renewal(state.ledger, state.log, self._children, self._upgrade_failed)
         self._phase = Phase.STARTING
+        self._is_to_reload = False  # control is to be told, once it is of this program
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
         self._watchdog_at_s = time.monotonic()
@@ -75,6 +76,7 @@ class Keeper:
             self._on_signals()
             self._on_messages()
             self._children.reap()
+            self._have_reloaded()
             self._on_time()
             if self._phase is not Phase.DRAINING:  # then nobody is renewed any more
                 self._renewal.step(time.monotonic())
@@ -110,7 +112,13 @@ class Keeper:
         except OSError as error:
             process.unblock()
             os.close(prepared)
-            state.log.event("error", "upgrade failed", message=os.strerror(error.errno or 0))
+            why = f"the new program cannot be executed: {os.strerror(error.errno or 0)}; nothing has changed"
+            state.log.event("error", "upgrade failed", message=why)
+            self._upgrade_failed(why)
+
+    def _upgrade_failed(self, why: str) -> None:
+        """Tell control, which tells who has asked; nothing: it goes on after all."""
+        self._tell_control(messages.failed(why))
 
     def _take_over(self, before: Handover) -> None:
         """In the new program: the children are still there, and run the old one."""
@@ -122,7 +130,7 @@ class Keeper:
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger
         ledger.words[DaemonWord.PROGRAM] += 1
-        self._renewal = Renewal(ledger, self._state.log, self._children, began_s=time.monotonic())
+        self._renewal = Renewal(ledger, self._state.log, self._children, self._upgrade_failed, time.monotonic())
         for n in self._children.unguarded():
             ledger.worker(n)[Word.HOLDER_PID] = 0
         for child in self._children:
@@ -144,7 +152,7 @@ class Keeper:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._drain()
             elif number == signal.SIGHUP:
-                self._tell_control(messages.plain(messages.RELOAD))
+                self._is_to_reload = True
             elif number == signal.SIGUSR2:
                 self._tell_control(messages.plain(messages.UPGRADE))
 
@@ -177,7 +185,9 @@ class Keeper:
                 self._holds_by(state.snapshot)
                 self._tell_control(messages.plain(messages.HOLDS))
             case messages.UPGRADE if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
-                os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
+                os.close(fds[0])  # control's answer was too early, and does not come true
+                which = [child.name for child in self._workers if child.successor] or ["the daemon"]
+                self._upgrade_failed(f"{which[0]} is just being started; nothing has changed: upgrade again")
             case messages.UPGRADE:
                 self._upgrade(fds[0])
             case messages.READY:
@@ -187,9 +197,17 @@ class Keeper:
                     systemd.notify("READY=1", f"STATUS={message['status']}")
             case messages.RELOADING:
                 systemd.reloading()
+            case messages.RELOAD:
+                self._is_to_reload = True
 
     def _holds_by(self, snapshot: Snapshot) -> None:
         self._state.ledger.words[DaemonWord.GENERATION] = snapshot.generation
+
+    def _have_reloaded(self) -> None:
+        """Pass a reload on that was asked for; not to a control that is replaced, and might take it along to its end."""
+        if self._is_to_reload and not self._control.replaced:
+            self._is_to_reload = False
+            self._tell_control(messages.plain(messages.RELOAD))
 
     def _tell_control(self, message: dict[str, Any]) -> None:
         channel.send(self._state.keeper_end, message)

@@ -7,6 +7,7 @@ for each time costs the connections a pause; at once where the holder has died m
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,8 +40,16 @@ class _Try:
 class Renewal:
     """Has the holders succeeded that must be. `step` it after whatever has happened, and at `at_s`."""
 
-    def __init__(self, ledger: Ledger, log: Logger, children: Children, began_s: float | None = None) -> None:
-        """`began_s` (CLOCK_MONOTONIC): when an upgrade began, whose end is to be told."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        log: Logger,
+        children: Children,
+        told: Callable[[str], None],
+        began_s: float | None = None,
+    ) -> None:
+        """`told` hears why an upgrade does not go on, and "" when it does after all; `began_s`: when one began, if it did."""
+        self._told = told
         self._ledger = ledger
         self._log = log
         self._children = children
@@ -62,6 +71,7 @@ class Renewal:
         if self._upgrade_began_s is not None and not behind(self._ledger):
             self._log.event("info", "upgraded", took_s=round(now_s - self._upgrade_began_s, 3))
             self._upgrade_began_s = None
+            self._told("")
         if self._under_way is None:
             due = (index for index in self._wanted() if self._is_due(index, now_s))
             if (index := next(due, None)) is not None:
@@ -119,6 +129,8 @@ class Renewal:
             what = "not guarded" if tried.alone else "upgrade failed"
             message = f"worker-{index} could not be taken over; that is tried again in {pause_s:g} s"
             self._log.event("error", what, message=message)
+            if not tried.alone:
+                self._told(message)
             return
         tried.again_s = now_s + _GUARD_AGAIN_S
         if process.has_ended(self._ledger.worker(index)[Word.PID]) and not tried.continued:

@@ -24,7 +24,7 @@ def status(**keys: Any) -> Any:
             {"pid": 13, "holder_pid": 23, "survives_crash": True, "connections": 1},
         ],
         "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
-        "busy_for_s": 0.0, "registry": None,
+        "busy_for_s": 0.0, "registry": None, "upgrade_failed": "",
     } | keys  # fmt: skip
 
 
@@ -75,6 +75,11 @@ def test_connections_that_hang_by_one_process_catch_the_eye(holder_pid: int, why
     alone = second | {"survives_crash": False, "holder_pid": holder_pid}
     lines = status_text(status(workers=[first, alone])).splitlines()
     assert [line for line in lines if "NO NET" in line] == [f"NO NET: if worker 1 dies, its 1 connection will; {why}"]
+
+
+def test_an_upgrade_that_has_not_come_to_its_end_catches_the_eye() -> None:
+    text = status_text(status(upgrade_failed="worker-0 could not be taken over"))
+    assert "\nUPGRADE: it has not come to its end: worker-0 could not be taken over\n" in text
 
 
 def test_an_envelope_that_is_not_enforced_catches_the_eye() -> None:

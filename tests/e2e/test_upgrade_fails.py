@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,24 +196,30 @@ def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
     with in_use(daemons, echo, installed, workers=2) as (daemon, _port, client):
         installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
         os.kill(daemon.pid, signal.SIGUSR2)
-        eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
-        assert "an upgrade is under way" in eventually(lambda: no_reload(daemon), "the new control answers")
-        eventually(lambda: "has not come to its end" in no_reload(daemon), "time is up")
-        assert "the upgrade has not come to its end" in refused(daemon, "reload")
+        status = eventually(lambda: (found := asked(daemon)) and found["upgrade_failed"] and found, "it is said")
+        assert (status["program"], status["upgrading"]) == (1, True)
+        assert status["upgrade_failed"].startswith("worker-0 could not be taken over")
+        said = typed("status", "--settings", str(daemon.settings_file)).stdout
+        assert "UPGRADE: it has not come to its end: worker-0 could not be taken over" in said
+        assert echoed(client) == b"ping"
         installed.change("processes/succession.py", "    no_such_name\n", "")
         installed.release()
         done = typed("upgrade", "--settings", str(daemon.settings_file))
         assert done.returncode == 0, done
         assert upgraded(daemon, 2, NEW)["workers"][1]["survives_crash"]
         assert echoed(client) == b"ping"
+        assert daemon.status()["upgrade_failed"] == ""
         assert daemon.ask("POST", "/v1/reload")[0] == 200
 
 
-def no_reload(daemon: Daemon) -> str:
-    """Why there is no reload now. Nothing, while control is replaced."""
-    with suppress(OSError):
-        return str(daemon.ask("POST", "/v1/reload")[1].get("error", ""))
-    return ""
+def test_who_asked_for_an_upgrade_is_told_why_it_fails(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """Also where the trial was right."""
+    with in_use(daemons, echo, installed, workers=1) as (daemon, _port, client):
+        installed.release()
+        installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
+        said = refused(daemon, "upgrade")
+        assert f"the upgrade to {NEW} has not come to its end: worker-0 could not be taken over" in said
+        assert echoed(client) == b"ping"
 
 
 def dies_after(installed: Installed, step: str) -> None:

@@ -24,7 +24,7 @@ class Kept:
         self.workers = [Child(f"worker-{n}", lambda: None, pid=100 + n) for n in range(ledger.workers)]
         self.called: list[int] = []
         self.was_heard = True
-        self.killed: list[tuple[int, str]] = []
+        self.told: list[str] = []
         self.said: list[tuple[str, str]] = []
         for n in range(ledger.workers):
             ledger.worker(n)[Word.PID], ledger.worker(n)[Word.HOLDER_PID] = 200 + n, 100 + n
@@ -67,7 +67,7 @@ def kept() -> Iterator[Kept]:
 def renewing(kept: Kept, *, upgraded: bool = False) -> Renewal:
     kept.ledger.words[DaemonWord.PROGRAM] += upgraded
     log = SimpleNamespace(event=kept.event)
-    return Renewal(kept.ledger, cast(Any, log), cast(Any, kept), began_s=0.0 if upgraded else None)
+    return Renewal(kept.ledger, cast(Any, log), cast(Any, kept), kept.told.append, 0.0 if upgraded else None)
 
 
 def test_where_all_is_well_there_is_nothing_to_do(kept: Kept) -> None:
@@ -85,7 +85,7 @@ def test_an_upgrade_takes_one_after_the_other(kept: Kept) -> None:
         assert it.at_s(float(n)) == pytest.approx(n + renewal.LOOK_S)
         kept.is_taken_over(n)
     it.step(3.0)
-    assert (it.at_s(3.0), kept.said) == (None, [("upgraded", "")])
+    assert (it.at_s(3.0), kept.said, kept.told) == (None, [("upgraded", "")], [""])
 
 
 def test_what_fails_is_tried_again_ever_later_and_the_others_wait(kept: Kept) -> None:
@@ -103,6 +103,7 @@ def test_what_fails_is_tried_again_ever_later_and_the_others_wait(kept: Kept) ->
         pauses_s.append(again_s - now_s)
         now_s = again_s
     assert pauses_s == [10.0, 20.0, 40.0, 80.0]
+    assert kept.told[0] == "worker-0 could not be taken over; that is tried again in 10 s"
 
 
 def test_a_dead_holder_comes_before_an_upgrade(kept: Kept) -> None:
