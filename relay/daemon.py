@@ -23,6 +23,7 @@ from relay.processes import handover
 from relay.processes.handover import Handover
 from relay.processes.inherited import Inherited
 from relay.processes.keeper import Keeper
+from relay.processes.rehearsal import rehearse
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
@@ -64,6 +65,11 @@ def run(files: ConfigFiles) -> int:
     gc.collect()
     gc.freeze()  # the children share these pages as long as nobody's collector touches them
     return Keeper(state, control_main, before).run()
+
+
+def trial(text: str) -> None:
+    """`relay trial`: what a running daemon asks of this code before it goes over to it. Raises OperatorError."""
+    upgrade.trial(text, rehearse)
 
 
 def _control_listeners(settings: Settings) -> dict[str, socket.socket]:

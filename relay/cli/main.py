@@ -209,10 +209,8 @@ def _run(args: argparse.Namespace) -> int:
         case "instances" | "resolve" | "identity" | "env" | "hosts" | "exec":
             return _discover(args)
         case "trial":
-            importlib.import_module("relay.daemon")  # all of it: an import that fails must fail here
-            from relay.control.upgrade import trial
-
-            trial(args.facts)
+            daemon = importlib.import_module("relay.daemon")  # all of it: an import that fails must fail here
+            daemon.trial(args.facts)
             print(__version__)
             return 0
     raise AssertionError(args.command)

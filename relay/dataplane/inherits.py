@@ -30,12 +30,13 @@ class WorkerInherits:
     baseline: dict[int, str]  # the holder's own descriptors
     called: Callable[[], socket.socket | None] = lambda: None  # see giving.py
     give: Give | None = None
+    # Returns when all that a predecessor left is this worker's; the numbers of what that took, and is closed again.
+    begins: Callable[[], set[int]] = set
 
 
 def snapshot_in_force(inherited: WorkerInherits) -> Snapshot:
-    """What a worker works by when it begins: what its predecessor did, which may be newer."""
-    fd = inherited.ledger[Word.SNAPSHOT_FD]
-    return Snapshot.from_json(memory.read(fd)) if fd else inherited.snapshot
+    """What a predecessor worked by last, where that is newer than what its holder began with."""
+    return Snapshot.from_json(memory.read(inherited.ledger[Word.SNAPSHOT_FD]))
 
 
 def flows_max(nofile: int) -> int:

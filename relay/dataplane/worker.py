@@ -33,6 +33,7 @@ from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import other_descriptors
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import Count, Word
+from relay.ledger.ledger import FlowRecord
 from relay.log import Logger
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
@@ -47,36 +48,32 @@ class Worker:
     """One worker process's state. `run` returns when it has drained or was told to stop."""
 
     def __init__(self, inherited: WorkerInherits, flows_max: int, left: set[int]) -> None:
+        """Nothing of a predecessor's is touched or believed before `run`: it may still be at work."""
+        self._inherited = inherited
+        self._capacity = min(flows_max, inherited.ledger.capacity_flows)
         self._index = inherited.index
         self._ledger = inherited.ledger
         self._control = inherited.control
         self._program = inherited.program
-        self._called, self._give = inherited.called, inherited.give
         self._drain_until = inherited.drain_until
-        self._snapshot = snapshot_in_force(inherited)
+        self._snapshot = inherited.snapshot
         self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
         self._context: Context
         self._poller = Poller(self._on_error, lambda: self._context.closed())
         self._pool = PipePool(inherited.ledger)
-        capacity = min(flows_max, inherited.ledger.capacity_flows)
-        self._records = list(inherited.ledger.flows())  # a predecessor's
-        cross_out_strangers(self._records, self._snapshot.endpoints, left)
-        free, unused = free_records(self._records, inherited.ledger[Word.FLOWS_HIGH], capacity)
         self._context = Context(
             poller=self._poller,
             mover=Mover(self._pool, inherited.ledger),
             ledger=inherited.ledger,
             log=self._log,
             denials=Denials(self._log),
-            free_records=free,
-            unused_records=unused,
+            free_records=[],
             exhausted=self._pause,
         )
         self._sources = SourceCounts(inherited.ledger)
-        self._sources.clear()
         self._left = left
+        self._records: list[FlowRecord] = []  # a predecessor's
         self._ports = OpenPorts(self._context, self._on_error, self._after)
-        self._left -= self._ports.find(self._left - held_by(self._records))
         self._gates: dict[str, Gate] = {}
         self._resume_at_s = 0.0
         self._fast_timer: asyncio.TimerHandle | None = None
@@ -90,6 +87,7 @@ class Worker:
     async def run(self) -> None:
         """Work until drained."""
         loop = self._loop
+        self._take_stock(self._inherited)
         self._ledger[Word.PID] = os.getpid()
         self._ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
         self._ledger[Word.PIPES] = 0
@@ -106,8 +104,8 @@ class Worker:
         # Not at once: the snapshot that wants them may still be on its way to us.
         loop.call_later(SETTLE_S, self._ports.close_unwanted)
         loop.add_signal_handler(signal.SIGTERM, self._on_term)
-        if self._give is not None:
-            loop.add_signal_handler(signal.SIGUSR2, Giving(self._called, self._give, self._log).on_call)
+        if (give := self._inherited.give) is not None:
+            loop.add_signal_handler(signal.SIGUSR2, Giving(self._inherited.called, give, self._log).on_call)
             process.unblock()
         loop.add_reader(self._poller.fileno(), self._serve)
         loop.add_reader(self._control.fileno(), self._on_control)
@@ -124,6 +122,20 @@ class Worker:
         loop.remove_reader(self._control.fileno())
         self._poller.shut()
         self._log.flush()
+
+    def _take_stock(self, inherited: WorkerInherits) -> None:
+        """Find what a predecessor left, once it is this worker's."""
+        self._left -= inherited.begins()
+        if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:
+            self._left.discard(snapshot_fd)
+            self._snapshot = snapshot_in_force(inherited)
+            self._log.level = self._snapshot.log_level
+        self._records = list(inherited.ledger.flows())
+        cross_out_strangers(self._records, self._snapshot.endpoints, self._left)
+        high, context = inherited.ledger[Word.FLOWS_HIGH], self._context
+        context.free_records, context.unused_records = free_records(self._records, high, self._capacity)
+        self._sources.clear()
+        self._left -= self._ports.find(self._left - held_by(self._records))
 
     # --- the data plane -----------------------------------------------------------------------------------------
 
@@ -374,9 +386,6 @@ def main(inherited: WorkerInherits, flows: int) -> None:
     gc.disable()
     # Before anything is opened here: what is open and not the holder's own was a predecessor's.
     left = other_descriptors(inherited.baseline)
-    if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:
-        left.discard(snapshot_fd)
-
     if walk := os.environ.get("RELAY_FAULT"):
         from relay.dataplane import faults
 

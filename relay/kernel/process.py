@@ -54,6 +54,11 @@ def die_with_parent(parent_pid: int, sig: signal.Signals) -> None:
         os.kill(os.getpid(), sig)
 
 
+def live_on() -> None:
+    """Get no signal any more when the parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0), 0, 0, 0)
+
+
 def block() -> None:
     """Hold signals back over an execve(2), which forgets their handlers: they wait until `unblock`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)

@@ -15,6 +15,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,7 @@ from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger, WorkerLedger
 from relay.log import Logger
 from relay.processes import succession
+from relay.processes.beginning import Beginning
 
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
@@ -43,7 +45,7 @@ class Holder:
         hand: socket.socket,
         own: Collection[int],
         log: Logger,
-        worker_main: Callable[[], None],
+        worker_main: Callable[[Callable[[], set[int]]], None],
     ) -> None:
         """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
         self._name = name
@@ -53,9 +55,28 @@ class Holder:
         self._log = log
         self._worker_main = worker_main
         self._worker_pid = 0
+        self._beginning: Beginning | None = None  # of the first worker, until that is told to go on
+
+    def begin(self, besides: int) -> None:
+        """Start the first worker, which touches nothing before `run`; `besides` is closed until then.
+
+        Raises OSError where it does not come up.
+        """
+        self._beginning = Beginning(besides)
+        pid = process.fork_sharing_descriptors()
+        if pid == 0:
+            self._be_worker()
+        self._worker_pid = self._ledger[Word.STARTED_PID] = pid
+        self._beginning.expect(pid)
+
+    def abandon(self) -> None:
+        """End what `begin` has started: nothing is this holder's."""
+        if self._worker_pid:
+            os.kill(self._worker_pid, signal.SIGKILL)
+            os.waitpid(self._worker_pid, 0)
 
     def run(self) -> None:
-        """Start workers, one after the other."""
+        """Start workers, one after the other; go on with the one that `begin` has started."""
         self._ledger[Word.HOLDER_PID] = os.getpid()
         signal.signal(signal.SIGTERM, self._pass_on)
         signal.signal(signal.SIGUSR2, self._renew)
@@ -64,7 +85,11 @@ class Holder:
             started_s = time.monotonic()
             process.block()  # `_renew` must know of every worker
             try:
-                self._worker_pid = self._start()
+                if self._beginning is not None:
+                    self._beginning.go()
+                    self._beginning = None
+                else:
+                    self._worker_pid = self._start()
             except OSError as error:
                 process.unblock()
                 self._log.event("error", "not started", message=no_process(self._name, error))
@@ -109,9 +134,11 @@ class Holder:
             signal.signal(signal.SIGUSR2, signal.SIG_DFL)
             process.unblock(all_but=signal.SIGUSR2)  # which waits until the worker can serve it: dataplane/giving.py
             process.name(f"relay-{self._name}")
-            self._worker_main()
+            self._worker_main(set if self._beginning is None else self._beginning.wait)
             status = 0
-        except BaseException:
+        except BaseException as error:
+            if self._beginning is not None:
+                self._beginning.fails("".join(traceback.format_exception_only(error)).strip())
             self._log.event("error", "crash", message=self._name, traceback=traceback.format_exc())
         finally:
             os._exit(status)
@@ -162,7 +189,7 @@ class Holder:
                 return
 
 
-def hold(
+def holder_of(
     index: int,
     ledger: Ledger,
     *,
@@ -171,8 +198,8 @@ def hold(
     hand: socket.socket,
     snapshot: Snapshot,
     baseline: dict[int, str],
-) -> None:
-    """Be the holder of worker `index` until the daemon has drained, or its successor has everything.
+) -> Holder:
+    """The holder of worker `index`. Its `run` is until the daemon has drained, or its successor has everything.
 
     `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
     """
@@ -190,8 +217,11 @@ def hold(
         give=partial(_give, baseline.keys()),
     )
     log = Logger(log_sink, f"worker-{index}", snapshot.log_level)
-    main = partial(worker.main, inherited, ledger.flows_per_worker)
-    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main).run()
+
+    def main(begins: Callable[[], set[int]]) -> None:
+        worker.main(replace(inherited, begins=begins), ledger.flows_per_worker)
+
+    return Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main)
 
 
 def _give(own: Collection[int], end: socket.socket) -> None:

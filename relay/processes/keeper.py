@@ -71,6 +71,7 @@ class Keeper:
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self._state.keeper_end, select.POLLIN)
+        poll.register(self._state.hand[0], select.POLLIN)
         while not self._stopped():
             poll.poll(self._wait_ms())
             self._on_signals()
@@ -160,6 +161,8 @@ class Keeper:
         while (received := channel.receive(self._state.keeper_end)) is not None:
             message, fds = received
             self._on_message(message, fds)
+        while (received := channel.receive(self._state.hand[0])) is not None:  # of a successor that ends
+            self._renewal.hear(received[0]["message"])
 
     def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
         state = self._state

@@ -56,6 +56,11 @@ class Renewal:
         self._upgrade_began_s = began_s
         self._tries: dict[int, _Try] = {}
         self._under_way: int | None = None
+        self._why = ""
+
+    def hear(self, why: str) -> None:
+        """The successor that was started last says why it ends."""
+        self._why = why
 
     def at_s(self, now_s: float) -> float | None:
         """When there is something to do next (CLOCK_MONOTONIC); None: there is nothing."""
@@ -97,7 +102,7 @@ class Renewal:
         tried = self._of(index)
         tried.alone = index in self._children.unguarded()
         tried.pid, tried.until_s = self._children.workers[index].pid, now_s + _PATIENCE_S
-        self._under_way = index
+        self._under_way, self._why = index, ""
         self._children.succeed(index)
 
     def _is_over(self, index: int, now_s: float) -> bool:
@@ -127,7 +132,8 @@ class Renewal:
             pause_s = tried.pause_s or (_GUARD_AGAIN_S if tried.alone else _AGAIN_S)
             tried.again_s, tried.pause_s = now_s + pause_s, min(2 * pause_s, _AGAIN_MAX_S)
             what = "not guarded" if tried.alone else "upgrade failed"
-            message = f"worker-{index} could not be taken over; that is tried again in {pause_s:g} s"
+            why = f": {self._why}" if self._why else ""
+            message = f"worker-{index} could not be taken over{why}; that is tried again in {pause_s:g} s"
             self._log.event("error", what, message=message)
             if not tried.alone:
                 self._told(message)
