@@ -122,9 +122,9 @@ def keep_counters_private() -> None:
 
 def count_two_descriptors() -> None:
     """A flow that stalls would need a pipe's two as well."""
-    from relay.dataplane import worker
+    from relay.dataplane import inherits
 
-    worker.NOFILE_PER_FLOW = 2  # type: ignore[misc]
+    inherits.NOFILE_PER_FLOW = 2  # type: ignore[misc]
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.inherits import ControlInherits
 from relay.control.reload import ConfigFiles, Prepared, start
-from relay.dataplane import worker
+from relay.dataplane.inherits import flows_max
 from relay.kernel import channel, memory, process, surroundings
 from relay.ledger import clocks, convert
 from relay.ledger.layout import DaemonWord
@@ -24,6 +24,7 @@ from relay.processes import handover
 from relay.processes.handover import Handover
 from relay.processes.inherited import Inherited
 from relay.processes.keeper import Keeper
+from relay.processes.rehearsal import rehearse
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
 _FLOWS_MAX = 262_144
@@ -74,6 +75,11 @@ def run(files: ConfigFiles) -> int:
     return Keeper(state, control_main, before).run()
 
 
+def trial(text: str) -> None:
+    """`relay trial`: what a running daemon asks of this code before it goes over to it. Raises OperatorError."""
+    upgrade.trial(text, rehearse)
+
+
 def _control_listeners(settings: Settings) -> dict[str, socket.socket]:
     """Of the admin API; of the metrics, the discovery API and the names where they are on."""
     found = {"admin": open_admin_socket(settings.admin.socket)}
@@ -120,7 +126,7 @@ def _socket(fd: int) -> socket.socket:
 
 def _state(prepared: Prepared, settings: Settings, control_only: dict[str, socket.socket]) -> Inherited:
     count = len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
-    flows = min(_FLOWS_MAX, worker.flows_max(_raise_nofile()))
+    flows = min(_FLOWS_MAX, flows_max(_raise_nofile()))
     ledger = Ledger.create(count, flows, time.time_ns())
     clocks.put_now(ledger.words, DaemonWord.STARTED_MONOTONIC_NS)
     clocks.put_now(ledger.words, DaemonWord.RELOAD_OK_AT_MONOTONIC_NS)

@@ -11,8 +11,10 @@ RelayError
 │   ├── RegistryError      the registry does not answer, or refused the request
 │   ├── UnknownError       no role, instance or endpoint of this name is in the service
 │   ├── ClashError         two names of the file become one where they are needed apart
+│   ├── ReplacedError      relay's control is just being replaced: the new one does it, when asked again
 │   └── AdminError         the running daemon cannot be reached, or refused the request
-│       └── RefusedError   it refused what a file says, problem by problem
+│       ├── RefusedError   it refused what a file says, problem by problem
+│       └── AgainError     its control was just being replaced: ask again
 └── RelayBug               relay itself is wrong; exit status 70 and a traceback
 
 An `OSError` becomes one of these where relay meets the operating system on an operator's behalf: `os_reason`
@@ -116,12 +118,20 @@ class ClashError(OperatorError):
     """Two names of the service file become one where they are needed apart. The message has both."""
 
 
+class ReplacedError(OperatorError):
+    """Nothing is done here any more: this control is about to be replaced, and the new one does it when asked again."""
+
+
 class AdminError(OperatorError):
     """The daemon's admin socket does not answer, or answered with a refusal."""
 
 
 class RefusedError(AdminError):
     """The daemon refused a configuration. The message is its problems, each on a line of its own."""
+
+
+class AgainError(AdminError):
+    """The daemon's control has ended before it did anything, or says that it is about to. Whoever takes its place does it."""
 
 
 class RelayBug(RelayError):

@@ -97,7 +97,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.control.delivery": "channels between processes; the end-to-end tests reload, and kill who is handed something",
     "relay.control.upgrade": "two versions of relay; the end-to-end tests upgrade one to the other",
     "relay.processes.handover": "it replaces the program; the end-to-end tests upgrade it",
-    "relay.processes.renewal": "it replaces holders; the end-to-end tests upgrade them",
     "relay.ledger.layout": "names of what the tests of the ledger look at",
     "relay.dataplane.route": "the tests of dialling and of the edge go through it",
     "relay.dataplane.adopt": "it takes a dead process' descriptors over; the end-to-end tests kill workers at every step",

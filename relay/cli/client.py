@@ -5,10 +5,11 @@ import http.client
 import json
 import socket
 import struct
+import time
 from typing import Any, Final
 
 from relay.config.values import HostPort
-from relay.errors import AdminError, RefusedError, os_reason
+from relay.errors import AdminError, AgainError, RefusedError, os_reason
 
 # For each step: connecting, sending, and each part of the answer. Control answers within a second when it has much to do.
 # One that hangs is killed after 5 s, and the next one, which has the same socket, takes another to begin.
@@ -17,6 +18,8 @@ _RESTARTED_S: Final = 10.0  # 5 s without a sign of life, and its start on a bus
 # Reloads and upgrades wait for each other. One that is under way may read two files that hang (10 s each) and wait for a
 # worker (2 s), or try a new version out (30 s); then the one that was asked for does, and 50,000 rules take seconds more.
 _WORK_S: Final = 90.0
+_REPLACED_S: Final = 15.0  # it takes less than a second
+_ASK_AGAIN_S: Final = 0.05
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -66,6 +69,17 @@ class AdminClient:
         """Do what `resource` says; the JSON answer. Raises AdminError. `takes_time`: a reload or an upgrade."""
         return self._ask("POST", resource, _WORK_S if takes_time else _ANSWER_S)
 
+    def post_again(self, resource: str, *, takes_time: bool = False) -> Any:
+        """The same of what may be done twice: asked again while an upgrade replaces control. Raises AdminError."""
+        deadline_s = time.monotonic() + _REPLACED_S
+        while True:
+            try:
+                return self.post(resource, takes_time=takes_time)
+            except AgainError:
+                if time.monotonic() >= deadline_s:
+                    raise
+            time.sleep(_ASK_AGAIN_S)
+
     def _ask(self, method: str, resource: str, within_s: float) -> Any:
         try:
             return self._exchange(_UnixConnection(self._path, within_s), self._path, method, resource)
@@ -94,6 +108,10 @@ class AdminClient:
                 f"that hangs is restarted by the daemon within {_RESTARTED_S:g} s, so try again. `journalctl -u relay` has "
                 "more"
             ) from None
+        except ConnectionResetError as error:
+            raise AgainError(
+                f"the daemon at {where} ended the connection: its control was just replaced; ask again"
+            ) from error
         except OSError as error:
             raise self._unreachable(where, error) from error
         except (http.client.HTTPException, ValueError) as error:
@@ -103,7 +121,8 @@ class AdminClient:
         if response.status not in (http.client.OK, http.client.ACCEPTED):
             if isinstance(body, dict) and body.get("problems"):
                 raise RefusedError("\n".join(map(str, body["problems"])))
-            raise AdminError(str(body.get("error", body) if isinstance(body, dict) else body))
+            kind = AgainError if response.status == http.client.SERVICE_UNAVAILABLE else AdminError
+            raise kind(str(body.get("error", body) if isinstance(body, dict) else body))
         return body
 
     @staticmethod

@@ -190,7 +190,7 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.tables import dry_run_text, reload_text
 
             client = AdminClient.find(args.socket, args.settings)
-            answer = client.post("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload", takes_time=True)
+            answer = client.post_again("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload", takes_time=True)
             text = dry_run_text if args.dry_run else reload_text
             print(json.dumps(answer, indent=2) if args.json else text(answer))
             return 0
@@ -212,10 +212,8 @@ def _run(args: argparse.Namespace) -> int:
         case "instances" | "resolve" | "identity" | "env" | "hosts" | "exec":
             return _discover(args)
         case "trial":
-            importlib.import_module("relay.daemon")  # all of it: an import that fails must fail here
-            from relay.control.upgrade import trial
-
-            trial(args.facts)
+            daemon = importlib.import_module("relay.daemon")  # all of it: an import that fails must fail here
+            daemon.trial(args.facts)
             print(__version__)
             return 0
     raise AssertionError(args.command)
@@ -298,11 +296,13 @@ def _hold(client: "AdminClient", args: argparse.Namespace) -> int:
 def _upgrade(client: "AdminClient") -> int:
     """Ask for it, and wait until every worker runs in the new program."""
     began_s = time.monotonic()
-    answer = client.post("/v1/upgrade", takes_time=True)
+    answer, status = client.post("/v1/upgrade", takes_time=True), {}
     until_s = time.monotonic() + _UPGRADE_S
     while time.monotonic() < until_s:
         with contextlib.suppress(AdminError):  # control is replaced as well
             status = client.get("/v1/status")
+            if status.get("upgrade_failed"):  # which the daemon before may not know
+                break
             if status["program"] >= answer["program"] and not status["upgrading"]:
                 active = sum(endpoint["active"] for endpoint in status["endpoints"])
                 took_s = time.monotonic() - began_s
@@ -311,6 +311,8 @@ def _upgrade(client: "AdminClient") -> int:
                 )
                 return 0
         time.sleep(_ASK_AGAIN_S)
+    if status.get("upgrade_failed"):
+        raise AdminError(f"the upgrade to {answer['to']} has not come to its end: {status['upgrade_failed']}")
     raise AdminError(f"the upgrade to {answer['to']} has not come to its end within {_UPGRADE_S:g} s; see the log")
 
 

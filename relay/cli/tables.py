@@ -36,6 +36,9 @@ def status_text(status: "Status") -> str:
         f"workers {', '.join(_worker(worker) for worker in status['workers'])}; {_restarts(status)}",
     ]
     head += [f"NOT WELL: {trouble}" for trouble in status["troubles"]]
+    if status["upgrade_failed"]:
+        head.append(f"UPGRADE: it has not come to its end: {status['upgrade_failed']}")
+    head += _unguarded(status["workers"])
     head += _registry(status["registry"])
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
         head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
@@ -87,6 +90,19 @@ def _restarts(status: "Status") -> str:
 
 def _worker(worker: "WorkerStatus") -> str:
     return f"{worker['pid']} ({worker['connections']} open)"
+
+
+def _unguarded(workers: "Sequence[WorkerStatus]") -> list[str]:
+    return [
+        f"NO NET: if worker {n} dies, its {counted_text(worker['connections'])} will; "
+        + (
+            "the kernel shares no descriptors (see the log: `unshared`)"
+            if worker["holder_pid"]
+            else "its holder is dead (see the log: `holder died`), and it gets another one"
+        )
+        for n, worker in enumerate(workers)
+        if not worker["survives_crash"]
+    ]
 
 
 def _registry(registry: "RegistryStatus | None") -> list[str]:

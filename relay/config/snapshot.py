@@ -1,20 +1,27 @@
 """What one instance does, whole: the immutable value that the data plane works by.
 
 It is plain data, so that it travels to workers as JSON and a new worker can read the one that stands. compile.py makes it.
+
+In the midst of a live upgrade a worker of one version reads what control of another one wrote. So a reader passes over
+keys that it does not know, and what is missing has its default. What has its default is not written: then also a version
+takes it that knew no such key, and refuses unknown ones. A default never changes. Where a new key must not be passed over,
+READABLE_FROM becomes the FORMAT that has it.
 """
 
 import base64
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from relay.address import join_host_port
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
-FORMAT = 7  # of the JSON below
+FORMAT: Final = 7  # of the JSON below
+READABLE_FROM: Final = 7  # the oldest FORMAT whose readers do right by it
+_OLDEST: Final = 7  # that this program reads
 SLOTS_MAX = 1024  # rows of counters that the ledger has
 # Behind an endpoint's name, none of which has an @: its ports for single instances, on an edge.
 BY_INSTANCE: Final = "@instance"
@@ -212,8 +219,13 @@ class Snapshot:
     def to_json(self) -> bytes:
         """The snapshot as JSON text."""
         raw = {"format": FORMAT, **asdict(replace(self, roster=Roster())), "roster": self.roster.to_plain()}
+        if READABLE_FROM != FORMAT:
+            raw["readable_from"] = READABLE_FROM
         for row in raw["endpoints"]:
             row["table"] = base64.b64encode(row["table"]).decode()
+            for name, default in _LEFT_OUT.items():
+                if row[name] == default:
+                    del row[name]
         return json.dumps(raw, separators=(",", ":")).encode()
 
     def for_workers(self) -> "Snapshot":
@@ -226,18 +238,50 @@ class Snapshot:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Snapshot":
-        """The snapshot that `to_json` wrote. Raises ValueError for another format."""
+        """The snapshot that `to_json` wrote, in this version or another one.
+
+        Raises LaterFormatError for a text of a version to come that must not be read by this one, ValueError for anything
+        else that cannot be.
+        """
         raw: dict[str, Any] = json.loads(text)
-        if raw.pop("format", None) != FORMAT:
+        written = raw.pop("format", None)
+        least = raw.pop("readable_from", written)
+        if not isinstance(written, int) or not isinstance(least, int) or written < _OLDEST:
             raise ValueError("a snapshot of another version of relay")
-        rows = tuple(_endpoint_from(row) for row in raw.pop("endpoints"))
-        return cls(endpoints=rows, roster=Roster.from_plain(raw.pop("roster")), gone=tuple(raw.pop("gone")), **raw)
+        if least > FORMAT:
+            raise LaterFormatError("a snapshot of a later version of relay")
+        try:
+            raw["endpoints"] = tuple(_endpoint_from(row) for row in raw["endpoints"])
+            raw["roster"] = Roster.from_plain(raw["roster"])
+            raw["gone"] = tuple(raw.get("gone", ()))
+            return _known(cls, raw)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a snapshot that is not whole: {error}") from error
+
+
+class LaterFormatError(ValueError):
+    """A snapshot of a later version of relay, with something in it that must not be passed over."""
+
+
+_Row = TypeVar("_Row")
+
+
+def _known(kind: type[_Row], raw: Mapping[str, Any]) -> _Row:
+    """One of these values, of the keys that it has. Raises TypeError where one is missing that has no default."""
+    names: Iterable[str] = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{name: raw[name] for name in names if name in raw})
 
 
 def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:
-    raw["targets"] = tuple(TargetRow(**row) for row in raw["targets"])
-    raw["rules"] = tuple(RuleRow(**row) for row in raw["rules"])
+    raw["targets"] = tuple(_known(TargetRow, row) for row in raw["targets"])
+    raw["rules"] = tuple(_known(RuleRow, row) for row in raw["rules"])
     raw["edges"] = tuple(raw["edges"])
-    raw["probe"] = ProbeRow(**raw["probe"]) if raw["probe"] else None
+    raw["probe"] = _known(ProbeRow, raw["probe"]) if raw["probe"] else None
     raw["table"] = base64.b64decode(raw["table"])
-    return EndpointRow(**raw)
+    return _known(EndpointRow, raw)
+
+
+_EVER: Final = ("edges", "probe", "table")  # which the readers of FORMAT 7 do not take for granted
+_LEFT_OUT: Final = {
+    each.name: each.default for each in fields(EndpointRow) if each.default is not MISSING and each.name not in _EVER
+}

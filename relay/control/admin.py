@@ -9,6 +9,7 @@ POST /v1/hold          ?endpoint=role/endpoint&for=seconds: new connections wait
 POST /v1/release       ?endpoint=role/endpoint: they go on, and no more wait
 POST /v1/reload        reload; 200 with what changed, 409 with what is wrong; ?dry_run=1: what would change, and nothing does
 POST /v1/upgrade       go over to the installed code; 202 once it has tried itself out, 409 with what is wrong
+                       (both 503 while control is replaced: ask again)
 GET  ...               and the discovery API's (routes.py), which a loopback port has alone
 GET  /metrics          Prometheus text, on the address of `metrics.listen`
 """
@@ -28,7 +29,7 @@ from relay.config.values import HostPort
 from relay.control import answers, done
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
-from relay.errors import ConfigError, ListenError, OperatorError, os_reason
+from relay.errors import ConfigError, ListenError, OperatorError, ReplacedError, os_reason
 from relay.kernel.accepting import Acceptor
 from relay.log import Logger
 
@@ -140,6 +141,8 @@ async def serve_admin(
     async def answer(doing: Callable[[], Awaitable[object]], success: int) -> web.Response:
         try:
             return web.json_response(await doing(), status=success)
+        except ReplacedError as error:
+            return web.json_response({"error": str(error)}, status=503)
         except OperatorError as error:
             problems = [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
             return web.json_response({"error": str(error), "problems": problems}, status=409)

@@ -292,6 +292,7 @@ class Status(ToldStatus):
     keeper: ProcessStatus
     program: Count
     upgrading: bool
+    upgrade_failed: str
     draining: bool
     control: ControlStatus
     workers: list[WorkerStatus]

@@ -32,7 +32,8 @@ from relay.control.senders import ToldStatus
 from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
 from relay.control.troubles import unserved
-from relay.errors import ConfigError, OperatorError, os_reason
+from relay.control.upgrading import Upgrading
+from relay.errors import ConfigError, OperatorError, ReplacedError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
@@ -40,9 +41,8 @@ from relay.kernel.loop import loop_factory
 from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord, Word
 from relay.log import Logger
-from relay.processes.renewal import behind
 
-_UPGRADE_S: Final = 10.0  # the keeper replaces its program, and then this process, within a second, or not at all
+_TRIALS: Final = 5  # of an upgrade: what they were told may be old when they have come to their end
 _REFRESH_S: Final = 1.0  # a target that is down is looked at as often
 
 
@@ -61,10 +61,9 @@ class Control:
         self._trying = asyncio.Lock()  # each has a thread of its own, however many ask
         self._delivery = Delivery(inherited.keeper, inherited.workers, inherited.ledger, self._log)
         self._said = ""  # to the keeper, last
-        self._began_s = self._loop.time()
-        self._program = inherited.ledger.words[DaemonWord.PROGRAM]
-        self._upgrading_until_s = 0.0
         self._stopped = asyncio.Event()
+        self._began_s = self._loop.time()
+        self._upgrading = Upgrading(inherited.ledger, self._loop.time, self._stopped)
         self._tasks: set[asyncio.Task[None]] = set()
         self._looker = Looker(inherited.ledger, self._log)
         self._lines = Lines(inherited.ledger, self._log, self._looker)
@@ -106,6 +105,7 @@ class Control:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
         self._lines.follow(self._in_force.snapshot)
+        self._delivery.catch_up(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
         await self._looker.end()
@@ -143,9 +143,11 @@ class Control:
     # --- reload -------------------------------------------------------------------------------------------------
 
     async def _reload(self) -> done.Reloaded:
-        """Put the files in force. Raises OperatorError, and then nothing has changed."""
+        """Put the files in force, also in the midst of an upgrade. Raises OperatorError, and then nothing has changed."""
         async with self._reloading:
-            self._refuse_while_busy("reloaded")
+            await self._upgrading.settle()
+            if is_draining(self._ledger):
+                raise OperatorError("relay is stopping; nothing is reloaded")
             self._tell_keeper(messages.plain(messages.RELOADING))
             self._admin_socket.look_soon()
             try:
@@ -165,16 +167,6 @@ class Control:
             for warning in (*prepared.warnings, *prepared.notes):  # as at the start: each time it is put in force
                 self._log.event("warning", "configuration", message=str(warning))
             return answer
-
-    def _refuse_while_busy(self, done: str) -> None:
-        if is_draining(self._ledger):
-            raise OperatorError(f"relay is stopping; nothing is {done}")
-        if self._stuck():
-            if done != "upgraded":
-                what = "the upgrade has not come to its end (see the log: `upgrade failed`)"
-                raise OperatorError(f"{what}; nothing is {done}: upgrade again, or restart relay")
-        elif self._upgrading():
-            raise OperatorError(f"an upgrade is under way; nothing is {done}: try again in a moment")
 
     async def _dry_run(self) -> done.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""
@@ -205,7 +197,7 @@ class Control:
         if lost := unserved(self._ledger, prepared.snapshot.generation):
             await self._hand_out(back(self._inherited.settings, *before, prepared.snapshot, lost))
             raise OperatorError(f"{lost}. What stood before stands again")
-        return prepared.told(prepared.snapshot.generation, *(f"worker {n} has not answered yet" for n in late))
+        return prepared.told(prepared.snapshot.generation, *self._upgrading.notes(late))
 
     async def _hand_out(self, prepared: Prepared) -> list[int]:
         snapshot = prepared.snapshot
@@ -227,7 +219,7 @@ class Control:
         """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or ""."""
         trouble = ""
         async with self._reloading:
-            if is_draining(self._ledger) or self._upgrading():
+            if is_draining(self._ledger) or self._upgrading.is_being_replaced:
                 return ""  # we are called again
             before = self._in_force.roster
             try:
@@ -261,27 +253,41 @@ class Control:
 
     async def _upgrade(self) -> done.Upgrading:
         """Try the installed code out and let the keeper replace its program. Raises OperatorError: nothing has changed."""
-        async with self._reloading:
-            self._refuse_while_busy("upgraded")
-            ledger = self._ledger
-            if any(ledger.worker(n)[Word.UNSHARED] for n in range(ledger.workers)):
-                what = "a worker has no shared descriptor table (see the log), so its connections would be cut"
-                raise OperatorError(f"{what}; restart relay instead: it lets open connections end first")
-            result = memory.create("relay-trial")
-            try:
-                told = upgrade.facts(
-                    self._inherited.files, self._in_force.snapshot, self._inherited.settings, ledger.fd, result
-                )
-                version = await upgrade.try_out(told)
+        ledger = self._ledger
+        if is_draining(ledger):
+            raise OperatorError("relay is stopping; nothing is upgraded")
+        if any(ledger.worker(n)[Word.UNSHARED] for n in range(ledger.workers)):
+            what = "a worker has no shared descriptor table (see the log), so its connections would be cut"
+            raise OperatorError(f"{what}; restart relay instead: it lets open connections end first")
+        try:
+            with self._upgrading.beginning():
+                for _ in range(_TRIALS):
+                    if (version := await self._try_out()) is not None:
+                        return {"from": __version__, "to": version, "program": ledger.words[DaemonWord.PROGRAM] + 1}
+            what = "the configuration changed again and again while the installed code was tried out"
+            raise OperatorError(f"{what}; nothing has changed: upgrade again")
+        except OperatorError as error:
+            self._log.event("error", "upgrade failed", message=str(error))
+            raise
+
+    async def _try_out(self) -> str | None:
+        """The version that is installed: it starts, and the keeper is asked to go over to it. None: the trial is too old.
+
+        No reload waits for it, so another snapshot may be in force when it has come to its end. Raises OperatorError.
+        """
+        inherited, snapshot, result = self._inherited, self._in_force.snapshot, memory.create("relay-trial")
+        try:
+            told = upgrade.facts(inherited.files, snapshot, inherited.settings, self._ledger.fd, result)
+            version = await upgrade.try_out(told)
+            async with self._reloading:
+                if self._in_force.snapshot is not snapshot:
+                    return None
                 # From here on the keeper may be of the new program, which does not read what this one writes.
-                self._upgrading_until_s = self._loop.time() + _UPGRADE_S
-                channel.send(self._inherited.keeper, messages.plain(messages.UPGRADE), (result,))
-            except OperatorError as error:
-                self._log.event("error", "upgrade failed", message=str(error))
-                raise
-            finally:
-                os.close(result)
-            return {"from": __version__, "to": version, "program": ledger.words[DaemonWord.PROGRAM] + 1}
+                self._upgrading.asked()
+                channel.send(inherited.keeper, messages.plain(messages.UPGRADE), (result,))
+                return version
+        finally:
+            os.close(result)
 
     # --- what others say ----------------------------------------------------------------------------------------
 
@@ -298,6 +304,9 @@ class Control:
             kind = messages.kind_of(message)
             if kind == messages.HOLDS:
                 self._delivery.keeper_holds()
+            elif kind == messages.FAILED:
+                self._upgrading.heard(message["message"])
+                self._announce()
             doing = {messages.RELOAD: self._reload, messages.UPGRADE: self._upgrade}.get(kind)
             if doing is not None:
                 task = self._loop.create_task(self._by_signal(doing), name=f"{kind} by signal")
@@ -307,6 +316,8 @@ class Control:
     async def _by_signal(self, doing: Callable[[], Awaitable[object]]) -> None:
         try:
             await doing()
+        except ReplacedError:
+            self._tell_keeper(messages.plain(messages.RELOAD))  # for the next one
         except OperatorError:
             return  # logged and counted where it happened; a signal has nobody to answer to
 
@@ -320,8 +331,8 @@ class Control:
     def _announce(self) -> None:
         """Tell the keeper, and through it systemd, how things stand, once all workers are at work."""
         snapshot = self._in_force.snapshot
-        starting = bool(self._delivery.behind(snapshot.generation) or behind(self._ledger))
-        message = standing(self._ledger, snapshot, self._crashes(), starting=starting)
+        starting = bool(self._delivery.behind(snapshot.generation)) or self._upgrading.is_awaited
+        message = standing(self._ledger, snapshot, self._crashes(), self._upgrading.text(), starting=starting)
         if not is_draining(self._ledger) and message["status"] not in ("", self._said):
             self._tell_keeper(message)
 
@@ -329,23 +340,11 @@ class Control:
         """How often in a row control has ended at its start; this one has not, once it has lived for a while."""
         return self._inherited.crashes if self._loop.time() - self._began_s < STEADY_S else 0
 
-    def _upgrading(self) -> bool:
-        return bool(behind(self._ledger)) or self._loop.time() < self._upgrading_until_s
-
-    def _stuck(self) -> bool:
-        """Whether a worker is still of the replaced program though there was time enough: another one may do better."""
-        return bool(behind(self._ledger)) and self._loop.time() >= max(
-            self._began_s + _UPGRADE_S, self._upgrading_until_s
-        )
-
     def _status(self) -> answers.Status:
-        registry: answers.RegistryStatus | None = None
-        if self._follower is not None:
-            roster, service = self._in_force.roster, self._in_force.service
-            there = {name: [len(roster.of(name)), service.roles[name].count] for name in service.counted}
-            registry = self._follower.status(there)
-        here = self._ledger, self._in_force.snapshot, os.getppid(), self._program
-        return status(*here, registry, self._told(), control_crashes=self._crashes())
+        registry = self._follower.status(self._in_force.counted()) if self._follower is not None else None
+        here = self._in_force.snapshot, os.getppid(), self._upgrading.program
+        failed, crashes = self._upgrading.failed, self._crashes()
+        return status(self._ledger, *here, registry, self._told(), failed, control_crashes=crashes)
 
     def _told(self) -> ToldStatus:
         return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)

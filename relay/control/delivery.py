@@ -65,8 +65,8 @@ class Delivery:
         """
         try:
             await self._hand_over(self._keeper, parcel, parcel.whole)
-            for sock in self._workers:
-                await self._hand_over(sock, parcel, parcel.short)
+            # At once: who is denied now must not be let in by one because another one takes no messages.
+            await asyncio.gather(*(self._hand_over(sock, parcel, parcel.short) for sock in self._workers))
         finally:
             os.close(parcel.whole)
             os.close(parcel.short)
@@ -82,11 +82,21 @@ class Delivery:
         self._answer.set()
         # A worker that died between taking a snapshot out of the channel and working by it has lost it.
         if messages.kind_of(message) == messages.READY and message["generation"] < snapshot.generation:
-            fd = memory.create(_NAME, snapshot.for_workers().to_json())
-            try:
+            self._send_again([sock], snapshot)
+
+    def catch_up(self, snapshot: Snapshot) -> None:
+        """Have workers that are there work by what is in force: after an upgrade, or a control that died over a reload."""
+        there = [n for n in self.behind(snapshot.generation) if self._ledger.worker(n)[Word.GENERATION]]
+        if there:
+            self._send_again([self._workers[n] for n in there], snapshot)
+
+    def _send_again(self, socks: list[socket.socket], snapshot: Snapshot) -> None:
+        fd = memory.create(_NAME, snapshot.for_workers().to_json())
+        try:
+            for sock in socks:
                 channel.send(sock, messages.snapshot(snapshot.generation), (fd,))
-            finally:
-                os.close(fd)
+        finally:
+            os.close(fd)
 
     def behind(self, generation: int) -> list[int]:
         """The workers that work by an older snapshot. They say so in the ledger; their messages only wake us."""

@@ -24,3 +24,8 @@ class InForce:
     def roster(self) -> Roster:
         """Who is there."""
         return self.snapshot.roster
+
+    def counted(self) -> dict[str, list[int]]:
+        """Of each counted role, how many instances are there, and how many there may be."""
+        service = self.service
+        return {name: [len(self.roster.of(name)), service.roles[name].count] for name in service.counted}

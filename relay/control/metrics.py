@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.config.snapshot import EndpointRow
 from relay.control.in_force import InForce
-from relay.control.status import is_busy, worker_connections, worker_restarts
+from relay.control.status import is_busy, survives_crash, worker_connections, worker_restarts
 from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
@@ -210,6 +210,12 @@ class LedgerCollector(Collector):
         yield CounterMetricFamily(
             "relay_hung", "Processes that were killed because they hung.", value=words[DaemonWord.HUNG]
         )
+        unguarded = GaugeMetricFamily(
+            "relay_worker_unguarded", "Whether a crash of this worker would end its connections.", labels=("worker",)
+        )
+        for n, part in enumerate(parts):
+            unguarded.add_metric((str(n),), int(not survives_crash(part)))
+        yield unguarded
         yield GaugeMetricFamily("relay_pipes", "Pipes open now.", value=sum(part[Word.PIPES] for part in parts))
         yield CounterMetricFamily(
             "relay_worker_restarts", "Workers started again after one died.", value=worker_restarts(ledger)

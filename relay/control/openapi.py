@@ -140,6 +140,7 @@ def _post(success: _Schema, code: str, *parameters: _Schema, refused: str = "409
     responses = {code: success}
     if refused == "409":
         responses["409"] = _json("Refused; nothing has changed", _ref(answers.Refusal))
+        responses["503"] = _json("An upgrade is replacing control; ask again", _ref(answers.Error))
     return {"post": _operation(success["description"], responses, *parameters)}
 
 

@@ -26,8 +26,8 @@ from relay.ledger.layout import (
     TargetCount,
     Word,
 )
-from relay.ledger.ledger import Ledger
-from relay.processes.renewal import behind
+from relay.ledger.ledger import Ledger, WorkerLedger
+from relay.processes.standing import behind, unguarded
 from relay.targets import health
 from relay.targets.health import TargetHealth
 
@@ -45,10 +45,13 @@ def status(
     program: int,
     registry: answers.RegistryStatus | None = None,
     told: ToldStatus = NOBODY,
+    upgrade_failed: str = "",
     *,
     control_crashes: int = 0,
 ) -> answers.Status:
     """The answer to `GET /v1/status`. `told`: whom `relay drain` tells. `control_crashes`: how often in a row it ended.
+
+    `upgrade_failed`: why the last one has not come to its end.
 
     `program` is the one in which this process runs. Until a control that was replaced has ended it may still be asked, and
     the version that it tells is its own.
@@ -63,6 +66,7 @@ def status(
         "keeper": {"pid": keeper_pid},
         "program": words[DaemonWord.PROGRAM],
         "upgrading": program != words[DaemonWord.PROGRAM] or bool(behind(ledger)),
+        "upgrade_failed": upgrade_failed,
         "draining": is_draining(ledger),
         "control": {
             "pid": os.getpid(),
@@ -178,6 +182,12 @@ def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answer
     }
 
 
+def unguarded_text(ledger: Ledger) -> str:
+    """What systemd is told of workers whose holder is dead; empty: there are none."""
+    which = ", ".join(f"worker {n}" for n in unguarded(ledger))
+    return f"; if {which} dies, its connections will: see `relay status`" if which else ""
+
+
 def is_busy(ledger: Ledger) -> bool:
     """Whether this instance asks for no new connections (`relay drain`)."""
     return clocks.busy_left_ns(ledger.words, time.monotonic_ns()) > 0
@@ -236,12 +246,17 @@ def worker_connections(ledger: Ledger, snapshot: Snapshot, n: int) -> int:
     return sum(ledger.words[part.counts_at(row.slot) + Count.ACTIVE] for row in snapshot.endpoints)
 
 
+def survives_crash(part: WorkerLedger) -> bool:
+    """Whether a worker's connections would outlive it. Not where its holder is dead, or the kernel shares no descriptors."""
+    return not part[Word.UNSHARED] and bool(part[Word.HOLDER_PID] or not part[Word.PID])
+
+
 def _worker(ledger: Ledger, snapshot: Snapshot, n: int) -> answers.WorkerStatus:
     part = ledger.worker(n)
     return {
         "pid": part[Word.PID],
         "holder_pid": part[Word.HOLDER_PID],
-        "survives_crash": not part[Word.UNSHARED],
+        "survives_crash": survives_crash(part),
         "restarts": part[Word.RESTARTS],
         "crashes_in_a_row": part[Word.CRASHES],
         "hung": part[Word.HUNG],

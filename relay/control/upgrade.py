@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -105,8 +106,11 @@ async def try_out(told: Facts) -> str:
 # --- in the installed code ----------------------------------------------------------------------------------------------
 
 
-def trial(text: str) -> None:
-    """Do all that can fail at a start in this code, and leave the result. Raises OperatorError."""
+def trial(text: str, rehearse: Callable[[Snapshot], None]) -> None:
+    """Do all that can fail at a start in this code, and leave the result. Raises OperatorError.
+
+    `rehearse` has a worker come up, and raises that where none does.
+    """
     raw: dict[str, Any] = json.loads(text)
     advice = "stop and start relay instead: it lets open connections end first, for up to `drain`"
     if raw["handover_format"] != handover.FORMAT:
@@ -121,6 +125,7 @@ def trial(text: str) -> None:
     loop_factory()
     files = ConfigFiles(told.service, told.settings, told.settings_required, told.instance)
     prepared = _compiled(files, told)
+    rehearse(prepared.snapshot)
     with os.fdopen(os.dup(told.result_fd), "wb") as file:
         pickle.dump(prepared, file)
 

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import itemgetter
+from socket import AF_INET6, SOCK_STREAM, SocketType
 from typing import Final
 
 from relay.address import Address, join_host_port
+from relay.config.snapshot import EndpointRow
 from relay.dataplane.context import Context, OpenFlow
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
@@ -30,6 +32,7 @@ from relay.kernel.sockets import (
     Accepted,
     connected_addresses,
     finish_on_close,
+    is_gone,
     readable_bytes,
     readable_now,
     reset_on_close,
@@ -256,6 +259,38 @@ def _cause(record: FlowRecord) -> str:
     if record.state == State.LINE:
         return "told"
     return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state == State.END else "error"
+
+
+def cross_out_strangers(records: Iterable[FlowRecord], rows: Iterable[EndpointRow], left: set[int]) -> None:
+    """Have no record name descriptors that are not its flow's: what has such a number now is somebody else's.
+
+    `left` are those that the dead worker opened, `rows` what is declared. A flow is known by its client's socket, whose peer
+    is the recorded one; unless another machine's relay has brought the client, and then the socket must be a connection.
+    """
+    plain = [row for row in rows if not row.is_brought]
+    slots, ports = {row.slot for row in plain}, {port for row in plain for port in row.listens.values()}
+    for record in records:
+        fd, by_itself = record.client_fd, record.slot in slots
+        if record.state == State.END or fd not in left or (by_itself and _is_peer(fd, record.peer)):
+            continue
+        found = connected_addresses(fd)
+        # What came to no endpoint's port was brought to the relay's. A socket that was reset has no peer.
+        if is_gone(Accepted(fd)) if found is None else not by_itself or found[0].port not in ports:
+            continue
+        record.client_fd = record.target_fd = -1
+        record.up_pipe = record.down_pipe = NO_PIPE
+
+
+def _is_peer(fd: int, text: str) -> bool:
+    """Whether it is a socket that is connected to the address of this text."""
+    with contextlib.suppress(OSError, ValueError):  # no socket, no peer; a Unix socket's has no port
+        sock = SocketType(AF_INET6, SOCK_STREAM, 0, fd)  # of IPv4 just as well; told, Python need not ask
+        try:
+            host, port = sock.getpeername()[:2]
+        finally:
+            sock.detach()
+        return join_host_port(host, port) == text
+    return False
 
 
 def held_by(records: Iterable[FlowRecord]) -> set[int]:

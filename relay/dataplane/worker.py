@@ -7,33 +7,34 @@ stops it at once.
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.config.snapshot import Snapshot
-from relay.dataplane.adopt import Adoption, free_records, held_by
+from relay.config.snapshot import LaterFormatError, Snapshot
+from relay.dataplane.adopt import Adoption, cross_out_strangers, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.ending import Ending
 from relay.dataplane.gate import Gate
+from relay.dataplane.giving import Giving
+from relay.dataplane.inherits import WorkerInherits, snapshot_in_force
 from relay.dataplane.line import tell_all
 from relay.dataplane.open_ports import OpenPorts
 from relay.dataplane.pipes import PipePool
 from relay.dataplane.redecision import Redecision
 from relay.dataplane.splice import Mover
-from relay.kernel import channel, memory, messages
+from relay.kernel import channel, memory, messages, process
 from relay.kernel.loop import loop_factory
 from relay.kernel.poller import Handler, Poller
 from relay.kernel.sockets import other_descriptors
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import Count, Word
-from relay.ledger.ledger import WorkerLedger
+from relay.ledger.record import FlowRecord
 from relay.log import Logger
 
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
@@ -43,60 +44,39 @@ SETTLE_S: Final = 2.0  # control's messages of one reload come within millisecon
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
 PAUSE_S: Final = 0.1  # how long accepting rests when the machine has no more to give (trio waits as long)
-NOFILE_RESERVED: Final = 64  # descriptors for everything that is not a flow
-# Two sockets, and one direction's pipe. Only a flow that stalls both ways needs more, and it then waits for one.
-NOFILE_PER_FLOW: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInherits:
-    """What a holder gives a new worker. They share the descriptor table, so nothing here is ever closed."""
-
-    index: int
-    ledger: WorkerLedger
-    keeper_pid: int
-    program: int  # which of the daemon's programs this one runs, see `Head.PROGRAM`
-    drain_until: Callable[[], int]  # CLOCK_MONOTONIC, ns; 0: the daemon does not drain
-    control: socket.socket
-    log_sink: socket.socket
-    snapshot: Snapshot  # the one that stood when the holder began
-    baseline: dict[int, str]  # the holder's own descriptors
 
 
 class Worker:
     """One worker process's state. `run` returns when it has drained or was told to stop."""
 
     def __init__(self, inherited: WorkerInherits, flows_max: int, left: set[int]) -> None:
+        """Nothing of a predecessor's is touched or believed before `run`: it may still be at work."""
+        self._inherited = inherited
+        self._capacity = min(flows_max, inherited.ledger.capacity_flows)
         self._index = inherited.index
         self._ledger = inherited.ledger
         self._control = inherited.control
         self._program = inherited.program
         self._keeper_pid = inherited.keeper_pid
         self._drain_until = inherited.drain_until
-        self._snapshot = _snapshot_in_force(inherited)
+        self._snapshot = inherited.snapshot
         self._log = Logger(inherited.log_sink, f"worker-{inherited.index}", self._snapshot.log_level)
         self._context: Context
         self._poller = Poller(self._on_error, lambda: self._context.closed())
         self._pool = PipePool(inherited.ledger)
-        capacity = min(flows_max, inherited.ledger.capacity_flows)
-        self._records = list(inherited.ledger.flows())  # a predecessor's
-        free, unused = free_records(self._records, inherited.ledger[Word.FLOWS_HIGH], capacity)
         self._context = Context(
             poller=self._poller,
             mover=Mover(self._pool, inherited.ledger),
             ledger=inherited.ledger,
             log=self._log,
             denials=Denials(self._log),
-            free_records=free,
-            unused_records=unused,
+            free_records=[],
             exhausted=self._pause,
         )
         self._sources = SourceCounts(inherited.ledger, self._log)
-        self._sources.clear()
-        self._context.beat()
         self._left = left
+        self._records: list[FlowRecord] = []  # a predecessor's
         self._ports = OpenPorts(self._context, self._on_error, self._after)
-        self._left -= self._ports.find(self._left - held_by(self._records))
         self._gates: dict[str, Gate] = {}
         self._resume_at_s = 0.0
         self._fast_timer: asyncio.TimerHandle | None = None
@@ -110,6 +90,7 @@ class Worker:
     async def run(self) -> None:
         """Work until drained."""
         loop = self._loop
+        self._take_stock(self._inherited)
         self._ledger[Word.PID] = os.getpid()
         self._context.beat()
         self._ledger[Word.PIPES] = 0
@@ -127,6 +108,9 @@ class Worker:
         # Not at once: the snapshot that wants them may still be on its way to us.
         loop.call_later(SETTLE_S, self._ports.close_unwanted)
         loop.add_signal_handler(signal.SIGTERM, self._ending.on_term)
+        if (give := self._inherited.give) is not None:
+            loop.add_signal_handler(signal.SIGUSR2, Giving(self._inherited.called, give, self._log).on_call)
+            process.unblock()
         loop.add_reader(self._poller.fileno(), self._serve)
         loop.add_reader(self._control.fileno(), self._on_control)
         loop.call_later(STEADY_S, self._ledger.__setitem__, Word.CRASHES, 0)
@@ -145,6 +129,20 @@ class Worker:
         self._poller.shut()
         self._log.flush()
 
+    def _take_stock(self, inherited: WorkerInherits) -> None:
+        """Find what a predecessor left, once it is this worker's."""
+        self._left -= inherited.begins()
+        if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:
+            self._left.discard(snapshot_fd)
+            self._snapshot = snapshot_in_force(inherited)
+            self._log.level = self._snapshot.log_level
+        self._records = list(inherited.ledger.flows())
+        cross_out_strangers(self._records, self._snapshot.endpoints, self._left)
+        high, context = inherited.ledger[Word.FLOWS_HIGH], self._context
+        context.free_records, context.unused_records = free_records(self._records, high, self._capacity)
+        self._sources.clear()
+        self._left -= self._ports.find(self._left - held_by(self._records))
+
     # --- the data plane -----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -156,7 +154,8 @@ class Worker:
         self._poller.bury()
         self._log.flush()
         context = self._context
-        if self._fast_timer is None and (context.waiting or context.starved or context.left or self._resume_at_s):
+        is_paused = 0.0 < self._resume_at_s < math.inf
+        if self._fast_timer is None and (context.waiting or context.starved or context.left or is_paused):
             self._fast_timer = self._loop.call_later(FAST_TICK_S, self._fast_tick)
         if self._ending.deadline_s is not None and self._ending.over(self._inbound()):
             self._stopped.set()
@@ -207,7 +206,7 @@ class Worker:
             if now_s - self._pause_said_s >= PAUSE_SAID_S:
                 self._pause_said_s = now_s
                 self._log.event("warning", "accept paused", message=f"no more {why}", active=len(self._context.flows))
-        self._resume_at_s = now_s + PAUSE_S
+        self._resume_at_s = max(self._resume_at_s, now_s + PAUSE_S)
         self._share()  # before the others are woken
         self._ports.pause()
 
@@ -297,8 +296,10 @@ class Worker:
     def _take_snapshot(self, fds: list[int]) -> None:
         try:
             snapshot = Snapshot.from_json(memory.read(fds[0]))
-        except ValueError:  # of a control process that was replaced meanwhile; the next one sends its own
+        except ValueError as error:  # of a control process that was replaced meanwhile; the next one sends its own
             os.close(fds[0])
+            if isinstance(error, LaterFormatError):
+                self._be_outdated()
             return
         if snapshot.generation > self._snapshot.generation:
             # The file stays open, so that a successor finds it. First the new one, then the old one goes.
@@ -311,6 +312,17 @@ class Worker:
             os.close(fds[0])
             self._ports.close_unwanted()
             self._say_applied()
+
+    def _be_outdated(self) -> None:
+        """Let nobody in by rules that are not in force: control is of a later program, and this worker is to be replaced."""
+        if self._resume_at_s != math.inf:
+            message = (
+                "this worker is of the program before, and cannot read the rules in force: it accepts nobody any more"
+            )
+            self._log.event("warning", "outdated", message=message)
+        self._resume_at_s = math.inf
+        self._share()
+        self._ports.pause()
 
     def _say_applied(self) -> None:
         channel.send(self._control, messages.works(self._index, self._answer, self._snapshot.generation))
@@ -342,16 +354,6 @@ class Worker:
                 flow.cut("error")
 
 
-def _snapshot_in_force(inherited: WorkerInherits) -> Snapshot:
-    fd = inherited.ledger[Word.SNAPSHOT_FD]
-    return Snapshot.from_json(memory.read(fd)) if fd else inherited.snapshot
-
-
-def flows_max(nofile: int) -> int:
-    """How many flows a worker may hold, with `nofile` descriptors for its process."""
-    return max(1, (nofile - NOFILE_RESERVED) // NOFILE_PER_FLOW)
-
-
 def main(inherited: WorkerInherits, flows: int) -> None:
     """Be a worker until drained. Runs in a process of its own, which shares its descriptors with its holder."""
     # While a worker takes flows over it makes thousands of objects, and the collector would look through them again and
@@ -361,9 +363,6 @@ def main(inherited: WorkerInherits, flows: int) -> None:
     inherited.ledger[Word.PID], inherited.ledger[Word.HEARTBEAT_NS] = os.getpid(), time.monotonic_ns()
     # Before anything is opened here: what is open and not the holder's own was a predecessor's.
     left = other_descriptors(inherited.baseline)
-    if snapshot_fd := inherited.ledger[Word.SNAPSHOT_FD]:
-        left.discard(snapshot_fd)
-
     if walk := os.environ.get("RELAY_FAULT"):
         from relay.dataplane import faults
 

@@ -14,6 +14,8 @@
     control  keeper   upgrade                  the trial's     it becomes the new program (processes/handover.py)
     keeper   control  reload, upgrade                          control does it: a signal asked for it
     keeper   control  holds                                    the next reload finds no port in use
+    keeper   control  failed: text                             why an upgrade does not go on; empty: it does after all
+    control  keeper   reload                                   the control that takes this one's place is told to
     worker   control  ready: worker, number                    it works for the first time; an old number is sent again
     worker   control  applied: worker, number                  the reload has its answer
 
@@ -35,6 +37,7 @@ UPGRADE: Final = "upgrade"
 RELOAD: Final = "reload"
 HOLDS: Final = "holds"
 APPLIED: Final = "applied"
+FAILED: Final = "failed"
 BUSY: Final = "busy"  # whether this instance is, says the ledger. A worker that does not know it goes by no line either
 
 Message = dict[str, Any]
@@ -73,6 +76,11 @@ def ready(status: str, unserved: str = "") -> Message:
 def status(text: str) -> Message:
     """Not all workers are at work, and `systemctl status` says why."""
     return {"op": STATUS, "status": text}
+
+
+def failed(why: str) -> Message:
+    """An upgrade does not go on, and why; nothing: it does after all."""
+    return {"op": FAILED, "message": why}
 
 
 def works(worker: int, kind: str, generation: int) -> Message:

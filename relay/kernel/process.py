@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import signal
 from typing import Final
 
@@ -67,6 +68,11 @@ def die_with_parent(parent_pid: int, sig: signal.Signals) -> None:
         os.kill(os.getpid(), sig)
 
 
+def live_on() -> None:
+    """Get no signal any more when the parent ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0), 0, 0, 0)
+
+
 def state_of(pid: int) -> tuple[str, int]:
     """A process' state (`Z`: it has ended, `T`: stopped) and its parent's pid, by /proc/PID/stat; ("", 0): there is none."""
     try:
@@ -92,9 +98,25 @@ def block() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
 
 
-def unblock() -> None:
-    """Let them come: the handlers are there."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+def unblock(*, all_but: signal.Signals | None = None) -> None:
+    """Let them come: the handlers are there. But for one, perhaps, whose handler is not."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED - {all_but})
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, also where nobody has waited for it yet: pidfd_open(2). No pid is 0."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:  # EINVAL: 0. EMFILE, ENOMEM: nobody knows
+        return pid == 0
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(fd)
 
 
 def adopt_orphans() -> None:

@@ -119,7 +119,7 @@ class Word:
     SNAPSHOT_FD: Final = 13  # a memory file with the snapshot in force; 0: the one that the holder started with
     RESTARTS: Final = 14  # times the holder started this worker again
     UNSHARED: Final = 15  # 1: the kernel refused a shared descriptor table, so a crash loses this worker's flows
-    HOLDER_PID: Final = 16
+    HOLDER_PID: Final = 16  # 0: it is dead, and the worker works on without a net
     PROGRAM: Final = 17  # which one it runs, as in the header
     # 1 + the record that ended, was passed on, or became a line last: the only one of them that may not be counted yet
     ENDING: Final = 18
@@ -128,6 +128,7 @@ class Word:
     CRASHES: Final = 21  # times in a row that it, or its holder, ended at its start; 0 when it has lived for a while
     UNSERVED: Final = 22  # addresses that its snapshot declares and it has no socket for. Stored before GENERATION
     SOURCES_UNCOUNTED: Final = 23  # times a source found no place in the table of sources
+    STARTED_PID: Final = 24  # of the process that was started last to be the worker; it may have yet to begin
     HUNG: Final = 25  # times it was killed because it hung
     END: Final = 26
 

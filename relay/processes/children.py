@@ -84,6 +84,18 @@ class Children:
         else:
             os.kill(child.pid, signal.SIGUSR2)
 
+    def heard(self) -> bool:
+        """Whether who was called last to give everything away has heard it; if not, it will not any more."""
+        return not succession.recall(self._state.hand)
+
+    def give_up(self, index: int) -> None:
+        """End a successor that has taken too long, unless it has everything: then the one before it, which hangs."""
+        child = self.workers[index]
+        has_all = child.successor and self._state.ledger.worker(index)[Word.HOLDER_PID] == child.successor
+        for pid in [child.pid if has_all else child.successor]:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+
     def _fork(self, name: str, main: Callable[[], None]) -> int:
         """The pid of a process of this name, which is `main`. Raises OSError where there can be none at the moment."""
         if pid := os.fork():
@@ -130,10 +142,13 @@ class Children:
 
     def _on_death(self, child: Child, status: int) -> None:
         child.pid = self._unguarded(child)
-        if not child.pid and child.successor:
-            child.pid, child.successor = child.successor, 0
+        if child.successor:
             if self._called is child:  # the next one's worker may be up before this one's end is seen
                 succession.recall(self._state.hand)  # or, where it never heard, the successor would wait for nothing
+            if child.pid:  # a holder that had begun to give would have ended its worker first
+                os.kill(child.successor, signal.SIGKILL)
+            else:
+                child.pid, child.successor = child.successor, 0
         if child.pid or self._ends(child):
             return
         if child.replaced:
@@ -164,15 +179,27 @@ class Children:
         """The pid of the worker whose holder has just died, if it lives: it works on, and is ours to wait for. Else 0."""
         if child is self.control:
             return 0
-        pid = self._state.ledger.worker(self.workers.index(child))[Word.PID]
-        try:
-            if pid in (0, child.pid) or os.waitpid(pid, os.WNOHANG)[0] != 0:
-                return 0
-        except ChildProcessError:
-            return 0
-        self._state.ledger.worker(self.workers.index(child))[Word.UNSHARED] = 1
-        self._state.log.event("error", "holder died", message=f"{child.name} works on, without a net", pid=pid)
-        return pid
+        part = self._state.ledger.worker(self.workers.index(child))
+        for pid in {part[Word.PID], part[Word.STARTED_PID]} - {0, child.pid}:  # the second may have yet to begin
+            try:
+                ended, _status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if not ended:
+                part[Word.PID], part[Word.HOLDER_PID] = pid, 0
+                what = f"{child.name} works on, without a net" + ("" if self.draining else ", until it has another one")
+                self._state.log.event("error", "holder died", message=what, pid=pid)
+                return pid
+        return 0
+
+    def unguarded(self) -> list[int]:
+        """Workers that work on though their holder is dead: it is they who are waited for in its place."""
+        parts = [self._state.ledger.worker(n) for n in range(len(self.workers))]
+        return [
+            n
+            for n, child in enumerate(self.workers)
+            if child.pid and child.pid == parts[n][Word.PID] and child.pid != parts[n][Word.HOLDER_PID]
+        ]
 
     def holder_pids(self) -> list[int]:
         """Of all holders and their successors; of a worker whose holder has died, its own."""

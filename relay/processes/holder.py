@@ -15,17 +15,20 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 from relay.config.snapshot import Snapshot
 from relay.dataplane import worker
+from relay.dataplane.inherits import WorkerInherits
 from relay.dataplane.worker import STEADY_S
 from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import Ledger, WorkerLedger
 from relay.log import Logger
 from relay.processes import succession
+from relay.processes.beginning import Beginning
 
 BACKOFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # before the n-th restart of one that does not last
 NO_PROCESS_S: Final = 1.0  # from one try to the next where the limit of processes is reached, or memory is short
@@ -70,7 +73,7 @@ class Holder:
         hand: socket.socket,
         own: Collection[int],
         log: Logger,
-        worker_main: Callable[[], None],
+        worker_main: Callable[[Callable[[], set[int]]], None],
         alone: "Alone",
     ) -> None:
         """`own` are the descriptors that are not the worker's; what is to be given away comes over `hand`."""
@@ -82,9 +85,28 @@ class Holder:
         self._worker_main = worker_main
         self._alone = alone
         self._worker_pid = 0
+        self._beginning: Beginning | None = None  # of the first worker, until that is told to go on
+
+    def begin(self, besides: int) -> None:
+        """Start the first worker, which touches nothing before `run`; `besides` is closed until then.
+
+        Raises OSError where it does not come up.
+        """
+        self._beginning = Beginning(besides)
+        pid = process.fork_sharing_descriptors()
+        if pid == 0:
+            self._be_worker()
+        self._worker_pid = self._ledger[Word.STARTED_PID] = pid
+        self._beginning.expect(pid)
+
+    def abandon(self) -> None:
+        """End what `begin` has started: nothing is this holder's."""
+        if self._worker_pid:
+            os.kill(self._worker_pid, signal.SIGKILL)
+            os.waitpid(self._worker_pid, 0)
 
     def run(self) -> None:
-        """Start workers, one after the other."""
+        """Start workers, one after the other; go on with the one that `begin` has started."""
         self._ledger[Word.HOLDER_PID] = os.getpid()
         signal.signal(signal.SIGTERM, self._pass_on)
         signal.signal(signal.SIGUSR2, self._renew)
@@ -94,7 +116,11 @@ class Holder:
             started_s = time.monotonic()
             process.block()  # `_renew` must know of every worker
             try:
-                self._worker_pid = self._start()
+                if self._beginning is not None:
+                    self._beginning.go()
+                    self._beginning = None
+                else:
+                    self._worker_pid = self._start()
             except OSError as error:
                 process.unblock()
                 self._log.event("error", "not started", message=no_process(self._name, error))
@@ -127,6 +153,8 @@ class Holder:
                 self._log.event("warning", "unshared", message=message, reason=os.strerror(error.errno or 0))
             self._ledger[Word.UNSHARED] = 1
             pid = os.fork()
+        # By both, so that whoever looks when one of them has died finds it.
+        self._ledger[Word.STARTED_PID] = pid or os.getpid()
         if pid == 0:
             self._be_worker()
         return pid
@@ -134,15 +162,16 @@ class Holder:
     def _be_worker(self) -> None:
         status = EXIT_BUG
         try:
-            for sig in (signal.SIGTERM, signal.SIGALRM):
+            for sig in (signal.SIGTERM, signal.SIGALRM, signal.SIGUSR2):
                 signal.signal(sig, signal.SIG_DFL)
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            process.unblock()
+            process.unblock(all_but=signal.SIGUSR2)  # which waits until the worker can serve it: dataplane/giving.py
             process.name(f"relay-{self._name}")
             process.spare_less(_SPARED_LESS_BY, _SPARED_LESS_TO)
-            self._worker_main()
+            self._worker_main(set if self._beginning is None else self._beginning.wait)
             status = 0
-        except BaseException:
+        except BaseException as error:
+            if self._beginning is not None:
+                self._beginning.fails("".join(traceback.format_exception_only(error)).strip())
             self._log.event("error", "crash", message=self._name, traceback=traceback.format_exc())
         finally:
             os._exit(status)
@@ -206,7 +235,7 @@ class Holder:
                 return
 
 
-def hold(
+def holder_of(
     index: int,
     ledger: Ledger,
     *,
@@ -216,13 +245,13 @@ def hold(
     hand: socket.socket,
     snapshot: Snapshot,
     baseline: dict[int, str],
-) -> None:
-    """Be the holder of worker `index` until the daemon has drained, or its successor has everything.
+) -> Holder:
+    """The holder of worker `index`. Its `run` is until the daemon has drained, or its successor has everything.
 
     `baseline`: descriptors that are not its worker's. What else is open is what a worker before had, or nobody needs.
     """
     words = ledger.words
-    inherited = worker.WorkerInherits(
+    inherited = WorkerInherits(
         index=index,
         ledger=ledger.worker(index),
         keeper_pid=keeper_pid,
@@ -232,11 +261,20 @@ def hold(
         log_sink=log_sink,
         snapshot=snapshot,
         baseline=baseline,
+        called=partial(succession.fetched, hand),
+        give=partial(_give, baseline.keys()),
     )
     alone = Alone(keeper_pid, inherited.drain_until, snapshot.drain_s)
     log = Logger(log_sink, f"worker-{index}", snapshot.log_level)
-    main = partial(worker.main, inherited, ledger.flows_per_worker)
-    Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main, alone).run()
+
+    def main(begins: Callable[[], set[int]]) -> None:
+        worker.main(replace(inherited, begins=begins), ledger.flows_per_worker)
+
+    return Holder(f"worker-{index}", inherited.ledger, hand, baseline.keys(), log, main, alone)
+
+
+def _give(own: Collection[int], end: socket.socket) -> None:
+    succession.give(end, own, lambda: None)  # who works in this table does it, so there is nobody to stop
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:

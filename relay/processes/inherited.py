@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 from relay import __version__
 from relay.config.snapshot import Snapshot
-from relay.kernel import process
+from relay.kernel import channel, messages, process
 from relay.kernel.sockets import descriptors
-from relay.ledger import convert
+from relay.ledger import convert, lost
 from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.processes import succession
 from relay.processes.handover import Handover
-from relay.processes.holder import hold
+from relay.processes.holder import Holder, holder_of
 
 
 @dataclass(slots=True)
@@ -71,25 +71,32 @@ class Inherited:
 
 def be_holder(state: Inherited, index: int) -> None:
     """Be the holder of worker `index`, with nothing from before."""
-    words = state.ledger.worker(index)
-    for word in (Word.SCRATCH_OWNER, Word.SCRATCH_R, Word.SCRATCH_W):
-        words[word] = 0  # descriptors of an earlier holder's table
+    convert.finish(state.ledger, index)
+    lost.cross_out(state.ledger.worker(index))
     _let_go(state)
-    _hold(state, index)
+    _holder(state, index).run()
 
 
 def be_successor(state: Inherited, index: int, ours: socket.socket, theirs: socket.socket) -> None:
     """Be the holder of worker `index` in place of the old program's, which holds the end `theirs`: see succession.py."""
-    process.block()  # a stop must not end this process while it alone has the connections; `hold` lets it come
+    process.block()  # a stop must not end this process while it alone has the connections; `Holder.run` lets it come
     theirs.close()
     _let_go(state)
+    holder = _holder(state, index)
     try:
-        succession.take(ours, state.of_holders())
+        succession.take(ours, state.of_holders(), holder.begin)
     except OSError as error:
-        message = f"worker-{index} could not be taken over: {error.strerror or error}"
-        state.log.event("error", "upgrade failed", message=message)
+        holder.abandon()
+        why = error.strerror or str(error)
+        state.log.event("error", "upgrade failed", message=f"worker-{index} could not be taken over: {why}")
+        channel.send(state.hand[1], messages.failed(why))  # the keeper tells who has asked for it
         return
-    _hold(state, index)
+    part = state.ledger.worker(index)
+    part[Word.HOLDER_PID] = os.getpid()
+    # Nobody writes there any more, and the next to do so is a worker of this program.
+    convert.finish(state.ledger, index)
+    part[Word.SNAPSHOT_FD] = 0  # the one before's, or in the old program's form
+    holder.run()
 
 
 def _let_go(state: Inherited) -> None:
@@ -100,11 +107,8 @@ def _let_go(state: Inherited) -> None:
         listener.detach()  # it stays open, for the worker
 
 
-def _hold(state: Inherited, index: int) -> None:
-    # Nobody writes there any more, and the next to do so is a worker of this program.
-    convert.finish(state.ledger, index)
-    state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # an earlier holder's, or in the old program's form
-    hold(
+def _holder(state: Inherited, index: int) -> Holder:
+    return holder_of(
         index,
         state.ledger,
         keeper_pid=state.keeper_pid,

@@ -46,9 +46,10 @@ class Keeper:
         self._control, self._workers = self._children.control, self._children.workers
         self._hung = Hung(state.ledger, state.log, self._children, time.monotonic())
         self._before = before
-        self._renewal = Renewal(state.ledger, state.log, self._children.succeed)
+        self._renewal = Renewal(state.ledger, state.log, self._children, self._upgrade_failed)
         self._phase = Phase.STARTING
         self._exit_status = 0
+        self._is_to_reload = False  # control is to be told, once it is of this program
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
         self._watchdog_at_s = time.monotonic()
@@ -72,13 +73,16 @@ class Keeper:
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self._state.keeper_end, select.POLLIN)
+        poll.register(self._state.hand[0], select.POLLIN)
         while not self._stopped():
             poll.poll(self._wait_ms())
             self._on_signals()
             self._on_messages()
             self._children.reap()
+            self._have_reloaded()
             self._on_time()
-            self._renewal.step(time.monotonic())
+            if self._phase is not Phase.DRAINING:  # then nobody is renewed any more
+                self._renewal.step(time.monotonic())
             convert.refresh(self._state.ledger)
         self._end_control()
         return self._exit_status
@@ -111,7 +115,13 @@ class Keeper:
         except OSError as error:
             process.unblock()
             os.close(prepared)
-            state.log.event("error", "upgrade failed", message=os.strerror(error.errno or 0))
+            why = f"the new program cannot be executed: {os.strerror(error.errno or 0)}; nothing has changed"
+            state.log.event("error", "upgrade failed", message=why)
+            self._upgrade_failed(why)
+
+    def _upgrade_failed(self, why: str) -> None:
+        """Tell control, which tells who has asked; nothing: it goes on after all."""
+        self._tell_control(messages.failed(why))
 
     def _take_over(self, before: Handover) -> None:
         """In the new program: the children are still there, and run the old one."""
@@ -123,7 +133,9 @@ class Keeper:
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger
         ledger.words[DaemonWord.PROGRAM] += 1
-        self._renewal = Renewal(ledger, self._state.log, self._children.succeed, range(ledger.workers))
+        self._renewal = Renewal(ledger, self._state.log, self._children, self._upgrade_failed, time.monotonic())
+        for n in self._children.unguarded():
+            ledger.worker(n)[Word.HOLDER_PID] = 0
         for child in self._children:
             child.started_s = time.monotonic()
             if not child.pid:
@@ -143,7 +155,7 @@ class Keeper:
             if number in (signal.SIGTERM, signal.SIGINT):
                 self._drain()
             elif number == signal.SIGHUP:
-                self._tell_control(messages.plain(messages.RELOAD))
+                self._is_to_reload = True
             elif number == signal.SIGUSR2:
                 self._tell_control(messages.plain(messages.UPGRADE))
 
@@ -151,6 +163,8 @@ class Keeper:
         while (received := channel.receive(self._state.keeper_end)) is not None:
             message, fds = received
             self._on_message(message, fds)
+        while (received := channel.receive(self._state.hand[0])) is not None:  # of a successor that ends
+            self._renewal.hear(received[0]["message"])
 
     def _on_message(self, message: dict[str, Any], fds: list[int]) -> None:
         state = self._state
@@ -178,7 +192,9 @@ class Keeper:
             case messages.SERVES:
                 state.hold_for_control(message["what"], fds[0])
             case messages.UPGRADE if self._phase is Phase.STARTING or any(child.successor for child in self._workers):
-                os.close(fds[0])  # control's answer was too early; it does not come true, and can be asked for again
+                os.close(fds[0])  # control's answer was too early, and does not come true
+                which = [child.name for child in self._workers if child.successor] or ["the daemon"]
+                self._upgrade_failed(f"{which[0]} is just being started; nothing has changed: upgrade again")
             case messages.UPGRADE:
                 self._upgrade(fds[0])
             case messages.STATUS if self._phase is not Phase.DRAINING:
@@ -192,9 +208,17 @@ class Keeper:
                     systemd.notify("READY=1", f"STATUS={message['status']}")
             case messages.RELOADING:
                 systemd.reloading()
+            case messages.RELOAD:
+                self._is_to_reload = True
 
     def _holds_by(self, snapshot: Snapshot) -> None:
         self._state.ledger.words[DaemonWord.GENERATION] = snapshot.generation
+
+    def _have_reloaded(self) -> None:
+        """Pass a reload on that was asked for; not to a control that is replaced, and might take it along to its end."""
+        if self._is_to_reload and not self._control.replaced:
+            self._is_to_reload = False
+            self._tell_control(messages.plain(messages.RELOAD))
 
     def _tell_control(self, message: dict[str, Any]) -> None:
         channel.send(self._state.keeper_end, message)
@@ -208,8 +232,10 @@ class Keeper:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
-        if not self._renewal.done or convert.pending(self._state.ledger):
+        if convert.pending(self._state.ledger):
             at_s.append(now_s + LOOK_S)
+        if self._phase is not Phase.DRAINING and (renewal_s := self._renewal.at_s(now_s)) is not None:
+            at_s.append(renewal_s)
         return max(0, int((min(at_s) - now_s) * 1000) + 1)
 
     def _on_time(self) -> None:
@@ -243,9 +269,6 @@ class Keeper:
         else:
             self._phase = Phase.DRAINING
             self._children.draining = True
-            self._renewal = Renewal(
-                self._state.ledger, self._state.log, self._children.succeed
-            )  # nobody is renewed any more
             self._kill_at_s = now_s + self._state.snapshot.drain_s + KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain

@@ -1,61 +1,148 @@
-"""After a live upgrade's execve(2) of the keeper: new holders take the old ones' places, one after the other.
+"""New holders take the places of those that are of a replaced program (after a live upgrade's execve(2)), or dead.
 
-So the connections of one worker stand still at a time, and never those of all; new ones are accepted by the others.
+One after the other, so the connections of one worker stand still at a time, and never those of all; new ones are accepted
+by the others. A dead holder's worker gives its table itself (dataplane/giving.py). What fails is tried again, ever later,
+for each time costs the connections a pause; at once where the holder has died meanwhile.
 """
 
-import time
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
-from relay.ledger.layout import DaemonWord, Word
+from relay.kernel import process
+from relay.ledger.layout import Word
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
+from relay.processes.children import Children
+from relay.processes.standing import behind
 
 LOOK_S: Final = 0.005  # how often to look whether one is up: the connections of the next wait for it
-_PATIENCE_S: Final = 10.0  # it is up within milliseconds; where it is not, the next is started ever later
+_PATIENCE_S: Final = 10.0  # it is up within milliseconds
+_AGAIN_S: Final = 10.0  # to the next try at an upgrade, and then twice as long each time
+_GUARD_AGAIN_S: Final = 1.0  # the same for a worker without a holder, whose crash would cost its connections
+_AGAIN_MAX_S: Final = 3600.0
 
 
-def behind(ledger: Ledger) -> list[int]:
-    """Workers that still run in the program that was replaced, or are just being started in the new one."""
-    program = ledger.words[DaemonWord.PROGRAM]
-    return [n for n in range(ledger.workers) if ledger.worker(n)[Word.PROGRAM] != program]
+@dataclass(slots=True)
+class _Try:
+    """What was tried for one worker, and what comes next. Times are CLOCK_MONOTONIC."""
+
+    alone: bool = False  # its holder was dead
+    pid: int = 0  # who was to give everything away
+    until_s: float = 0.0
+    again_s: float = 0.0
+    pause_s: float = 0.0  # to the one after the next
+    continued: bool = False  # its holder hung without a worker, and was sent SIGCONT
 
 
 class Renewal:
-    """Has the holders succeeded. `step` it until `done`."""
+    """Has the holders succeeded that must be. `step` it after whatever has happened, and at `at_s`."""
 
     def __init__(
-        self, ledger: Ledger, log: Logger, succeed: Callable[[int], None], workers: Sequence[int] = ()
+        self,
+        ledger: Ledger,
+        log: Logger,
+        children: Children,
+        told: Callable[[str], None],
+        began_s: float | None = None,
     ) -> None:
-        """`workers` are to be renewed; `succeed` starts the successor of one's holder."""
+        """`told` hears why an upgrade does not go on, and "" when it does after all; `began_s`: when one began, if it did."""
+        self._told = told
         self._ledger = ledger
         self._log = log
-        self._succeed = succeed
-        self._left = list(workers)
-        self._until_s = 0.0  # 0: the first one's successor has not been started yet
-        self._patience_s = _PATIENCE_S
-        self._began_s = time.monotonic()
+        self._children = children
+        self._upgrade_began_s = began_s
+        self._tries: dict[int, _Try] = {}
+        self._under_way: int | None = None
+        self._why = ""
 
-    @property
-    def done(self) -> bool:
-        """Whether every worker runs in the new program."""
-        return not self._left
+    def hear(self, why: str) -> None:
+        """The successor that was started last says why it ends."""
+        self._why = why
+
+    def at_s(self, now_s: float) -> float | None:
+        """When there is something to do next (CLOCK_MONOTONIC); None: there is nothing."""
+        wanted = self._wanted()
+        if self._under_way is not None or any(self._children.workers[index].successor for index in wanted):
+            return now_s + LOOK_S
+        return min((self._of(index).again_s for index in wanted), default=None)
 
     def step(self, now_s: float) -> None:
         """Look whether the one that was started is up, and start the next."""
-        while self._left:
-            index = self._left[0]
-            if index not in behind(self._ledger):
-                self._left.pop(0)
-                self._until_s = 0.0
-                if not self._left:
-                    self._log.event("info", "upgraded", took_s=round(now_s - self._began_s, 3))
-            elif now_s >= self._until_s:
-                if self._until_s:
-                    self._patience_s *= 2
-                    message = f"worker-{index} is not up in the new program; that is tried again"
-                    self._log.event("error", "upgrade", message=message)
-                self._until_s = now_s + self._patience_s
-                self._succeed(index)
-            else:
-                return
+        if self._under_way is not None and self._is_over(self._under_way, now_s):
+            self._under_way = None
+        if self._upgrade_began_s is not None and not behind(self._ledger):
+            self._log.event("info", "upgraded", took_s=round(now_s - self._upgrade_began_s, 3))
+            self._upgrade_began_s = None
+            self._told("")
+        if self._under_way is None:
+            due = (index for index in self._wanted() if self._is_due(index, now_s))
+            if (index := next(due, None)) is not None:
+                self._begin(index, now_s)
+
+    def _wanted(self) -> list[int]:
+        """Whose holder is to be succeeded: all whose connections are in danger, and the first one of the old program's."""
+        alone = [n for n in self._children.unguarded() if not self._ledger.worker(n)[Word.UNSHARED]]
+        others = [n for n in behind(self._ledger) if n not in alone and self._children.workers[n].pid]
+        return sorted(alone, key=lambda n: self._of(n).again_s) + others[:1]
+
+    def _of(self, index: int) -> _Try:
+        return self._tries.setdefault(index, _Try())
+
+    def _is_due(self, index: int, now_s: float) -> bool:
+        tried = self._of(index)
+        has_died = (
+            not tried.alone and index in self._children.unguarded()
+        )  # since the last try: there is no use in waiting
+        return (now_s >= tried.again_s or has_died) and not self._children.workers[index].successor
+
+    def _begin(self, index: int, now_s: float) -> None:
+        tried = self._of(index)
+        tried.alone = index in self._children.unguarded()
+        tried.pid, tried.until_s = self._children.workers[index].pid, now_s + _PATIENCE_S
+        self._under_way, self._why = index, ""
+        self._children.succeed(index)
+
+    def _is_over(self, index: int, now_s: float) -> bool:
+        """Whether what is under way has come to its end, whichever it is."""
+        child, tried = self._children.workers[index], self._of(index)
+        if index not in self._wanted() and self._ledger.worker(index)[Word.HOLDER_PID]:
+            del self._tries[index]
+            if tried.alone:
+                self._log.event("info", "guarded", message=f"worker-{index} has a holder again", pid=child.pid)
+            return True
+        if child.pid != tried.pid and index in self._children.unguarded():  # its holder has died, and nothing was given
+            return True
+        if child.pid == tried.pid and not child.successor:
+            self._failed(index, now_s)
+            return True
+        if now_s < tried.until_s:
+            return False
+        self._children.give_up(index)
+        self._failed(index, now_s)
+        return True
+
+    def _failed(self, index: int, now_s: float) -> None:
+        """What was tried has come to nothing. Who was to give everything away goes on, or hangs."""
+        child, tried = self._children.workers[index], self._of(index)
+        heard = self._children.heard()
+        if heard or tried.alone:
+            pause_s = tried.pause_s or (_GUARD_AGAIN_S if tried.alone else _AGAIN_S)
+            tried.again_s, tried.pause_s = now_s + pause_s, min(2 * pause_s, _AGAIN_MAX_S)
+            what = "not guarded" if tried.alone else "upgrade failed"
+            why = f": {self._why}" if self._why else ""
+            message = f"worker-{index} could not be taken over{why}; that is tried again in {pause_s:g} s"
+            self._log.event("error", what, message=message)
+            if not tried.alone:
+                self._told(message)
+            return
+        tried.again_s = now_s + _GUARD_AGAIN_S
+        if process.has_ended(self._ledger.worker(index)[Word.PID]) and not tried.continued:
+            # What it holds is nowhere else. If it was stopped by hand it can go on, and does what it was called for.
+            tried.continued = True
+            os.kill(child.pid, signal.SIGCONT)
+        else:
+            self._log.event("error", "hung", message=f"the holder of worker-{index} hangs, and is ended", pid=child.pid)
+            os.kill(child.pid, signal.SIGKILL)

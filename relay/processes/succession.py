@@ -2,15 +2,17 @@
 
 execve(2) would end the sharing of a table and cost the start of an interpreter, while connections stand still. So the new
 program's keeper, which has everything imported, forks a successor for each holder, and what the worker had open goes over
-by SCM_RIGHTS (unix(7)). It is the ledger that says what a number means, so each must have the same one over there.
+by SCM_RIGHTS (unix(7)). Where a holder is dead its worker does the same by itself, in any program; it has nobody to kill.
+It is the ledger that says what a number means, so each must have the same one over there.
 
     holder (old program)                       successor (new program)
                                                closes what is not a holder's; "ready"
     kills its worker
     the number of its own end of the channel   moves its own end there
     descriptors, in ascending order            takes each part; "have"
-    "all"                                      puts them in their places; "mine"
-    ends                                       starts a worker, which adopts, as after any kill
+    "all"                                      puts them in their places; starts a worker, which shows
+                                               that it lives, and waits (beginning.py); "mine"
+    ends                                       lets the worker adopt, as after any kill
 
 A received descriptor gets the lowest number that is free. Both sides begin with the same ones open, so by ascending order
 none ever lands above its place; and put there from the highest down, none lands on another.
@@ -59,10 +61,12 @@ def call(hand: tuple[socket.socket, socket.socket], end: socket.socket) -> None:
     channel.send(hand[0], {}, (end.fileno(),))
 
 
-def recall(hand: tuple[socket.socket, socket.socket]) -> None:
-    """Take back what `call` left and nobody fetched."""
-    if (end := fetched(hand[1])) is not None:
-        end.close()
+def recall(hand: tuple[socket.socket, socket.socket]) -> bool:
+    """Take back what `call` left and nobody fetched; whether there was any."""
+    if (end := fetched(hand[1])) is None:
+        return False
+    end.close()
+    return True
 
 
 def fetched(hand: socket.socket) -> socket.socket | None:
@@ -104,10 +108,11 @@ def give(end: socket.socket, known: Collection[int], stop: Callable[[], None]) -
         raise
 
 
-def take(end: socket.socket, known: Collection[int]) -> None:
+def take(end: socket.socket, known: Collection[int], begin: Callable[[int], None]) -> None:
     """Take what `give` gives, and have nothing else open but the `known` ones. They are the holder's too, by number.
 
-    `end` is closed. Raises OSError: the holder goes on, and this process has to end without having used anything.
+    `begin` is called when all is in its place, and nothing is this process's own yet, with the number at which `end` is then.
+    That is closed. Raises OSError: the holder goes on, and this process has to end without having used anything.
     """
     for fd in open_descriptors() - set(known) - {end.fileno()}:
         os.close(fd)
@@ -123,6 +128,7 @@ def take(end: socket.socket, known: Collection[int]) -> None:
         if fd != place:
             os.dup2(fd, place, inheritable=False)
             os.close(fd)
+    begin(end.fileno())
     with end:
         try:
             end.send(_MINE)

@@ -15,7 +15,7 @@ import pytest
 from relay.cli import client as module
 from relay.cli.client import AdminClient
 from relay.cli.main import main, parser
-from relay.errors import AdminError, ConfigError
+from relay.errors import AdminError, AgainError, ConfigError
 from tests.harness import HANG_S
 from tests.ports import free_port
 
@@ -292,3 +292,26 @@ def test_who_says_where_the_socket_is_does_not_wait_for_pydantic() -> None:
     code = f"import sys, {modules}; relay.cli.client.AdminClient.find('/s', None); print('pydantic' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert ran.stdout == "False\n"
+
+
+def test_what_an_upgrade_comes_between_is_asked_again(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [AgainError("replaced"), AgainError("replaced"), {"generation": 2}]
+
+    def answered(_self: AdminClient, _resource: str) -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(AdminClient, "post", answered)
+    assert AdminClient(path).post_again("/v1/reload") == {"generation": 2}
+    answers.append(AgainError("replaced"))
+    monkeypatch.setattr(module, "_REPLACED_S", 0.0)
+    with pytest.raises(AgainError):
+        AdminClient(path).post_again("/v1/reload")
+
+
+@pytest.mark.parametrize("answer", [b"", http("503 Service Unavailable", b'{"error": "ask again"}')])
+def test_a_control_that_is_being_replaced(path: str, answer: bytes) -> None:
+    with answering(path, answer), pytest.raises(AgainError, match="ask again"):
+        AdminClient(path).post("/v1/reload")

@@ -20,9 +20,12 @@ def status(**keys: Any) -> Any:
         "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
         "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "worker_restarts": 5,
         "hung": 0, "troubles": [],
-        "workers": [{"pid": 12, "connections": 2}, {"pid": 13, "connections": 1}],
+        "workers": [
+            {"pid": 12, "holder_pid": 22, "survives_crash": True, "connections": 2},
+            {"pid": 13, "holder_pid": 23, "survives_crash": True, "connections": 1},
+        ],
         "reload": {"last_successful": True}, "endpoints": [endpoint], "draining": False,
-        "busy_for_s": 0.0, "registry": None,
+        "busy_for_s": 0.0, "registry": None, "upgrade_failed": "",
     } | keys  # fmt: skip
 
 
@@ -68,6 +71,25 @@ def test_what_is_wrong_catches_the_eye() -> None:
         "DOWN",
         "-",
     ]
+
+
+@pytest.mark.parametrize(
+    ("holder_pid", "why"),
+    [
+        (0, "its holder is dead (see the log: `holder died`), and it gets another one"),
+        (23, "the kernel shares no descriptors (see the log: `unshared`)"),
+    ],
+)
+def test_connections_that_hang_by_one_process_catch_the_eye(holder_pid: int, why: str) -> None:
+    first, second = status()["workers"]
+    alone = second | {"survives_crash": False, "holder_pid": holder_pid}
+    lines = status_text(status(workers=[first, alone])).splitlines()
+    assert [line for line in lines if "NO NET" in line] == [f"NO NET: if worker 1 dies, its 1 connection will; {why}"]
+
+
+def test_an_upgrade_that_has_not_come_to_its_end_catches_the_eye() -> None:
+    text = status_text(status(upgrade_failed="worker-0 could not be taken over"))
+    assert "\nUPGRADE: it has not come to its end: worker-0 could not be taken over\n" in text
 
 
 def test_an_envelope_that_is_not_enforced_catches_the_eye() -> None:

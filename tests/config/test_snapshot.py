@@ -1,14 +1,14 @@
 """What one instance does, as JSON and back; and the rows that other tests are made of."""
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import MISSING, FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config.snapshot import SLOTS_MAX, EndpointRow, ProbeRow, Snapshot, TargetRow
+from relay.config.snapshot import FORMAT, SLOTS_MAX, EndpointRow, LaterFormatError, ProbeRow, Snapshot, TargetRow
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import SLOTS
 from tests.config.rig import EDGE, SERVICE, compiled, endpoint_row, service, snapshot_of
@@ -83,6 +83,42 @@ def test_any_row_comes_back_equal(row: EndpointRow) -> None:
 def test_another_format_is_refused(change: dict[str, Any]) -> None:
     raw = json.loads(compiled("web_IN_0").to_json()) | change
     with pytest.raises(ValueError, match="another version"):
+        Snapshot.from_json(json.dumps(raw).encode())
+
+
+def test_what_a_later_version_wrote_is_read_as_far_as_it_is_known() -> None:
+    """A worker of the program before, in the midst of an upgrade. It works by all that it knows of."""
+    snapshot = compiled("web_IN_0")
+    raw = json.loads(snapshot.to_json())
+    raw |= {"format": FORMAT + 2, "readable_from": FORMAT, "later": 1}
+    for row in raw["endpoints"]:
+        row["later"] = {"of": ["any", "kind"]}
+        for each in (*row["targets"], *row["rules"]):
+            each["later"] = True
+    assert Snapshot.from_json(json.dumps(raw).encode()) == snapshot
+
+
+def test_what_must_not_be_passed_over_is_not_read() -> None:
+    raw = json.loads(compiled("web_IN_0").to_json()) | {"format": FORMAT + 2, "readable_from": FORMAT + 1}
+    with pytest.raises(LaterFormatError, match="later version"):
+        Snapshot.from_json(json.dumps(raw).encode())
+
+
+def test_what_has_its_default_is_not_written() -> None:
+    """So a reader that knows no such key, and takes no unknown ones, can read it: that of the first FORMAT 7."""
+    [row] = json.loads(snapshot_of(endpoint_row(dead_s=None, keepalive_s=None)).to_json())["endpoints"]
+    bare = {each.name for each in fields(EndpointRow) if each.default is MISSING}
+    assert set(row) == bare | {"edges", "probe", "table"}
+    assert "readable_from" not in json.loads(snapshot_of().to_json())
+    [row] = json.loads(snapshot_of(endpoint_row(transparent=True, dead_s=3.0)).to_json())["endpoints"]
+    assert (row["transparent"], row["dead_s"]) == (True, 3.0)
+
+
+@pytest.mark.parametrize("key", ["endpoints", "generation", "service"])
+def test_a_snapshot_that_is_not_whole_is_refused(key: str) -> None:
+    raw = json.loads(compiled("web_IN_0").to_json())
+    del raw[key]
+    with pytest.raises(ValueError, match="not whole"):
         Snapshot.from_json(json.dumps(raw).encode())
 
 

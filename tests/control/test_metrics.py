@@ -68,6 +68,7 @@ NAMES = {
     "relay_worker_crashes_in_a_row",
     "relay_worker_unserved",
     "relay_hung_total",
+    "relay_worker_unguarded",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -99,6 +100,7 @@ OF_THE_DAEMON = {
     "relay_worker_crashes_in_a_row",
     "relay_worker_unserved",
     "relay_hung_total",
+    "relay_worker_unguarded",
     "relay_pipes",
     "relay_pipes_degraded_total",
     "relay_pipes_refused_total",
@@ -180,6 +182,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
         "relay_worker_connections": {"worker"},
         "relay_worker_crashes_in_a_row": {"worker"},
         "relay_worker_unserved": {"worker"},
+        "relay_worker_unguarded": {"worker"},
         "relay_names_queries_total": {"rcode"},
     }
     for name, samples in found.items():
@@ -192,7 +195,8 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
     assert counts["relay_connect_duration_seconds_bucket"] == 3 * (len(CONNECT_BOUNDS_S) + 1)
     assert counts["relay_connection_duration_seconds_bucket"] == 3 * (len(DURATION_BOUNDS_S) + 1)
     assert counts.pop("relay_names_queries_total") == len(NAMES_RCODES)
-    assert [counts.pop(f"relay_worker_{what}") for what in ("connections", "crashes_in_a_row", "unserved")] == [2, 2, 2]
+    per_worker = ("connections", "crashes_in_a_row", "unserved", "unguarded")
+    assert [counts.pop(f"relay_worker_{what}") for what in per_worker] == [2, 2, 2, 2]
     assert all(counts[name] == 1 for name in OF_THE_DAEMON & counts.keys())
     assert all(counts[name] == 2 for name in OF_AN_EDGES_TARGETS), "one for each target of the edge"
 

@@ -11,7 +11,7 @@ import pytest
 from relay import __version__
 from relay.cli.tables import connections_text, status_text
 from relay.config.snapshot import TargetRow
-from relay.control.status import busy, connections, status, target_status
+from relay.control.status import busy, connections, status, target_status, unguarded_text
 from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
@@ -144,6 +144,22 @@ def test_workers_and_reloads(ledger: Ledger) -> None:
         "of the unit if descriptors ran out",
     ]
     assert found["reload"] == {"last_successful": False, "last_success_timestamp": 1_700_000_000.5, "failed": 8}
+
+
+@pytest.mark.parametrize(
+    ("pid", "holder_pid", "unshared", "survives"),
+    [(77, 76, 0, True), (77, 0, 0, False), (77, 76, 1, False), (0, 0, 0, True)],
+)
+def test_whose_connections_would_outlive_it(
+    pid: int, holder_pid: int, unshared: int, survives: bool, ledger: Ledger
+) -> None:
+    """Not where the holder is dead, nor where the kernel shares no descriptors. Before the start there are none."""
+    part = ledger.worker(0)
+    part[Word.PID], part[Word.HOLDER_PID], part[Word.UNSHARED] = pid, holder_pid, unshared
+    found: Any = status(ledger, SNAPSHOT, 1, 0)
+    assert found["workers"][0]["survives_crash"] is survives
+    told = "; if worker 0 dies, its connections will: see `relay status`"
+    assert unguarded_text(ledger) == (told if pid and not holder_pid else "")
 
 
 TARGET = TargetRow("10.0.0.4:80", host="10.0.0.4", port=80, slot=7, instance="web_IN_0")

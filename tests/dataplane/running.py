@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from relay import log as logging
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
-from relay.dataplane.worker import Worker, WorkerInherits
+from relay.dataplane.inherits import WorkerInherits
+from relay.dataplane.worker import Worker
 from relay.kernel import channel
 from relay.kernel.listening import open_listener
 from relay.kernel.sockets import descriptors, listening_address

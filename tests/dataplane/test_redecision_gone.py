@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from relay.address import join_host_port
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.envelope.rules import RuleRow
 from relay.kernel.listening import open_listener
@@ -118,14 +119,14 @@ async def test_a_worker_that_takes_over_cuts_what_its_predecessor_had_yet_to(run
     row, words, [instance] = running.row, running.part.words, running.row.targets
     with open_listener(row) as listener:
         client = socket.create_connection(listener.getsockname())
-        accepted, _ = listener.accept()
+        accepted, address = listener.accept()
     with socket.create_server((GONE, instance.port)) as listener:
         dialled = socket.create_connection((GONE, instance.port))
         service, _ = listener.accept()
     for sock in (client, accepted, dialled):
         sock.setblocking(False)
     fds = accepted.detach(), dialled.detach()
-    running.part.begin(0, State.DIAL, row.slot, fds[0], -1, time.monotonic_ns(), "127.0.0.1:5")
+    running.part.begin(0, State.DIAL, row.slot, fds[0], -1, time.monotonic_ns(), join_host_port(*address))
     words[running.part.claim(row.slot, row.name) + Count.ACCEPTED] = 1
     running.part.aim(0, instance.slot)
     running.part.advance(0, State.SPLICE, fds[1])

@@ -18,7 +18,6 @@ from relay.config.snapshot import TargetRow
 from relay.dataplane.adopt import free_records
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.gate import Gate
-from relay.dataplane.worker import NOFILE_PER_FLOW, NOFILE_RESERVED, flows_max
 from relay.envelope.rules import RuleRow
 from relay.kernel import channel
 from relay.kernel.listening import open_listener
@@ -380,6 +379,24 @@ async def test_a_slow_client_is_cut(running: Running) -> None:
     assert running.closed() == {"first_byte_timeout": 1}
 
 
-def test_flows_max() -> None:
-    assert flows_max(NOFILE_RESERVED + 100 * NOFILE_PER_FLOW) == 100
-    assert flows_max(0) == flows_max(NOFILE_RESERVED) == 1
+async def test_rules_that_it_cannot_read_let_nobody_in_by_those_before(running: Running) -> None:
+    """Control is of a later program, in the midst of an upgrade. What is open goes on until the next worker decides on it."""
+    snapshot = await running.start()
+    client = await running.connect()
+    await running.echo(client)
+    fd = os.memfd_create("snapshot")
+    os.write(fd, replace(snapshot, generation=2).to_json().replace(b'"format":7', b'"format":99'))
+    channel.send(running.mine, {"op": "snapshot", "generation": 2}, (fd,))
+    os.close(fd)
+    await running.until(lambda: running.part[Word.OPEN] == 0, "newcomers are left to others")
+    [line] = running.events("outdated")
+    assert "cannot read the rules in force" in line["message"]
+    waiting = await running.connect()
+    for _ in range(3):
+        await running.echo(client)
+    running.working._pause("descriptors")  # a pause that ends by itself is no reason to go on
+    await running.until(lambda: running.working._fast_timer is None, "its time is over")
+    waiting.send(b"x")
+    await running.echo(client)
+    assert running.ledger.total(0, Count.ACCEPTED) == 1
+    assert running.part[Word.GENERATION] == 1

@@ -8,12 +8,13 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from relay.address import Address, packed_host
+from relay.address import Address, join_host_port, packed_host
 from relay.dataplane import adopt
 from relay.dataplane.adopt import Adoption
 from relay.dataplane.context import Context
@@ -23,6 +24,7 @@ from relay.ledger.layout import CAUSES, Count, State, Word
 from relay.ledger.ledger import owner_of
 from relay.ledger.record import FlowRecord
 from tests.config.rig import endpoint_row, snapshot_of
+from tests.dataplane.rig import reset
 from tests.dataplane.running import Running
 from tests.harness import HANG_S
 from tests.ports import free_port
@@ -57,12 +59,13 @@ def left_behind(running: Running, index: int = 0) -> tuple[socket.socket, socket
     """A connection that a dead worker forwarded: (the client, the target's side, the dead worker's descriptors)."""
     with open_listener(running.row) as listener:
         client = socket.create_connection(listener.getsockname())
-        accepted, _ = listener.accept()
+        accepted, address = listener.accept()
     service, dialled = socket.socketpair()
     for sock in (client, service, accepted, dialled):
         sock.setblocking(False)
     fds = accepted.detach(), dialled.detach()
-    running.part.begin(index, State.DIAL, running.row.slot, fds[0], -1, time.monotonic_ns(), "127.0.0.1:5")
+    peer = join_host_port(*address)
+    running.part.begin(index, State.DIAL, running.row.slot, fds[0], -1, time.monotonic_ns(), peer)
     running.part.words[running.part.claim(running.row.slot, running.row.name) + Count.ACCEPTED] = index + 1
     running.part.advance(index, State.SPLICE, fds[1])
     return client, service, frozenset(fds)
@@ -82,6 +85,87 @@ async def test_an_emptied_pipe_is_crossed_out_before_its_numbers_are_another_pip
         assert (await running.answer())["op"] == "ready"
         (record,) = running.part.flows()
         assert record.up_pipe == (-1, -1)
+
+
+Stranger = Callable[[int, int], None]
+
+
+def is_another_client(fd: int, listening: int) -> None:
+    with socket.socket(fileno=os.dup(listening)) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        with accepted:
+            os.dup2(accepted.fileno(), fd)
+
+
+def is_a_pipe(fd: int, _listening: int) -> None:
+    for end in os.pipe2(os.O_NONBLOCK):
+        os.dup2(end, fd)
+        os.close(end)
+
+
+def is_a_unix_socket(fd: int, _listening: int) -> None:
+    for end in socket.socketpair():
+        with end:
+            os.dup2(end.fileno(), fd)
+
+
+def is_the_listener(fd: int, listening: int) -> None:
+    os.dup2(listening, fd)
+    os.close(listening)
+
+
+@pytest.mark.parametrize("stranger", [is_another_client, is_a_pipe, is_a_unix_socket, is_the_listener])
+async def test_what_has_a_clients_number_by_chance_is_not_taken_for_it(running: Running, stranger: Stranger) -> None:
+    """The record is of a table that is gone. The connection is over, and what has its number does its own work."""
+    client, service, left = left_behind(running)
+    [record] = running.part.flows()
+    listener = open_listener(running.row)
+    stranger(record.client_fd, listener.detach())
+    with client, service:
+        running.launch(snapshot_of(running.row), left)
+        assert (await running.answer())["op"] == "ready"
+        assert (running.closed()["error"], running.events("bug")) == (1, [])
+        await running.echo(await running.connect())
+
+
+async def test_a_client_that_is_reset_is_still_taken_for_itself(running: Running) -> None:
+    """Its socket has no peer any more. What it sent before goes to the target all the same."""
+    client, service, left = left_behind(running)
+    [record] = running.part.flows()
+    client.send(b"last words")
+    assert select.select([record.client_fd], [], [], HANG_S)[0], "they have come"
+    reset(client)
+    poll = select.poll()
+    poll.register(record.client_fd, 0)
+    assert poll.poll(HANG_S * 1000), "so has the reset"
+    open_listener(running.row).detach()
+    with service:
+        running.launch(snapshot_of(running.row), left)
+        await running.until(lambda: select.select([service], [], [], 0)[0], "they are passed on")
+        assert service.recv(99) == b"last words"
+        await running.until(running.closed, "it is over")
+    assert running.closed() == {"client_reset": 1}
+
+
+async def test_a_client_that_was_brought_has_another_peer_than_its_socket(running: Running) -> None:
+    """What came to the relay's port is recorded as its header says."""
+    relay_port = replace(endpoint_row("web/@relay", slot=1, listen_port=free_port(), targets=()), type="relay")
+    with socket.create_server(("127.0.0.1", relay_port.listen_port)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    service, dialled = socket.socketpair()
+    for sock in (accepted, dialled):
+        sock.setblocking(False)
+    fds = accepted.detach(), dialled.detach()
+    running.part.begin(0, State.DIAL, running.row.slot, fds[0], -1, time.monotonic_ns(), "192.0.2.7:700")
+    running.part.words[running.part.claim(running.row.slot, running.row.name) + Count.ACCEPTED] = 1
+    running.part.advance(0, State.SPLICE, fds[1])
+    with client, service:
+        running.launch(snapshot_of(running.row), frozenset(fds))
+        assert (await running.answer())["op"] == "ready"
+        client.send(b"on and on")
+        await running.until(lambda: select.select([service], [], [], 0)[0], "it is passed on")
+        assert service.recv(99) == b"on and on"
 
 
 async def test_who_waits_is_taken_over_first_and_served_before_the_others(

@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from relay.dataplane import faults
 from tests.e2e.peers import children
@@ -95,6 +97,29 @@ def kill_workers(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
+
+
+def kill_holders_too(daemon: Daemon, chance: random.Random, turns: Iterable[object]) -> int:
+    """Kill a holder or a worker at each turn, once all that was killed before is made good; how many holders that were."""
+
+    def whole(killed: int) -> list[dict[str, Any]]:
+        workers: list[dict[str, Any]] = daemon.status()["workers"]
+        good = all(
+            each["survives_crash"] and killed not in (each["pid"], each["holder_pid"]) and children(each["holder_pid"])
+            for each in workers
+        )
+        return workers if good else []
+
+    killed = holders = 0
+    for _ in turns:
+        workers = eventually(partial(whole, killed), "every worker works, and has a holder")
+        time.sleep(chance.uniform(0.0, 0.05))  # a random moment, which is the point
+        which = chance.choice(["holder_pid", "holder_pid", "pid"])
+        killed = chance.choice(workers)[which]
+        holders += which == "holder_pid"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(killed, signal.SIGKILL)
+    return holders
 
 
 def await_visits(streams: Streams, walks: Mapping[Daemon, str]) -> None:

@@ -48,6 +48,7 @@ class Installed:
     def patient(self) -> None:
         """Holders wait for each other for as long as a busy machine may take."""
         self.change("processes/succession.py", "_PATIENCE_S: Final = 5.0", f"_PATIENCE_S: Final = {HANG_S}")
+        self.change("processes/beginning.py", "BEAT_S: Final = 2.0", f"BEAT_S: Final = {HANG_S}")
         self.change("processes/renewal.py", "_PATIENCE_S: Final = 10.0", f"_PATIENCE_S: Final = {HANG_S}")
 
     def _write(self, file: str, text: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.conformance.proc import descriptors, opened
 from tests.conftest import Daemons
 from tests.e2e import streams
-from tests.e2e.chaos import Streams, await_visits, kill_workers, renew_workers
+from tests.e2e.chaos import Streams, await_visits, kill_holders_too, kill_workers, renew_workers
 from tests.e2e.peers import settled
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target
 from tests.harness import Daemon, eventually, one_endpoint
@@ -106,6 +106,16 @@ def test_workers_are_killed(daemons: Daemons, tmp_path: Path, long: bool) -> Non
         kill_workers(at.daemon, random.Random(_SEED), at.streams.turns(kills), (0.0, 0.15))
         eventually(lambda: at.daemon.status()["worker_restarts"] >= kills, "every kill was followed by a start")
         assert sum(worker["flows_adopted"] for worker in at.daemon.status()["workers"]) > 0
+
+
+@pytest.mark.slow
+def test_holders_are_killed_too(daemons: Daemons, tmp_path: Path, long: bool) -> None:
+    """In any order with workers, one at a time: each worker gets a holder again before it is in danger."""
+    kills = 300 if long else 60
+    with site(daemons, tmp_path, TCP, workers=2) as at, at.streams.running(12):
+        holders = kill_holders_too(at.daemon, random.Random(_SEED), at.streams.turns(kills))
+        eventually(lambda: len(list(at.daemon.events("holder died"))) == holders, "no worker died with its own")
+        assert list(at.daemon.events("not guarded")) == []
 
 
 @pytest.mark.slow

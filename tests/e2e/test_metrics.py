@@ -32,6 +32,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {  # name: type and labels
     "relay_worker_crashes_in_a_row": ("gauge", {"worker"}),
     "relay_worker_unserved": ("gauge", {"worker"}),
     "relay_hung": ("counter", set()),
+    "relay_worker_unguarded": ("gauge", {"worker"}),
     "relay_roster_age_seconds": ("gauge", set()),
     "relay_build_info": ("gauge", {"version"}),
 }

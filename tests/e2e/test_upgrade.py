@@ -110,7 +110,7 @@ def test_a_reload_a_kill_and_a_stop_after_an_upgrade(daemons: Daemons, echo: Ech
         assert echoed(client) == b"ping"
         eventually(lambda: daemon.worker_pid() != worker, "the next worker is at work")
         os.kill(daemon.status()["control"]["pid"], signal.SIGKILL)
-        eventually(lambda: any(daemon.events("died")), "it is noticed")
+        eventually(lambda: any(died["message"] == "control" for died in daemon.events("died")), "it is noticed")
         assert echoed(client) == b"ping"
         os.kill(daemon.pid, signal.SIGTERM)
         eventually(lambda: any(daemon.events("draining")), "it drains")

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,18 @@ def hands_over_in_another_format(installed: Installed, _daemon: Daemon) -> None:
     installed.change("processes/handover.py", "FORMAT: Final = ", "FORMAT: Final = 7 + ")
 
 
+RUNS = '        """Work until drained."""\n'
+
+
+def worker_fails(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("dataplane/worker.py", RUNS, f'{RUNS}        raise RuntimeError("broken release")\n')
+
+
+def worker_hangs(installed: Installed, _daemon: Daemon) -> None:
+    installed.change("dataplane/worker.py", RUNS, f"{RUNS}        time.sleep(1000)\n")
+    installed.change("processes/rehearsal.py", "_START_S: Final = 5.0", "_START_S: Final = 0.5")
+
+
 def file_is_bad(_installed: Installed, daemon: Daemon) -> None:
     daemon.service_file.write_text("version: 2")
 
@@ -107,6 +119,8 @@ def file_opens_another_port(_installed: Installed, daemon: Daemon) -> None:
         (is_gone, "No module named relay.__main__"),
         (ledger_has_another_layout, "keeps its ledger in layout"),
         (hands_over_in_another_format, "cannot take over from the running version"),
+        (worker_fails, "its worker does not start: RuntimeError: broken release"),
+        (worker_hangs, "its worker does not start: it gives no sign of life within 0.5 s"),
         (file_is_bad, "service.yaml:1:10: version: `2` is not a format"),
         (file_is_missing, "no such file"),
         (file_opens_another_port, "do not say what is open now (web/in); reload first"),
@@ -196,24 +210,66 @@ def test_a_program_that_cannot_succeed_can_be_replaced_by_one_that_can(
     with in_use(daemons, echo, installed, workers=2) as (daemon, _port, client):
         installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
         os.kill(daemon.pid, signal.SIGUSR2)
-        eventually(lambda: any(daemon.events("upgrade failed")), "it is said")
-        assert "an upgrade is under way" in eventually(lambda: no_reload(daemon), "the new control answers")
-        eventually(lambda: "has not come to its end" in no_reload(daemon), "time is up")
-        assert "the upgrade has not come to its end" in refused(daemon, "reload")
+        status = eventually(lambda: (found := asked(daemon)) and found["upgrade_failed"] and found, "it is said")
+        assert (status["program"], status["upgrading"]) == (1, True)
+        assert status["upgrade_failed"].startswith("worker-0 could not be taken over")
+        said = typed("status", "--settings", str(daemon.settings_file)).stdout
+        assert "UPGRADE: it has not come to its end: worker-0 could not be taken over" in said
+        assert echoed(client) == b"ping"
         installed.change("processes/succession.py", "    no_such_name\n", "")
         installed.release()
         done = typed("upgrade", "--settings", str(daemon.settings_file))
         assert done.returncode == 0, done
         assert upgraded(daemon, 2, NEW)["workers"][1]["survives_crash"]
         assert echoed(client) == b"ping"
+        assert daemon.status()["upgrade_failed"] == ""
         assert daemon.ask("POST", "/v1/reload")[0] == 200
 
 
-def no_reload(daemon: Daemon) -> str:
-    """Why there is no reload now. Nothing, while control is replaced."""
-    with suppress(OSError):
-        return str(daemon.ask("POST", "/v1/reload")[1].get("error", ""))
-    return ""
+def test_who_asked_for_an_upgrade_is_told_why_it_fails(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """Also where the trial was right."""
+    with in_use(daemons, echo, installed, workers=1) as (daemon, _port, client):
+        installed.release()
+        installed.change("processes/succession.py", SAYS_IT_IS_ITS_OWN, f"    no_such_name\n{SAYS_IT_IS_ITS_OWN}")
+        said = refused(daemon, "upgrade")
+        assert f"the upgrade to {NEW} has not come to its end: worker-0 could not be taken over" in said
+        assert echoed(client) == b"ping"
+
+
+# In the trial the worker is that of the first program.
+IN_EARNEST = "        if self._program:\n"
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        ('raise RuntimeError("broken release")', "the new worker does not start: RuntimeError: broken release"),
+        ("os.kill(os.getpid(), 9)", "the new worker ends at its start"),
+        ("time.sleep(1000)", "the new worker gives no sign of life within 2 s"),
+    ],
+    ids=["fails", "is-killed", "hangs"],
+)
+def test_a_worker_that_starts_in_the_trial_alone_costs_nobody_a_connection(
+    daemons: Daemons, echo: Echo, installed: Installed, does: str, says: str
+) -> None:
+    """It gives no sign of life, so the holder before goes on with everything, and whoever asked is told why."""
+    with in_use(daemons, echo, installed, workers=2) as (daemon, port, client):
+        installed.change("dataplane/worker.py", RUNS, f"{RUNS}{IN_EARNEST}            {does}\n")
+        installed.release()
+        assert f"worker-0 could not be taken over: {says}; that is tried again" in refused(daemon, "upgrade")
+        assert echoed(client) == b"ping"
+        status = daemon.status()
+        assert (status["program"], status["upgrading"]) == (1, True)
+        assert status["upgrade_failed"].startswith(f"worker-0 could not be taken over: {says}")
+        with dial(port) as new:
+            assert echoed(new) == b"ping"
+        assert daemon.ask("POST", "/v1/reload")[0] == 200
+        installed.restore()
+        installed.release()
+        done = typed("upgrade", "--settings", str(daemon.settings_file))
+        assert done.returncode == 0, done
+        assert echoed(client) == b"ping"
+        assert upgraded(daemon, 2, NEW)["upgrade_failed"] == ""
 
 
 def dies_after(installed: Installed, step: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from relay.kernel import process
-from tests.harness import HANG_S
+from tests.harness import HANG_S, eventually
 
 NO_SUCH_CALL = 9999  # answers ENOSYS, as systemd's RestrictNamespaces= makes clone3 answer
 
@@ -66,6 +66,16 @@ _, status = os.waitpid(-1, 0)
 print(os.WTERMSIG(status))
 """)
     assert said == str(int(signal.SIGTERM))
+
+
+def test_a_process_has_ended_before_anybody_has_waited_for_it() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
+        assert not process.has_ended(child.pid)
+        child.kill()
+        eventually(lambda: process.has_ended(child.pid), "it has ended")
+        assert child.returncode is None
+    assert process.has_ended(child.pid)
+    assert process.has_ended(0)
 
 
 def test_a_name_is_what_ps_shows() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from relay.kernel import channel
+from relay.ledger.layout import Word
 from relay.processes import succession
 from relay.processes.children import Children
 from relay.processes.holder import NO_PROCESS_S
@@ -68,3 +69,64 @@ def test_the_end_of_a_holder_takes_nothing_from_another(dead: int, monkeypatch: 
         assert (end is None) is (dead == 1)
         if end is not None:
             end.close()
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_successor_of_a_holder_that_has_died(began: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder that had begun to give has ended its worker first. If that lives, nothing was given: it gives by itself."""
+    ended: list[int] = []
+    with new_ledger() as ledger:
+        hand = channel.pair()
+        said = SimpleNamespace(event=lambda *_, **__: None)
+        children = Children(
+            cast(Any, SimpleNamespace(ledger=ledger, log=said, hand=hand)), lambda _: None, (), lambda: None
+        )
+        [holder] = children.workers
+        holder.pid, holder.successor = 1000, 2000
+        part = ledger.worker(0)
+        part[Word.PID], part[Word.HOLDER_PID] = 1001, 1000
+        monkeypatch.setattr(os, "waitpid", lambda *_: (1001 * began, 0))
+        monkeypatch.setattr(os, "kill", lambda pid, _signal: ended.append(pid))
+        with hand[0], hand[1]:
+            children._on_death(holder, 9)
+        if began:
+            assert (holder.pid, holder.successor, ended, children.unguarded()) == (2000, 0, [], [])
+        else:
+            assert (holder.pid, holder.successor, ended, children.unguarded()) == (1001, 2000, [2000], [0])
+            assert part[Word.HOLDER_PID] == 0
+
+
+def test_a_worker_that_has_yet_to_begin_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder dies as soon as it has started it; what stands as the worker's pid is still its predecessor's."""
+
+    def waited(pid: int, _options: int) -> tuple[int, int]:
+        if pid != 1002:
+            raise ChildProcessError
+        return 0, 0
+
+    with new_ledger() as ledger:
+        said = SimpleNamespace(event=lambda *_, **__: None)
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=said)), lambda _: None, (), lambda: None)
+        [holder] = children.workers
+        holder.pid, part = 1000, ledger.worker(0)
+        part[Word.PID], part[Word.STARTED_PID], part[Word.HOLDER_PID] = 1001, 1002, 1000
+        monkeypatch.setattr(os, "waitpid", waited)
+        children._on_death(holder, 9)
+        assert (holder.pid, children.unguarded()) == (1002, [0])
+
+
+def test_who_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The successor, unless it is the holder by now: then the one before it, which hangs."""
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: ended.append(pid))
+    with new_ledger() as ledger:
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, (), lambda: None)
+        [holder] = children.workers
+        holder.pid, holder.successor = 1000, 2000
+        ledger.worker(0)[Word.HOLDER_PID] = 1000
+        children.give_up(0)
+        ledger.worker(0)[Word.HOLDER_PID] = 2000
+        children.give_up(0)
+        holder.successor = 0
+        children.give_up(0)
+        assert ended == [2000, 1000]

@@ -58,7 +58,7 @@ GIVES_ALL = """
 open_some()  # the keeper's own, which neither has to do with
 if os.fork() == 0:
     theirs.close()
-    succession.take(ours, known)
+    succession.take(ours, known, lambda _: None)
     ours.detach()
     assert open_descriptors() <= known | set(table()), open_descriptors()
     said_w.sendall(repr(table()).encode())
@@ -89,7 +89,7 @@ if pid == 0:
     theirs.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     try:
-        succession.take(ours, known)
+        succession.take(ours, known, lambda _: None)
     except OSError as error:
         os._exit(error.errno)
 ours.close()

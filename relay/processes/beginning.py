@@ -1,0 +1,77 @@
+"""A worker gives a sign of life before anything is its own: so one that cannot start costs nobody a connection.
+
+The successor of a holder starts its first worker when all descriptors are in their places, and before it says "mine". The
+worker does all of its start that touches nothing, says that it is there, and waits. Both have one descriptor table, so the
+end of one closes nothing for the other: the holder watches the process, and the worker dies with its holder. And the holder
+opens and closes nothing while the worker looks what is open.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from typing import Final
+
+from relay.kernel import process
+
+BEAT_S: Final = 2.0
+"""For so long a new worker may be on its way; it takes some milliseconds. The holder before waits longer than that."""
+
+_BEAT: Final = b"beat"
+_GO: Final = b"go"
+_TEXT_BYTES: Final = 4096
+_LOOK_MS: Final = 10  # whether the process has ended without a word; its word wakes at once
+
+
+class Beginning:
+    """Between a holder and the first worker that it starts."""
+
+    def __init__(self, besides: int) -> None:
+        """`besides`: the number of what the holder closes before it lets the worker go on. Raises OSError."""
+        self._besides = besides
+        self._holders, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._holder_pid = os.getpid()
+
+    # --- in the worker ------------------------------------------------------------------------------------------
+
+    def wait(self) -> set[int]:
+        """Give a sign of life, and wait until all is this worker's; the numbers of what is closed here again."""
+        process.die_with_parent(self._holder_pid, signal.SIGKILL)
+        self._workers.send(_BEAT)
+        if self._workers.recv(len(_GO)) != _GO:
+            os._exit(0)
+        process.live_on()  # without its holder it may work on
+        closed = {self._besides, self._holders.fileno(), self._workers.fileno()}
+        self._holders.close()
+        self._workers.close()
+        return closed
+
+    def fails(self, why: str) -> None:
+        """Say why this worker does not come up."""
+        if self._workers.fileno() >= 0:
+            self._workers.send(why.encode()[:_TEXT_BYTES], socket.MSG_DONTWAIT)
+
+    # --- in the holder ------------------------------------------------------------------------------------------
+
+    def expect(self, pid: int) -> None:
+        """Wait for the sign of life of the worker with this pid. Raises OSError with what is wrong where none comes."""
+        deadline_s = time.monotonic() + BEAT_S
+        poll = select.poll()
+        poll.register(self._holders, select.POLLIN)
+        while time.monotonic() < deadline_s:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None  # before the look
+            if poll.poll(_LOOK_MS):
+                said = self._holders.recv(_TEXT_BYTES)
+                if said == _BEAT:
+                    return
+                raise ChildProcessError(f"the new worker does not start: {said.decode(errors='replace')}")
+            if ended:
+                raise ChildProcessError("the new worker ends at its start")
+        raise TimeoutError(f"the new worker gives no sign of life within {BEAT_S:g} s")
+
+    def go(self) -> None:
+        """Everything is the worker's now. It closes what this took."""
+        self._holders.send(_GO)
+        self._holders.detach()
+        self._workers.detach()
