@@ -69,12 +69,12 @@ class AdminClient:
         """Do what `resource` says; the JSON answer. Raises AdminError. `takes_time`: a reload or an upgrade."""
         return self._ask("POST", resource, _WORK_S if takes_time else _ANSWER_S)
 
-    def post_again(self, resource: str, *, takes_time: bool = False) -> Any:
-        """The same of what may be done twice: asked again while an upgrade replaces control. Raises AdminError."""
+    def post_again(self, resource: str) -> Any:
+        """The same of what takes time and may be done twice: asked again while an upgrade replaces control. Raises AdminError."""
         deadline_s = time.monotonic() + _REPLACED_S
         while True:
             try:
-                return self.post(resource, takes_time=takes_time)
+                return self.post(resource, takes_time=True)
             except AgainError:
                 if time.monotonic() >= deadline_s:
                     raise

@@ -190,7 +190,7 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.tables import dry_run_text, reload_text
 
             client = AdminClient.find(args.socket, args.settings)
-            answer = client.post_again("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload", takes_time=True)
+            answer = client.post_again("/v1/reload?dry_run=1" if args.dry_run else "/v1/reload")
             text = dry_run_text if args.dry_run else reload_text
             print(json.dumps(answer, indent=2) if args.json else text(answer))
             return 0

@@ -297,7 +297,7 @@ def test_who_says_where_the_socket_is_does_not_wait_for_pydantic() -> None:
 def test_what_an_upgrade_comes_between_is_asked_again(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [AgainError("replaced"), AgainError("replaced"), {"generation": 2}]
 
-    def answered(_self: AdminClient, _resource: str) -> object:
+    def answered(_self: AdminClient, _resource: str, **_: object) -> object:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
