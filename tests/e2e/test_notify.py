@@ -16,7 +16,7 @@ import pytest
 from relay.processes.child import CRASHES_SAID
 from tests.conftest import Daemons
 from tests.e2e.peers import next_worker, running, typed
-from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint
+from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint, unwatched
 from tests.ports import free_port
 
 WATCHDOG_S = 0.6
@@ -87,7 +87,8 @@ def start(
     port = free_port()
     variables = {"NOTIFY_SOCKET": manager.address, **environment}
     declared = one_endpoint(port, target, **(keys or {}))
-    return daemons.make(declared, {"drain": "2m"}, environment=variables).start(wait=False), port
+    daemon = daemons.make(declared, {"drain": "2m"}, environment=variables, program=unwatched())
+    return daemon.start(wait=False), port
 
 
 def test_ready_comes_when_the_port_is_open(daemons: Daemons, manager: Manager) -> None:
