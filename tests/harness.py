@@ -305,6 +305,11 @@ def patched(*constants: str, value: float) -> tuple[str, ...]:
     return ("-c", f"{''.join(changes)}import relay.cli.main; exit(relay.cli.main.main())")
 
 
+def unwatched(program: tuple[str, ...] = patched(value=0)) -> tuple[str, ...]:
+    """The same, where the keeper takes no worker for hung: for a test that stops one, on a machine of any speed."""
+    return ("-c", f"import relay.processes.watch; relay.processes.watch.HUNG_S = 1e9; {program[1]}")
+
+
 class Echo:
     """A target on a TCP address or a Unix path that sends back all it gets, then its FIN. Use as a context manager."""
 

@@ -70,7 +70,10 @@ class AdminClient:
         return self._ask("POST", resource, _WORK_S if takes_time else _ANSWER_S)
 
     def post_again(self, resource: str) -> Any:
-        """The same of what takes time and may be done twice: asked again while an upgrade replaces control. Raises AdminError."""
+        """The same of what takes time, asked again while an upgrade replaces control: it may be done twice.
+
+        Raises AdminError.
+        """
         deadline_s = time.monotonic() + _REPLACED_S
         while True:
             try:

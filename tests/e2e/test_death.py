@@ -16,7 +16,19 @@ import pytest
 from tests.conftest import Daemons
 from tests.dataplane.unprivileged import NOBODY, as_nobody
 from tests.e2e.peers import control_pid, control_restarted, counted, endpoint, more, next_worker, records, shut, typed
-from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, patched, service
+from tests.harness import (
+    HANG_S,
+    Daemon,
+    Echo,
+    Scrape,
+    dial,
+    echoed,
+    eventually,
+    one_endpoint,
+    patched,
+    service,
+    unwatched,
+)
 from tests.ports import free_port
 
 CRASH = signal.SIGALRM  # ends a process as a bug would, and leaves no core file; SIGKILL does not count as a crash
@@ -235,7 +247,7 @@ def test_a_holder_that_starts_late_opens_no_port_of_the_past(daemons: Daemons, e
     """Messages wait for the worker in the kernel. Those that are out of date when one comes must not open a port again."""
     stays, extra = free_port(), free_port()
     kept = endpoint(stays, echo.target)
-    daemon = daemons(service({"in": kept}), {"workers": 1})
+    daemon = daemons(service({"in": kept}), {"workers": 1}, program=unwatched())
     os.kill(daemon.worker_pid(), signal.SIGSTOP)
     daemon.write_service(service({"in": kept, "extra": endpoint(extra, echo.target)}))
     code, answer = daemon.ask("POST", "/v1/reload")
@@ -256,7 +268,7 @@ def test_what_a_dead_worker_counted_is_not_the_next_endpoints(daemons: Daemons, 
     """An endpoint goes while its worker and holder die with a connection of it; a later one gets its row of counters."""
     ports = [free_port() for _ in range(3)]
     keep, leaves, comes = (endpoint(port, echo.target) for port in ports)
-    daemon = daemons(service({"in": keep, "leaves": leaves}), {"workers": 1})
+    daemon = daemons(service({"in": keep, "leaves": leaves}), {"workers": 1}, program=unwatched())
     with dial(ports[1]) as client:
         assert echoed(client) == b"ping"
         os.kill(daemon.worker_pid(), signal.SIGSTOP)
@@ -278,7 +290,7 @@ def test_a_worker_that_dies_in_the_midst_of_a_reload_works_by_the_new_one(daemon
     kept = endpoint(stays, echo.target)
     # However late the next worker is, it is waited for.
     patient = patched("relay.control.delivery._APPLY_S", value=HANG_S)
-    daemon = daemons(service({"in": kept}), {"workers": 1}, program=patient)
+    daemon = daemons(service({"in": kept}), {"workers": 1}, program=unwatched(patient))
     worker = daemon.worker_pid()
     os.kill(worker, signal.SIGSTOP)
     daemon.write_service(service({"in": kept, "extra": endpoint(extra, echo.target)}))

@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.proc import opened
 from tests.conftest import Daemons
 from tests.e2e.peers import control_pid, control_restarted, endpoint, gone, pids, refused, shut
-from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, service, unwatched
 from tests.ports import free_port
 
 STOPS = pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
@@ -84,7 +84,7 @@ def test_the_second_stop_is_at_once(daemons: Daemons, echo: Echo, second: signal
 
 def test_two_stops_that_come_close_together_are_two(daemons: Daemons, echo: Echo) -> None:
     """Standard signals do not queue (signal(7)): two that the keeper passes on must not reach the worker as one."""
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "2m", "workers": 1})
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"drain": "2m", "workers": 1}, program=unwatched())
     with dial(port) as client:
         assert echoed(client) == b"ping"
         worker = daemon.worker_pid()
@@ -100,7 +100,7 @@ def test_two_stops_that_come_close_together_are_two(daemons: Daemons, echo: Echo
 
 def test_a_stop_takes_those_who_wait_in_the_backlog(daemons: Daemons, echo: Echo) -> None:
     """The kernel has told them that they are connected: closing the listening socket would reset them."""
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1})
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 1}, program=unwatched())
     worker = daemon.worker_pid()
     with contextlib.ExitStack() as stack:
         os.kill(worker, signal.SIGSTOP)

@@ -17,7 +17,7 @@ import yaml
 from relay.processes.child import CRASHES_SAID
 from tests.conftest import Daemons
 from tests.e2e.peers import endpoint, next_worker, running, shut, typed
-from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, dial, echoed, eventually, one_endpoint, service, unwatched
 from tests.ports import free_port
 
 WATCHDOG_S = 0.6
@@ -88,7 +88,8 @@ def start(
     port = free_port()
     variables = {"NOTIFY_SOCKET": manager.address, **environment}
     declared = one_endpoint(port, target, **(keys or {}))
-    return daemons.make(declared, {"drain": "2m"}, environment=variables).start(wait=False), port
+    daemon = daemons.make(declared, {"drain": "2m"}, environment=variables, program=unwatched())
+    return daemon.start(wait=False), port
 
 
 def test_ready_comes_when_the_port_is_open(daemons: Daemons, manager: Manager) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.conformance.proc import descriptors, is_stopped
 from tests.conftest import Daemons
 from tests.e2e.peers import counted
-from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, patched
+from tests.harness import Daemon, Echo, Scrape, dial, echoed, eventually, one_endpoint, patched, unwatched
 from tests.ports import free_port
 
 # Where nobody may have to wait for a tick it is longer than a worker needs on the busiest machine; and yet shorter than what
@@ -112,7 +112,7 @@ def test_a_burst_is_taken_by_all(daemons: Daemons, echo: Echo, clients: list[soc
 def test_who_is_left_to_a_worker_that_hangs_is_taken_in_the_next_tick(
     daemons: Daemons, echo: Echo, clients: list[socket.socket]
 ) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, program=NEVER_HUNG)
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, program=unwatched(NEVER_HUNG))
     with stopped(worker_pids(daemon)[1]):
         come(clients, port, 20)
         assert shares(daemon) == [20, 0]
@@ -124,7 +124,7 @@ def test_who_is_left_to_a_worker_that_hangs_is_taken_in_the_next_tick(
 def test_nothing_is_left_to_a_worker_that_has_hung_for_a_while(
     daemons: Daemons, echo: Echo, clients: list[socket.socket]
 ) -> None:
-    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, program=NO_TICK)
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, program=unwatched(NO_TICK))
     with stopped(worker_pids(daemon)[1]):
         eventually(lambda: daemon.status()["workers"][1]["heartbeat_age_s"] > 6, "the other one has seen it hang")
         come_at_once(clients, port, 50)

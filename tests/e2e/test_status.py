@@ -13,7 +13,7 @@ from relay import __version__
 from relay.cli.main import main
 from tests.conftest import Daemons
 from tests.e2e.peers import counted, endpoint
-from tests.harness import HANG_S, Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service
+from tests.harness import HANG_S, Daemon, Echo, denied, dial, echoed, eventually, one_endpoint, service, unwatched
 from tests.ports import free_port
 
 Capture = pytest.CaptureFixture[str]
@@ -171,7 +171,7 @@ def test_what_the_admin_api_does_not_do(daemons: Daemons, echo: Echo) -> None:
 
 
 def test_the_heart_of_a_worker_that_hangs_is_seen_to_stand_still(daemons: Daemons, echo: Echo) -> None:
-    daemon = daemons(one_endpoint(free_port(), echo.target, timeouts={"idle": "200ms"}))
+    daemon = daemons(one_endpoint(free_port(), echo.target, timeouts={"idle": "200ms"}), program=unwatched())
     worker = daemon.worker_pid()
 
     def look() -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from relay import systemd
 from relay.kernel import channel
 from relay.ledger.layout import Word
 from relay.processes import succession
@@ -29,6 +30,36 @@ def test_a_holder_that_dies_before_it_has_a_worker_takes_no_other_childs_end_alo
             eventually(lambda: gone(other.pid), "it has ended")
             assert children._unguarded(holder) == 0
             assert other.wait() == 1
+
+
+def test_a_worker_that_never_came_up_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no pid, and to kill(2) nought is the whole of the keeper's process group."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: killed.append(pid))
+    with new_ledger(workers=2) as ledger:
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, (), lambda: None)
+        children.workers[0].pid, children.workers[1].pid = 1000, 1001
+        ledger.worker(1)[Word.PID] = 2001
+        children.kill()
+    assert killed == [1000, 1001, 2001]
+
+
+def test_what_ends_at_its_start_is_counted_for_others_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder in the ledger, beside what it counted of its worker; control, for the next one, and systemd is told."""
+    told: list[str] = []
+    monkeypatch.setattr(systemd, "notify", told.append)
+    log = SimpleNamespace(event=lambda *_, **__: None)
+    with new_ledger() as ledger:
+        state = SimpleNamespace(ledger=ledger, log=log, control_crashes=0)
+        children = Children(cast(Any, state), lambda _: None, (), lambda: None)
+        for child in children:
+            child.started_s = time.monotonic()
+        ledger.worker(0)[Word.CRASHES] = 2
+        for count in range(1, 4):
+            children._on_death(children.control, 1 << 8)
+            children._on_death(children.workers[0], 1 << 8)
+            assert (state.control_crashes, ledger.worker(0)[Word.CRASHES]) == (count, max(2, count))
+    assert told == ["STATUS=control ends at its start, 3 times in a row (see the log); forwarding goes on"]
 
 
 def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
