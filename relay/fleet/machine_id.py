@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import os
-import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ BOOT_VARIABLE: Final = "RELAY_BOOT_ID"
 """The environment variable that has the boot's id where /proc does not show it: systemd.unit(5), %b."""
 
 _UNKNOWN_BOOT: Final = "boot unknown"
-_UUID: Final = rb"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _ID_MAX_BYTES: Final = 4096  # a machine id has 33; past this it is another file, of which the beginning tells enough
 _FILE_MAX_BYTES: Final = 1024 * 1024
 
@@ -29,7 +27,7 @@ def machine_hash(path: str, service: str, *, known: bool = False) -> str:
     """The machine id in the file at `path`, hashed with the service's name as the key, as 32 hexadecimal digits.
 
     The id itself is a secret of the machine, and must not be given away: machine-id(5). `known`: the machine has its number
-    by it already, from a program that took any text, and keeps it. Raises IdentityError.
+    by it already, from a program that took zeros, and keeps it. Raises IdentityError.
     """
     where = printable(path)
     fix = f"run `{NEW_MACHINE_ID}` as root, or write `machine_id` with another file into instance.yaml"
@@ -44,15 +42,10 @@ def machine_hash(path: str, service: str, *, known: bool = False) -> str:
 
 
 def _fault(machine_id: bytes, *, known: bool) -> str:
-    """Why this is nobody's machine id; empty: it may be one. As a UUID, with dashes, it may be too (the firmware's)."""
+    """Why this tells no machine from others; empty: it does. Any text may, such as a serial number, but for zeros."""
     if machine_id in (b"", b"uninitialized"):  # the latter before a first boot has set it: machine-id(5)
         return "has no machine id"
-    if known:
-        return ""
-    digits = machine_id.replace(b"-", b"") if re.fullmatch(_UUID, machine_id) else machine_id
-    if not re.fullmatch(rb"[0-9A-Fa-f]{32}", digits):
-        return "has no machine id, which is 32 hexadecimal digits"
-    if not digits.strip(b"0"):
+    if not known and not machine_id.strip(b"0-"):
         return "has a machine id of zeros, which any machine may have"
     return ""
 

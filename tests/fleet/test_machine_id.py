@@ -47,34 +47,19 @@ def test_a_machine_id_that_is_a_pipe(tmp_path: Path) -> None:
         machine_hash(str(tmp_path / "machine-id"), "shop")
 
 
-ZEROS = "has a machine id of zeros, which any machine may have"
-NO_ID = "has no machine id, which is 32 hexadecimal digits"
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("0" * 32, ZEROS),
-        ("00000000-0000-0000-0000-000000000000\n", ZEROS),
-        ("web-7\n", NO_ID),
-        ("3d1219c7c4c5404aaa1f6d2a48adfda\n", NO_ID),
-        ("3d1219c7c4c5404aaa1f6d2a48adfda4a\n", NO_ID),
-        ("3d1219c7c4c5404aaa1f6d2a48adfdag\n", NO_ID),
-        ("3d1219c7-c4c5404aaa1f6d2a48adfda4\n", NO_ID),
-        ("\xff" * 32, NO_ID),
-    ],
-)
-def test_what_is_no_machine_id(tmp_path: Path, content: str, said: str) -> None:
+@pytest.mark.parametrize("content", ["0" * 32, "00000000-0000-0000-0000-000000000000\n"])
+def test_a_machine_id_of_zeros(tmp_path: Path, content: str) -> None:
     file = tmp_path / "machine-id"
     file.write_text(content)
     with pytest.raises(IdentityError) as caught:
         machine_hash(str(file), "shop")
-    assert f"{file} {said}; run `rm -f " in str(caught.value)
+    assert f"{file} has a machine id of zeros, which any machine may have; run `rm -f " in str(caught.value)
     assert machine_hash(str(file), "shop", known=True), "whoever has a number by it keeps it"
 
 
 @pytest.mark.parametrize(
-    "content", ["3D1219C7C4C5404AAA1F6D2A48ADFDA4", "3d1219c7-c4c5-404a-aa1f-6d2a48adfda4\n", "0" * 31 + "1"]
+    "content",
+    ["3D1219C7C4C5404AAA1F6D2A48ADFDA4", "3d1219c7-c4c5-404a-aa1f-6d2a48adfda4\n", "0" * 31 + "1", "serial 7"],
 )
 def test_other_ways_to_write_a_machine_id(tmp_path: Path, content: str) -> None:
     file = tmp_path / "machine-id"
