@@ -359,8 +359,7 @@ def main(inherited: WorkerInherits, flows: int) -> None:
     # While a worker takes flows over it makes thousands of objects, and the collector would look through them again and
     # again. None of them is garbage: `run` spares it looking at them at all.
     gc.disable()
-    # First of all, so that one that hangs from here on is known.
-    inherited.ledger[Word.PID], inherited.ledger[Word.HEARTBEAT_NS] = os.getpid(), time.monotonic_ns()
+    inherited.ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()  # first of all: from here on it may hang
     # Before anything is opened here: what is open and not the holder's own was a predecessor's.
     left = other_descriptors(inherited.baseline)
     if walk := os.environ.get("RELAY_FAULT"):

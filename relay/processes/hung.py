@@ -5,7 +5,7 @@ import signal
 
 from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
-from relay.ledger.ledger import Ledger
+from relay.ledger.ledger import Ledger, WorkerLedger
 from relay.log import Logger
 from relay.processes.child import Child
 from relay.processes.children import Children
@@ -61,10 +61,7 @@ class Hung:
         silent_s = self._watch.silent_s(index, beat_ns, now_s)
         if not is_silent(silent_s):
             return
-        pid = part[Word.PID]
-        state, parent = process.state_of(pid)
-        if parent not in (child.pid, os.getpid()):
-            state = ""  # the number is somebody else's by now
+        pid, state = _worker_of(part, (child.pid, os.getpid()))
         match remedy(silent_s, state, process.state_of(child.pid)[0], woken=beat_ns == self._woken_ns[index]):
             case Remedy.NOTHING:
                 return
@@ -94,6 +91,15 @@ class Hung:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+
+
+def _worker_of(part: WorkerLedger, parents: tuple[int, int]) -> tuple[int, str]:
+    """The pid and the state (proc(5); "": there is none) of the worker that one of these has, also before it has begun."""
+    for pid in (part[Word.STARTED_PID], part[Word.PID]):
+        state, parent = process.state_of(pid)
+        if pid and parent in parents:  # else the number is somebody else's by now
+            return pid, state
+    return part[Word.PID], ""
 
 
 def _who(child: Child) -> tuple[int, int, bool]:
