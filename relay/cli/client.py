@@ -12,9 +12,8 @@ from relay.config.values import HostPort
 from relay.errors import AdminError, AgainError, RefusedError, os_reason
 
 # For each step: connecting, sending, and each part of the answer. Control answers within a second when it has much to do.
-# One that hangs is killed after 5 s, and the next one, which has the same socket, takes another to begin.
 _ANSWER_S: Final = 15.0
-_RESTARTED_S: Final = 10.0  # 5 s without a sign of life, and its start on a busy machine
+RESTARTED_S: Final = 20.0  # processes/watch.py's CONTROL_HUNG_S, and a start on a busy machine
 # Reloads and upgrades wait for each other. One that is under way may read two files that hang (10 s each) and wait for a
 # worker (2 s), or try a new version out (30 s); then the one that was asked for does, and 50,000 rules take seconds more.
 _WORK_S: Final = 90.0
@@ -108,7 +107,7 @@ class AdminClient:
             what = f"the daemon at {where} has not answered within {connection.timeout:g} s"
             raise AdminError(
                 f"{what}: its control process hangs, or has too much to do. Connections go on being forwarded; a control "
-                f"that hangs is restarted by the daemon within {_RESTARTED_S:g} s, so try again. `journalctl -u relay` has "
+                f"that hangs is restarted by the daemon within {RESTARTED_S:g} s, so try again. `journalctl -u relay` has "
                 "more"
             ) from None
         except ConnectionResetError as error:

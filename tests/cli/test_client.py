@@ -16,6 +16,7 @@ from relay.cli import client as module
 from relay.cli.client import AdminClient
 from relay.cli.main import main, parser
 from relay.errors import AdminError, AgainError, ConfigError
+from relay.processes.watch import CONTROL_HUNG_S, EVERY_S
 from tests.harness import HANG_S
 from tests.ports import free_port
 
@@ -107,7 +108,7 @@ def test_it_is_not_relay(answer: bytes, path: str) -> None:
 
 NO_ANSWER = (
     "the daemon at {} has not answered within 0.05 s: its control process hangs, or has too much to do. Connections go on "
-    "being forwarded; a control that hangs is restarted by the daemon within 10 s, so try again. `journalctl -u relay` has "
+    "being forwarded; a control that hangs is restarted by the daemon within 20 s, so try again. `journalctl -u relay` has "
     "more"
 )
 
@@ -309,6 +310,10 @@ def test_what_an_upgrade_comes_between_is_asked_again(path: str, monkeypatch: py
     monkeypatch.setattr(module, "_REPLACED_S", 0.0)
     with pytest.raises(AgainError):
         AdminClient(path).post_again("/v1/reload")
+
+
+def test_what_is_said_of_a_control_that_hangs_is_what_the_keeper_does() -> None:
+    assert CONTROL_HUNG_S + EVERY_S < module.RESTARTED_S
 
 
 @pytest.mark.parametrize("answer", [b"", http("503 Service Unavailable", b'{"error": "ask again"}')])
