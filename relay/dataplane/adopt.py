@@ -17,7 +17,6 @@ from socket import AF_INET6, SOCK_STREAM, SocketType
 from typing import Final
 
 from relay.address import Address, join_host_port
-from relay.config.snapshot import EndpointRow
 from relay.dataplane.context import Context, OpenFlow
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
@@ -37,7 +36,7 @@ from relay.kernel.sockets import (
     readable_now,
     reset_on_close,
 )
-from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Flag, State, Word
+from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Count, Flag, State, Word
 from relay.ledger.ledger import NO_PIPE, owner_of
 from relay.ledger.record import FlowRecord
 from relay.steps import step
@@ -58,6 +57,7 @@ class Adoption:
     listeners: dict[str, Listener]  # by address
     records: list[FlowRecord]  # what the ledger says of the dead worker's flows
     left: set[int]
+    listening: Callable[[set[int]], set[int]]  # takes the listening sockets among these
     serve: Callable[[], None]  # let bytes of the flows move that are taken over so far
     failed: Callable[[OpenFlow, Exception], None]
 
@@ -94,7 +94,7 @@ class Adoption:
             self.serve()
         self._arrivals()
         self.context.beat()
-        for fd in self.left:
+        for fd in self.left - self.listening(self.left):
             with contextlib.suppress(OSError):
                 os.close(fd)
         if not here:
@@ -143,6 +143,8 @@ class Adoption:
     @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
         """Make the flow, and the stage in which it stood."""
+        if not self._is_own(record):
+            return self._disown(record)
         self.left.discard(record.client_fd)
         flow = flow_of(record, self.context, self.gates[record.slot])
         if record.state != State.LINE:
@@ -165,6 +167,33 @@ class Adoption:
                 Greeting(flow).resume(record)
         except Exception as error:
             self.failed(flow, error)
+
+    def _is_own(self, record: FlowRecord) -> bool:
+        """Whether the client's socket is still the flow's, so that what else it names is too: its peer is the recorded one.
+
+        Whom another machine's relay has brought is not the socket's peer; there it must do that it is a connection. Asked of
+        each flow when it is its turn, for then its socket is looked at anyway.
+        """
+        gate = self.gates.get(record.slot)
+        by_itself = gate is not None and not gate.is_brought
+        if by_itself and _is_peer(record.client_fd, record.peer):
+            return True
+        found = connected_addresses(record.client_fd)
+        if found is None:
+            return is_gone(Accepted(record.client_fd))  # reset: it has no peer any more
+        # What came to no endpoint's port was brought to the relay's.
+        return not by_itself or not any(found[0].port in each.declared.listens.values() for each in self._plain())
+
+    def _plain(self) -> list[Gate]:
+        return [gate for gate in self.gates.values() if not gate.is_brought]
+
+    def _disown(self, record: FlowRecord) -> None:
+        """Count a flow as over whose descriptors are not its own. What has their numbers is somebody else's."""
+        ledger = self.context.ledger
+        if record.state != State.LINE:  # which is counted
+            ledger.ending(record.index, "error")
+            ledger.words[ledger.counts_at(record.slot) + Count.CLOSED + CAUSES.index("error")] += 1
+        ledger.end((record.index,))
 
     @step
     def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:
@@ -198,8 +227,9 @@ class Adoption:
     def _finish(self, record: FlowRecord) -> None:
         """Close what a flow that is over has still open, as its cause demands."""
         clean = _cause(record) in CLEAN_CAUSES
+        own = record.client_fd not in self.left or self._is_own(record)
         for fd in (record.client_fd, record.target_fd):
-            if fd in self.left:
+            if own and fd in self.left:
                 self.left.discard(fd)
                 with contextlib.suppress(OSError):
                     sock = Accepted(fd)
@@ -259,26 +289,6 @@ def _cause(record: FlowRecord) -> str:
     if record.state == State.LINE:
         return "told"
     return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state == State.END else "error"
-
-
-def cross_out_strangers(records: Iterable[FlowRecord], rows: Iterable[EndpointRow], left: set[int]) -> None:
-    """Have no record name descriptors that are not its flow's: what has such a number now is somebody else's.
-
-    `left` are those that the dead worker opened, `rows` what is declared. A flow is known by its client's socket, whose peer
-    is the recorded one; unless another machine's relay has brought the client, and then the socket must be a connection.
-    """
-    plain = [row for row in rows if not row.is_brought]
-    slots, ports = {row.slot for row in plain}, {port for row in plain for port in row.listens.values()}
-    for record in records:
-        fd, by_itself = record.client_fd, record.slot in slots
-        if record.state == State.END or fd not in left or (by_itself and _is_peer(fd, record.peer)):
-            continue
-        found = connected_addresses(fd)
-        # What came to no endpoint's port was brought to the relay's. A socket that was reset has no peer.
-        if is_gone(Accepted(fd)) if found is None else not by_itself or found[0].port not in ports:
-            continue
-        record.client_fd = record.target_fd = -1
-        record.up_pipe = record.down_pipe = NO_PIPE
 
 
 def _is_peer(fd: int, text: str) -> bool:

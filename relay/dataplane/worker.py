@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from relay.config.snapshot import LaterFormatError, Snapshot
-from relay.dataplane.adopt import Adoption, cross_out_strangers, free_records, held_by
+from relay.dataplane.adopt import Adoption, free_records, held_by
 from relay.dataplane.context import Context, OpenFlow, Stage
 from relay.dataplane.denials import Denials
 from relay.dataplane.ending import Ending
@@ -137,7 +137,6 @@ class Worker:
             self._snapshot = snapshot_in_force(inherited)
             self._log.level = self._snapshot.log_level
         self._records = list(inherited.ledger.flows())
-        cross_out_strangers(self._records, self._snapshot.endpoints, self._left)
         high, context = inherited.ledger[Word.FLOWS_HIGH], self._context
         context.free_records, context.unused_records = free_records(self._records, high, self._capacity)
         self._sources.clear()
@@ -264,7 +263,8 @@ class Worker:
 
         records, self._records = self._records, []
         serve = self._poller.serve  # and not `_serve`: accepting, ticks and the end of a drain wait until all are here
-        adopted = Adoption(self._context, self._pool, gates, listeners, records, self._left, serve, self._fail).run()
+        here = self._context, self._pool, gates, listeners, records, self._left
+        adopted = Adoption(*here, self._ports.find, serve, self._fail).run()
         return {"flows": adopted, "took_s": round(time.monotonic() - began_s, 6)}
 
     def _rewire(self) -> None:

@@ -267,7 +267,7 @@ def succeed(scene: Scene) -> Flow:
     def fail(_flow: object, error: Exception) -> None:
         failed.append(error)
 
-    Adoption(rig.context, rig.pool, gates, {}, records, left, lambda: None, fail).run()
+    Adoption(rig.context, rig.pool, gates, {}, records, left, lambda _: set(), lambda: None, fail).run()
     assert failed == []
     return rig.flow()
 
