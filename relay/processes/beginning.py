@@ -32,6 +32,7 @@ class Beginning:
         self._besides = besides
         self._holders, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._holder_pid = os.getpid()
+        self._deadline_s = time.monotonic() + BEAT_S
 
     # --- in the worker ------------------------------------------------------------------------------------------
 
@@ -54,19 +55,23 @@ class Beginning:
 
     # --- in the holder ------------------------------------------------------------------------------------------
 
-    def expect(self, pid: int) -> None:
-        """Wait for the sign of life of the worker with this pid. Raises OSError with what is wrong where none comes."""
-        deadline_s = time.monotonic() + BEAT_S
+    def expect(self, pid: int) -> bool:
+        """Wait for the sign of life of the worker with this pid; False: somebody has killed it, and another one may do.
+
+        Raises OSError with what is wrong where none comes.
+        """
         poll = select.poll()
         poll.register(self._holders, select.POLLIN)
-        while time.monotonic() < deadline_s:
-            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None  # before the look
+        while time.monotonic() < self._deadline_s:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # before the look
             if poll.poll(_LOOK_MS):
                 said = self._holders.recv(_TEXT_BYTES)
                 if said == _BEAT:
-                    return
+                    return True
                 raise ChildProcessError(f"the new worker does not start: {said.decode(errors='replace')}")
-            if ended:
+            if ended is not None:
+                if ended.si_status == signal.SIGKILL:
+                    return False
                 raise ChildProcessError("the new worker ends at its start")
         raise TimeoutError(f"the new worker gives no sign of life within {BEAT_S:g} s")
 

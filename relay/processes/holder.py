@@ -93,11 +93,15 @@ class Holder:
         Raises OSError where it does not come up.
         """
         self._beginning = Beginning(besides)
-        pid = process.fork_sharing_descriptors()
-        if pid == 0:
-            self._be_worker()
-        self._worker_pid = self._ledger[Word.STARTED_PID] = pid
-        self._beginning.expect(pid)
+        while True:
+            pid = process.fork_sharing_descriptors()
+            if pid == 0:
+                self._be_worker()
+            self._worker_pid = self._ledger[Word.STARTED_PID] = pid
+            if self._beginning.expect(pid):
+                return
+            os.waitpid(pid, 0)
+            self._worker_pid = 0
 
     def abandon(self) -> None:
         """End what `begin` has started: nothing is this holder's."""

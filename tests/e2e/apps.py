@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from tests.e2e.netns import Network
-from tests.e2e.peers import children
+from tests.e2e.peers import children, gone
 from tests.e2e.programs import RUN_S, answers, answers_at, other_user, program, run, serving
+from tests.harness import eventually
 
 HTTP_PORT, REDIS_PORT, _PG_PORT = 8080, 6379, 5432  # the last is only part of a socket's name
 _UNWELL: Final = "unwell"
@@ -44,9 +45,12 @@ class App:
         self._running.close()
 
     def kill(self) -> None:
-        """All its processes at once."""
+        """All its processes at once. When this returns they have ended, and their connections with them."""
+        assert self._process is not None  # it was started
+        pids = children(self._process.pid)
         self._signal(signal.SIGKILL)
         self._running.close()
+        eventually(lambda: all(map(gone, pids)), "they have ended")
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
