@@ -1,6 +1,6 @@
 """A worker whose holder is dead has the only table of its descriptors: it gives that to a new holder by itself.
 
-The keeper starts the new holder and sends SIGUSR2. The worker serves on until the new one is ready; then nothing moves until
+The keeper starts the new holder, which sends SIGUSR2 when it is ready. The worker serves until then; and nothing moves until
 the next worker has adopted, as after any death.
 """
 

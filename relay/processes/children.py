@@ -68,7 +68,10 @@ class Children:
         return [child.restart_at_s for child in self if child.restart_at_s is not None]
 
     def succeed(self, index: int) -> None:
-        """Start a holder of this program beside the one that is there, and tell that one to give it everything."""
+        """Start a holder of this program beside the one that is there, to which that one gives everything when it is called.
+
+        The successor calls it (SIGUSR2), as soon as it is ready.
+        """
         child = self.workers[index]
         if not child.pid or child.successor:
             return  # it is just being started in this program; the last successor has not given up yet
@@ -77,12 +80,10 @@ class Children:
             with ours, theirs:
                 succession.call(self._state.hand, theirs)
                 self._called = child
-                main = partial(be_successor, self._state, index, ours, theirs)
+                main = partial(be_successor, self._state, index, child.pid, ours, theirs)
                 child.successor = self._fork(child.name, main)
         except OSError as error:
             self._state.log.event("error", "not started", message=no_process(child.name, error))
-        else:
-            os.kill(child.pid, signal.SIGUSR2)
 
     def heard(self) -> bool:
         """Whether who was called last to give everything away has heard it; if not, it will not any more."""

@@ -3,7 +3,7 @@
 Nothing else happens in here, and nothing is opened or closed, so that nothing can fail. When the worker dies, every
 socket and pipe that it had is still open in the holder, and so in the next worker.
 
-At a live upgrade (SIGUSR2 from the keeper) it kills the worker and gives every descriptor to its successor (succession.py):
+At a live upgrade its successor calls it (SIGUSR2): it kills the worker and gives every descriptor away (succession.py):
 the new program's first worker takes over what the old one's last worker left, as after any other kill.
 """
 
@@ -197,11 +197,16 @@ class Holder:
         """Give everything to the successor and end. Returns only when that fails; a worker is then started again."""
         process.block()  # nothing comes between: a stop is served by the successor, or here afterwards
         try:
+            if not succession.is_called(self._hand):
+                return
+            # First: what is fetched is in the worker's table as well, where one that has just begun closes whatever it does
+            # not know; and then the number is a connection's.
+            self._stop_worker()
             end = succession.fetched(self._hand)
             if end is None:
                 return
             with end:
-                succession.give(end, self._own, self._stop_worker)
+                succession.give(end, self._own)
             os._exit(0)
         except OSError as error:
             message = f"{self._name} goes on in the old code: {error.strerror or error}"
@@ -278,7 +283,7 @@ def holder_of(
 
 
 def _give(own: Collection[int], end: socket.socket) -> None:
-    succession.give(end, own, lambda: None)  # who works in this table does it, so there is nobody to stop
+    succession.give(end, own)
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:

@@ -1,8 +1,10 @@
 """What stands: the keeper holds it, and every process that it starts begins with it."""
 
 import os
+import signal
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 
 from relay import __version__
 from relay.config.snapshot import Snapshot
@@ -77,14 +79,16 @@ def be_holder(state: Inherited, index: int) -> None:
     _holder(state, index).run()
 
 
-def be_successor(state: Inherited, index: int, ours: socket.socket, theirs: socket.socket) -> None:
-    """Be the holder of worker `index` in place of the old program's, which holds the end `theirs`: see succession.py."""
+def be_successor(
+    state: Inherited, index: int, holder_pid: int, ours: socket.socket, theirs: socket.socket
+) -> None:  # fmt: skip
+    """Be the holder of worker `index` in place of that process, which holds the end `theirs`: see succession.py."""
     process.block()  # a stop must not end this process while it alone has the connections; `Holder.run` lets it come
     theirs.close()
     _let_go(state)
     holder = _holder(state, index)
     try:
-        succession.take(ours, state.of_holders(), holder.begin)
+        succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2), holder.begin)
     except OSError as error:
         holder.abandon()
         why = error.strerror or str(error)

@@ -127,7 +127,7 @@ class Renewal:
     def _failed(self, index: int, now_s: float) -> None:
         """What was tried has come to nothing. Who was to give everything away goes on, or hangs."""
         child, tried = self._children.workers[index], self._of(index)
-        heard = self._children.heard()
+        heard = self._children.heard() or not self._why  # one that ended without a word may not have called it
         if heard or tried.alone:
             pause_s = tried.pause_s or (_GUARD_AGAIN_S if tried.alone else _AGAIN_S)
             tried.again_s, tried.pause_s = now_s + pause_s, min(2 * pause_s, _AGAIN_MAX_S)

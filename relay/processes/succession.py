@@ -6,8 +6,9 @@ by SCM_RIGHTS (unix(7)). Where a holder is dead its worker does the same by itse
 It is the ledger that says what a number means, so each must have the same one over there.
 
     holder (old program)                       successor (new program)
-                                               closes what is not a holder's; "ready"
-    kills its worker
+                                               closes what is not a holder's; "ready"; SIGUSR2
+    kills its worker, fetches its end of the
+    channel, which no worker must find open
     the number of its own end of the channel   moves its own end there
     descriptors, in ascending order            takes each part; "have"
     "all"                                      puts them in their places; starts a worker, which shows
@@ -26,6 +27,7 @@ goes on. Never both of them, and one of them as long as one lives.
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -69,6 +71,13 @@ def recall(hand: tuple[socket.socket, socket.socket]) -> bool:
     return True
 
 
+def is_called(hand: socket.socket) -> bool:
+    """Whether `call` has left something, which `fetched` would take."""
+    poll = select.poll()
+    poll.register(hand, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def fetched(hand: socket.socket) -> socket.socket | None:
     """What `call` left."""
     end = None
@@ -81,13 +90,12 @@ def fetched(hand: socket.socket) -> socket.socket | None:
     return end
 
 
-def give(end: socket.socket, known: Collection[int], stop: Callable[[], None]) -> None:
+def give(end: socket.socket, known: Collection[int]) -> None:
     """Give the successor every socket and pipe but the `known` ones. When this returns, it has them, and works by them.
 
-    `stop` ends whoever else uses this table. Raises OSError, and then all is here as before; `stop` may have been called.
+    Nobody else may use this table meanwhile. Raises OSError, and then all is here as before.
     """
     _expect(end, _READY)
-    stop()
     others = open_descriptors() - set(known) - {end.fileno()}
     fds = array("i", sorted(fd for fd in others if _carries_bytes(fd)))
     end.send(_NUMBER.pack(end.fileno()))
@@ -108,15 +116,17 @@ def give(end: socket.socket, known: Collection[int], stop: Callable[[], None]) -
         raise
 
 
-def take(end: socket.socket, known: Collection[int], begin: Callable[[int], None]) -> None:
+def take(end: socket.socket, known: Collection[int], call: Callable[[], None], begin: Callable[[int], None]) -> None:
     """Take what `give` gives, and have nothing else open but the `known` ones. They are the holder's too, by number.
 
+    `call` tells the holder that this one is ready: it need not stop its worker for one that never will be.
     `begin` is called when all is in its place, and nothing is this process's own yet, with the number at which `end` is then.
     That is closed. Raises OSError: the holder goes on, and this process has to end without having used anything.
     """
     for fd in open_descriptors() - set(known) - {end.fileno()}:
         os.close(fd)
     end.send(_READY)
+    call()
     end = _moved(end, _NUMBER.unpack(end.recv(_NUMBER.size))[0])
     arrived: list[tuple[int, int]] = []  # (its number, its place)
     while (part := _received(end)) is not None:

@@ -81,7 +81,7 @@ def test_holders_that_are_slow_to_hear_and_slow_to_end(daemons: Daemons, echo: E
     """The second is called as soon as the first one's worker is up, which may be before the first one has ended."""
     slow = "            time.sleep(0.1)\n"
     hears = "            end = succession.fetched(self._hand)\n"
-    gives = "                succession.give(end, self._own, self._stop_worker)\n"
+    gives = "                succession.give(end, self._own)\n"
     installed.change("processes/holder.py", hears, slow + hears)
     installed.change("processes/holder.py", gives, gives + slow)
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)

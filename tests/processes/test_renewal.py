@@ -171,10 +171,22 @@ def test_a_holder_that_hears_nothing_hangs(
     it, now_s = renewing(kept, upgraded=True), 0.0
     for turn in range(len(signals)):
         it.step(now_s)
+        it.hear("timed out")  # the successor has called, and waited
         kept.fails(0)
         it.step(now_s)
         assert sent == [(100, number) for number in signals[: turn + 1]]
         now_s += 1.0
+
+
+def test_a_successor_that_ends_without_a_word_may_not_have_called(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _pid, number: sent.append(number))
+    kept.was_heard = False
+    it = renewing(kept, upgraded=True)
+    it.step(0.0)
+    kept.fails(0)
+    it.step(0.0)
+    assert sent == [], "its holder is not to blame"
 
 
 def test_who_takes_too_long_is_given_up(kept: Kept) -> None:

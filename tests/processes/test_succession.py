@@ -1,5 +1,6 @@
 """One process gives its descriptors to another: all of them, under the same numbers, or none of them is lost."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -7,12 +8,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from relay.kernel import channel
 from relay.kernel.sockets import open_descriptors
 from relay.processes import succession
+from relay.processes.holder import Holder
 from tests.harness import HANG_S
 
 # Two processes as a keeper would fork them, without a test runner's own descriptors in the way.
@@ -58,7 +62,7 @@ GIVES_ALL = """
 open_some()  # the keeper's own, which neither has to do with
 if os.fork() == 0:
     theirs.close()
-    succession.take(ours, known, lambda _: None)
+    succession.take(ours, known, lambda: None, lambda _: None)
     ours.detach()
     assert open_descriptors() <= known | set(table()), open_descriptors()
     said_w.sendall(repr(table()).encode())
@@ -72,7 +76,7 @@ end = succession.fetched(hand[1])
 open_some()
 had = table()
 had.pop(end.fileno(), None)
-succession.give(end, known, lambda: None)
+succession.give(end, known)
 end.close()
 os.wait()
 said_w.close()
@@ -89,13 +93,13 @@ if pid == 0:
     theirs.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     try:
-        succession.take(ours, known, lambda _: None)
+        succession.take(ours, known, lambda: None, lambda _: None)
     except OSError as error:
         os._exit(error.errno)
 ours.close()
 pipes = [os.pipe() for _ in range(100)]
 try:
-    succession.give(theirs, known, lambda: None)
+    succession.give(theirs, known)
 except OSError:
     assert all(fd in open_descriptors() for pair in pipes for fd in pair)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -148,23 +152,48 @@ def dies_with_all_of_it(successor: socket.socket) -> None:
     successor.close()
 
 
-@pytest.mark.parametrize(("does", "stopped"), [(is_gone, False), (dies_when_ready, True), (dies_with_all_of_it, True)])
+@pytest.mark.parametrize("does", [is_gone, dies_when_ready, dies_with_all_of_it])
 def test_a_successor_that_dies_leaves_all_with_the_holder(
-    ends: tuple[socket.socket, socket.socket], does: Successor, stopped: bool
+    ends: tuple[socket.socket, socket.socket], does: Successor
 ) -> None:
     holder, successor = ends
     known = open_descriptors()
     pipe = os.pipe()
-    stops: list[int] = []
     thread = threading.Thread(target=does, args=(successor,))
     thread.start()
     with suppress(OSError):
-        succession.give(holder, known, lambda: stops.append(1))
+        succession.give(holder, known)
         pytest.fail("nobody has taken anything")
     thread.join()
-    assert len(stops) == stopped, "a worker is stopped only for a successor that is ready"
     for fd in pipe:
         os.close(fd)
+
+
+def test_no_worker_finds_the_end_of_the_channel_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has just begun closes what it does not know, and the next connection gets that number."""
+    did: list[str] = []
+    hand, end = channel.pair(), socket.socketpair()
+    fetched = succession.fetched
+
+    def fetch(of: socket.socket) -> socket.socket | None:
+        did.append("fetched")
+        return fetched(of)
+
+    def give(*_: object) -> None:
+        did.append("gave")
+        raise OSError(errno.EPIPE, "it goes on")
+
+    log = SimpleNamespace(event=lambda *_, **__: None)
+    holder = Holder("worker-0", *cast(Any, (None, hand[1], set(), log, None, None)))
+    monkeypatch.setattr(succession, "fetched", fetch)
+    monkeypatch.setattr(succession, "give", give)
+    monkeypatch.setattr(holder, "_stop_worker", lambda: did.append("stopped"))
+    with hand[0], hand[1], end[0], end[1]:
+        holder._renew(0, None)
+        assert did == [], "nobody has called: its worker works on"
+        channel.send(hand[0], {}, (end[0].fileno(),))
+        holder._renew(0, None)
+    assert did == ["stopped", "fetched", "gave"]
 
 
 def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -173,7 +202,7 @@ def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]
     holder.settimeout(0.05)
     successor.send(b"ready")
     with pytest.raises(TimeoutError):
-        succession.give(holder, open_descriptors(), lambda: None)
+        succession.give(holder, open_descriptors())
     with pytest.raises(BrokenPipeError):
         successor.send(b"mine")
     said = [successor.recv(64) for _ in range(3)]
@@ -195,7 +224,7 @@ def test_what_was_said_at_the_last_moment_holds(
 
     monkeypatch.setattr(succession, "_expect", misses_it)
     successor.send(b"ready")
-    succession.give(holder, open_descriptors(), lambda: None)
+    succession.give(holder, open_descriptors())
 
 
 def test_what_nobody_fetched_is_taken_back() -> None:
