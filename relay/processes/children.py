@@ -142,6 +142,7 @@ class Children:
                     child.successor = 0
 
     def _on_death(self, child: Child, status: int) -> None:
+        was_replaced, child.replaced = child.replaced, False
         child.pid = self._unguarded(child)
         if child.successor:
             if self._called is child:  # the next one's worker may be up before this one's end is seen
@@ -152,8 +153,7 @@ class Children:
                 child.pid, child.successor = child.successor, 0
         if child.pid or self._ends(child):
             return
-        if child.replaced:
-            child.replaced = False
+        if was_replaced and child is self.control:
             self.start(child)
             return
         child.crashes = crashes_now(child.crashes, status, time.monotonic() - child.started_s)

@@ -128,7 +128,7 @@ class Keeper:
         self._phase = Phase.READY
         self._control.pid = before.control_pid
         for child, pid in zip(self._workers, before.holder_pids, strict=True):
-            child.pid = pid
+            child.pid, child.replaced = pid, bool(pid)
         systemd.reloading()  # READY=1 follows from control, when every worker works by the new snapshot
         self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
         ledger = self._state.ledger

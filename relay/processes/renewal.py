@@ -85,7 +85,7 @@ class Renewal:
     def _wanted(self) -> list[int]:
         """Whose holder is to be succeeded: all whose connections are in danger, and the first one of the old program's."""
         alone = [n for n in self._children.unguarded() if not self._ledger.worker(n)[Word.UNSHARED]]
-        others = [n for n in behind(self._ledger) if n not in alone and self._children.workers[n].pid]
+        others = [n for n in behind(self._ledger) if n not in alone and self._children.workers[n].replaced]
         return sorted(alone, key=lambda n: self._of(n).again_s) + others[:1]
 
     def _of(self, index: int) -> _Try:
@@ -108,7 +108,8 @@ class Renewal:
     def _is_over(self, index: int, now_s: float) -> bool:
         """Whether what is under way has come to its end, whichever it is."""
         child, tried = self._children.workers[index], self._of(index)
-        if index not in self._wanted() and self._ledger.worker(index)[Word.HOLDER_PID]:
+        is_up = index not in behind(self._ledger) and index not in self._children.unguarded()
+        if is_up and self._ledger.worker(index)[Word.HOLDER_PID]:
             del self._tries[index]
             if tried.alone:
                 self._log.event("info", "guarded", message=f"worker-{index} has a holder again", pid=child.pid)

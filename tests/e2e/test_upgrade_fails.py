@@ -244,7 +244,7 @@ IN_EARNEST = "        if self._program:\n"
     ("does", "says"),
     [
         ('raise RuntimeError("broken release")', "the new worker does not start: RuntimeError: broken release"),
-        ("os.kill(os.getpid(), 9)", "the new worker ends at its start"),
+        ("os.kill(os.getpid(), 9)", "the new worker gives no sign of life within 2 s"),
         ("time.sleep(1000)", "the new worker gives no sign of life within 2 s"),
     ],
     ids=["fails", "is-killed", "hangs"],
@@ -293,7 +293,7 @@ def test_a_holder_that_dies_before_it_gives_is_replaced_at_once(
     daemons: Daemons, echo: Echo, installed: Installed
 ) -> None:
     """Holder and worker both dead is what loses connections; it must not cost those that come after."""
-    dies_after(installed, "    stop()\n")
+    dies_after(installed, "    _expect(end, _READY)\n")
     with in_use(daemons, echo, installed, workers=1) as (daemon, port, client):
         os.kill(daemon.pid, signal.SIGUSR2)
         with pytest.raises(ConnectionResetError):

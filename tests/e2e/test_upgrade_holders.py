@@ -61,17 +61,17 @@ def test_a_holder_that_is_stopped_hinders_nothing(
         assert daemon.status()["workers"][0]["survives_crash"]
 
 
-@pytest.mark.parametrize("moment", ["fetched", "ready"])
+@pytest.mark.parametrize("moment", ["called", "ready"])
 def test_a_holder_that_dies_meanwhile_is_done_without(
     daemons: Daemons, echo: Echo, installed: Installed, moment: str
 ) -> None:
     """As soon as it has heard, and when its successor was ready: it has not ended its worker yet, which gives by itself."""
     before = {
-        "fetched": "            if end is None:\n                return\n            with end:\n",
+        "called": "            if not succession.is_called(self._hand):\n",
         "ready": "        if self._worker_pid:\n            with contextlib.suppress(ProcessLookupError, Child",
     }[moment]
     installed.change(
-        "processes/holder.py", before, f"        {'    ' * (moment == 'fetched')}os.kill(os.getpid(), 9)\n{before}"
+        "processes/holder.py", before, f"        {'    ' * (moment == 'called')}os.kill(os.getpid(), 9)\n{before}"
     )
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
     with ExitStack() as stack:

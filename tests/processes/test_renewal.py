@@ -44,11 +44,11 @@ class Kept:
 
     def holder_dies(self, index: int) -> None:
         self.ledger.worker(index)[Word.HOLDER_PID] = 0
-        self.workers[index].pid, self.workers[index].successor = 200 + index, 0
+        self.workers[index] = Child(f"worker-{index}", lambda: None, pid=200 + index)
 
     def is_taken_over(self, index: int) -> None:
         child, part = self.workers[index], self.ledger.worker(index)
-        child.pid, child.successor = child.successor, 0
+        child.pid, child.successor, child.replaced = child.successor, 0, False
         part[Word.HOLDER_PID], part[Word.PROGRAM] = child.pid, self.ledger.words[DaemonWord.PROGRAM]
 
     def fails(self, index: int) -> None:
@@ -66,6 +66,8 @@ def kept() -> Iterator[Kept]:
 
 def renewing(kept: Kept, *, upgraded: bool = False) -> Renewal:
     kept.ledger.words[DaemonWord.PROGRAM] += upgraded
+    for child in kept.workers:
+        child.replaced = upgraded
     log = SimpleNamespace(event=kept.event)
     return Renewal(kept.ledger, cast(Any, log), cast(Any, kept), kept.told.append, 0.0 if upgraded else None)
 
@@ -187,6 +189,20 @@ def test_a_successor_that_ends_without_a_word_may_not_have_called(kept: Kept, mo
     kept.fails(0)
     it.step(0.0)
     assert sent == [], "its holder is not to blame"
+
+
+def test_a_holder_of_this_program_is_not_called_though_its_worker_is_not_up_yet(kept: Kept) -> None:
+    """The one before has died with its worker while it gave, and there is a new one that has nothing from before."""
+    it = renewing(kept, upgraded=True)
+    it.step(0.0)
+    kept.workers[0] = Child("worker-0", lambda: None, pid=400)
+    for now_s in (0.0, 0.1, 1.0):
+        it.step(now_s)
+    assert kept.called == [0]
+    part = kept.ledger.worker(0)
+    part[Word.HOLDER_PID], part[Word.PROGRAM] = 400, kept.ledger.words[DaemonWord.PROGRAM]
+    it.step(1.1)
+    assert kept.called == [0, 1]
 
 
 def test_who_takes_too_long_is_given_up(kept: Kept) -> None:
