@@ -5,18 +5,14 @@ the next worker has adopted, as after any death.
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
-from typing import Final
 
 from relay.errors import os_reason
 from relay.log import Logger
 
 Give = Callable[[socket.socket], None]
-"""Gives this process's table to who holds the other end. Raises OSError, and then all is here as before."""
-
-_DONE: Final = 0  # exit status: there is nothing left to do
+"""Gives this process's table to who holds the other end, and ends it. Raises OSError, and then all is here as before."""
 
 
 class Giving:
@@ -43,16 +39,11 @@ class Giving:
         asyncio.get_running_loop().remove_reader(end.fileno())
         self._log.flush()
         try:
-            self._go(end)
+            self._give(end)
         except OSError as error:
             message = f"it works on without a net: {os_reason(error)}; that is tried again"
             self._log.event("error", "not guarded", message=message)
             self._let_go()
-
-    def _go(self, end: socket.socket) -> None:
-        """Give everything, and end without touching any of it. Raises OSError, and then nothing has happened."""
-        self._give(end)
-        os._exit(_DONE)
 
     def _let_go(self) -> None:
         if self._end is not None:

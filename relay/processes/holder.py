@@ -206,8 +206,7 @@ class Holder:
             if end is None:
                 return
             with end:
-                succession.give(end, self._own)
-            os._exit(0)
+                _give(self._own, end)
         except OSError as error:
             message = f"{self._name} goes on in the old code: {error.strerror or error}"
             self._log.event("error", "upgrade failed", message=message)
@@ -283,7 +282,9 @@ def holder_of(
 
 
 def _give(own: Collection[int], end: socket.socket) -> None:
+    """Give everything but its `own` away, and end. Raises OSError, and then all is here as before."""
     succession.give(end, own)
+    succession.leave(end)
 
 
 def crashes_now(before: int, status: int, lived_s: float) -> int:

@@ -94,7 +94,7 @@ def be_successor(
         why = error.strerror or str(error)
         state.log.event("error", "upgrade failed", message=f"worker-{index} could not be taken over: {why}")
         channel.send(state.hand[1], messages.failed(why))  # the keeper tells who has asked for it
-        return
+        os._exit(0)  # here: a return would close the channel first, and the holder would go on beside this table
     part = state.ledger.worker(index)
     part[Word.HOLDER_PID] = os.getpid()
     # Nobody writes there any more, and the next to do so is a worker of this program.

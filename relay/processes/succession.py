@@ -13,7 +13,7 @@ It is the ledger that says what a number means, so each must have the same one o
     descriptors, in ascending order            takes each part; "have"
     "all"                                      puts them in their places; starts a worker, which shows
                                                that it lives, and waits (beginning.py); "mine"
-    ends                                       lets the worker adopt, as after any kill
+    closes its table, the channel last; ends   sees that; lets the worker adopt, as after any kill
 
 A received descriptor gets the lowest number that is free. Both sides begin with the same ones open, so by ascending order
 none ever lands above its place; and put there from the highest down, none lands on another.
@@ -22,18 +22,22 @@ Until the successor has said "mine", the holder can take everything back; each s
 cost alone. "mine" is the moment. A holder that has waited too long stops its ears first and then looks whether it was said;
 if not, it says "no" and goes on. A successor that is not heard asks: after a "no" it ends, and where the holder is dead it
 goes on. Never both of them, and one of them as long as one lives.
+
+No worker begins while both tables are there, whoever goes on. A connection that it closed would live on in the other one, and
+epoll would go on to report it, under a number that is the next connection's by then (epoll(7), questions 1 and 6).
 """
 
 import contextlib
 import errno
 import os
+import resource
 import select
 import socket
 import stat
 import struct
 from array import array
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, NoReturn
 
 from relay.kernel import channel
 from relay.kernel.sockets import open_descriptors
@@ -113,7 +117,18 @@ def give(end: socket.socket, known: Collection[int]) -> None:
             return
         with contextlib.suppress(OSError):  # it is dead
             end.send(_NO)
+        _see_end(end)  # only then is the table this one's alone, as it was
         raise
+
+
+def leave(end: socket.socket) -> NoReturn:
+    """What comes after `give`: end, and let the successor see at once that nothing is held here any more.
+
+    The kernel would close the table as well, but not before it has taken this process' memory apart.
+    """
+    os.closerange(0, end.fileno())
+    os.closerange(end.fileno(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os._exit(0)
 
 
 def take(end: socket.socket, known: Collection[int], call: Callable[[], None], begin: Callable[[int], None]) -> None:
@@ -145,6 +160,7 @@ def take(end: socket.socket, known: Collection[int], call: Callable[[], None], b
         except OSError:
             if end.recv(len(_NO)) == _NO:
                 raise
+        _see_end(end)
 
 
 def _received(end: socket.socket) -> list[tuple[int, int]] | None:
@@ -172,6 +188,13 @@ def _moved(end: socket.socket, number: int) -> socket.socket:
         end = socket.socket(fileno=number)
         end.settimeout(_PATIENCE_S)
     return end
+
+
+def _see_end(end: socket.socket) -> None:
+    """Wait until the other one has let go of its table. One that hangs is not waited for beyond the end's timeout."""
+    poll = select.poll()
+    poll.register(end, 0)  # POLLHUP comes unasked (poll(2)), and not for an end whose ears alone are stopped
+    poll.poll((end.gettimeout() or _PATIENCE_S) * 1000)
 
 
 def _expect(end: socket.socket, word: bytes) -> None:

@@ -21,7 +21,7 @@ from tests.harness import HANG_S
 
 # Two processes as a keeper would fork them, without a test runner's own descriptors in the way.
 TWO = """
-import os, random, resource, socket, sys
+import os, random, resource, select, socket, sys
 from relay.kernel import channel
 from relay.processes import succession
 from relay.kernel.sockets import descriptors, open_descriptors
@@ -71,7 +71,7 @@ ours.close()
 for fd in open_descriptors() - known - {theirs.fileno()}:
     os.close(fd)
 succession.call(hand, theirs)
-theirs.detach()
+theirs.close()
 end = succession.fetched(hand[1])
 open_some()
 had = table()
@@ -105,6 +105,32 @@ except OSError:
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
+LETS_GO_LATE = """
+peer, connection = socket.socketpair()
+peer.setblocking(False)
+closed, looked = os.pipe(), os.pipe()
+known |= {peer.fileno(), *closed, *looked}
+if os.fork() == 0:
+    theirs.close()
+    number = connection.detach()
+    succession.take(ours, known, lambda: None, lambda _: None)
+    os.close(number)
+    os.write(closed[1], b"x")
+    os._exit(0)
+ours.close()
+if os.fork() == 0:
+    succession.give(theirs, known)
+    select.select([looked[0]], [], [], 0.2)  # nobody has looked by then, unless the successor did not wait
+    succession.leave(theirs)
+theirs.close()
+connection.close()
+os.read(closed[0], 1)
+try:
+    print(peer.recv(1))
+finally:
+    os.write(looked[1], b"x")
+"""
+
 
 def two(script: str, seed: int = 0) -> str:
     """What the parent of the two processes prints."""
@@ -121,6 +147,11 @@ def test_every_socket_and_pipe_has_its_number_there(seed: int) -> None:
 
 def test_a_successor_without_room_takes_nothing_away() -> None:
     assert two(HAS_NO_ROOM) == "24"  # EMFILE
+
+
+def test_what_the_successor_closes_is_open_nowhere_else() -> None:
+    """Or its peer would not be told, and epoll would report it under a number that is another connection's by then."""
+    assert two(LETS_GO_LATE) == "b''"
 
 
 @pytest.fixture
@@ -207,6 +238,29 @@ def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]
         successor.send(b"mine")
     said = [successor.recv(64) for _ in range(3)]
     assert (said[1:], len(said[0])) == ([b"all", b"no"], 4)
+
+
+def test_a_holder_goes_on_when_the_successor_has_ended(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Until then that has everything open as well."""
+    holder, successor = ends
+    holder.settimeout(0.5)
+    goes_on = threading.Event()
+    went_on_early: list[bool] = []
+
+    def hangs() -> None:
+        successor.send(b"ready")
+        while successor.recv(64 * 1024) != b"no":
+            pass
+        went_on_early.append(goes_on.wait(0.1))
+        successor.close()
+
+    thread = threading.Thread(target=hangs)
+    thread.start()
+    with pytest.raises(TimeoutError):
+        succession.give(holder, open_descriptors())
+    goes_on.set()
+    thread.join()
+    assert went_on_early == [False]
 
 
 def test_what_was_said_at_the_last_moment_holds(
