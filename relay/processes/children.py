@@ -24,7 +24,6 @@ class Children:
         self._of_keeper = of_keeper
         self._keeper_pid = os.getpid()
         self._called: Child | None = None  # whose holder was told last to give everything to its successor
-        self.draining = False  # then a worker that ends is not started again
         self.control = Child("control", partial(control_main, state))
         self.workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
 
@@ -138,8 +137,8 @@ class Children:
         self._state.log.event("error", "died", message=child.name, how=how, restart_in_s=delay_s)
 
     def _ends(self, child: Child) -> bool:
-        """Whether it is not wanted any more, once it has ended. Control goes last."""
-        return self.draining and child is not self.control
+        """Whether it is not wanted any more, once it has ended: the daemon drains. Control goes last."""
+        return child is not self.control and bool(self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS])
 
     def _unguarded(self, child: Child) -> int:
         """The pid of the worker whose holder has just died, if it lives: it works on, and is ours to wait for. Else 0."""

@@ -230,10 +230,8 @@ class Keeper:
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
-            self._children.draining = True
-            self._renewal = Renewal(
-                self._state.ledger, self._state.log, self._children.succeed
-            )  # nobody is renewed any more
+            # Nobody is renewed any more.
+            self._renewal = Renewal(self._state.ledger, self._state.log, self._children.succeed)
             self._kill_at_s = now_s + self._state.snapshot.drain_s + _KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain
