@@ -33,7 +33,6 @@ class Children:
         self._hear = hear
         self._keeper_pid = os.getpid()
         self._called: Child | None = None  # whose holder was told last to give everything to its successor
-        self.draining = False  # then a worker that ends is not started again
         self.control = Child("control", partial(control_main, state))
         self.workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
 
@@ -173,8 +172,8 @@ class Children:
         self._state.log.event("error", "died", message=child.name, how=how, restart_in_s=delay_s)
 
     def _ends(self, child: Child) -> bool:
-        """Whether it is not wanted any more, once it has ended. Control goes last."""
-        return self.draining and child is not self.control
+        """Whether it is not wanted any more, once it has ended: the daemon drains. Control goes last."""
+        return child is not self.control and bool(self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS])
 
     def _unguarded(self, child: Child) -> int:
         """The pid of the worker whose holder has just died, if it lives: it works on, and is ours to wait for. Else 0."""
@@ -188,7 +187,9 @@ class Children:
                 continue
             if not ended:
                 part[Word.PID], part[Word.HOLDER_PID] = pid, 0
-                what = f"{child.name} works on, without a net" + ("" if self.draining else ", until it has another one")
+                what = f"{child.name} works on, without a net" + (
+                    "" if self._ends(child) else ", until it has another one"
+                )
                 self._state.log.event("error", "holder died", message=what, pid=pid)
                 return pid
         return 0

@@ -268,7 +268,6 @@ class Keeper:
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = 1  # long ago
         else:
             self._phase = Phase.DRAINING
-            self._children.draining = True
             self._kill_at_s = now_s + self._state.snapshot.drain_s + KILL_AFTER_S
             until_ns = time.monotonic_ns() + int(self._state.snapshot.drain_s * 1e9)
             self._state.ledger.words[DaemonWord.DRAIN_UNTIL_NS] = until_ns  # before the signal: see worker._drain

@@ -65,7 +65,7 @@ def test_more_connections_than_one_address_has_ports(machine: Network, daemons: 
         for client in clients(machine, stack, 3 * PORTS):
             assert echoed(client) == b"ping"
         counted(daemon, active=3 * PORTS, closed={}, target_up=True, connect_failures=0)
-    (said,) = daemon.events("source addresses")
+    (said,) = eventually(lambda: list(daemon.events("source addresses")), "it says so")
     assert f"no local port is free towards {echo.target}" in said["message"]
 
 
@@ -81,7 +81,7 @@ def test_where_one_address_must_do_that_is_this_machines_trouble(machine: Networ
                 refused += 1
         assert refused == 1
         counted(daemon, closed={"error": 1}, target_up=True, connect_failures=0)
-    (said,) = daemon.events("dial")
+    (said,) = eventually(lambda: list(daemon.events("dial")), "it says so")
     assert said["reason"].startswith(f"{echo.target}: no local port is free towards it")
 
 
@@ -93,6 +93,6 @@ def test_no_way_there(machine: Network, daemons: Daemons) -> None:
             echoed(client)
     (line,) = eventually(lambda: list(daemon.events("connection")), "it ends")
     assert (line["cause"], line["reason"]) == ("error", "192.0.2.1:80: this machine has no route to it")
-    (said,) = daemon.events("dial")
+    (said,) = eventually(lambda: list(daemon.events("dial")), "it says so")
     assert (said["level"], said["reason"]) == ("error", line["reason"])
     assert daemon.endpoint("web/in")["target_up"] is None

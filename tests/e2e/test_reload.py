@@ -68,8 +68,10 @@ def test_endpoints_come_go_and_move_beside_one_that_is_not_touched(daemons: Daem
             received += untouched.recv(64)
         assert received == b"half a word"
         assert echoed(moved) == b"ping"  # the endpoint is the same one: only new clients must find its new port
-        ended = [(each["endpoint"], each["cause"]) for each in daemon.events("connection")]
-        assert ("web/goes", "revoked") in ended
+        ended = ("web/goes", "revoked")
+        eventually(
+            lambda: ended in [(each["endpoint"], each["cause"]) for each in daemon.events("connection")], "it is said"
+        )
         assert daemon.endpoint("web/stays")["active"] == 1
         assert daemon.endpoint("web/moves")["accepted"] == 2  # its counters went with it
 
