@@ -88,7 +88,7 @@ def be_successor(
     _let_go(state)
     holder = _holder(state, index)
     try:
-        succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2), holder.begin)
+        end = succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2), holder.begin)
     except OSError as error:
         holder.abandon()
         why = error.strerror or str(error)
@@ -96,7 +96,9 @@ def be_successor(
         channel.send(state.hand[1], messages.failed(why))  # the keeper tells who has asked for it
         os._exit(0)  # here: a return would close the channel first, and the holder would go on beside this table
     part = state.ledger.worker(index)
-    part[Word.HOLDER_PID] = os.getpid()
+    part[Word.HOLDER_PID] = os.getpid()  # first: the keeper ends the other one, should that hang now
+    with end:
+        succession.see_end(end)
     # Nobody writes there any more, and the next to do so is a worker of this program.
     convert.finish(state.ledger, index)
     part[Word.SNAPSHOT_FD] = 0  # the one before's, or in the old program's form

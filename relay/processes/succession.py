@@ -102,14 +102,14 @@ def give(end: socket.socket, known: Collection[int]) -> None:
     _expect(end, _READY)
     others = open_descriptors() - set(known) - {end.fileno()}
     fds = array("i", sorted(fd for fd in others if _carries_bytes(fd)))
-    end.send(_NUMBER.pack(end.fileno()))
-    for first in range(0, len(fds), channel.FDS_MAX):
-        part = fds[first : first + channel.FDS_MAX]
-        end.sendmsg([part.tobytes()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
-        # The kernel counts what is on its way, against the limit of open files (unix(7), ETOOMANYREFS).
-        _expect(end, _HAVE)
-    end.send(_ALL)
     try:
+        end.send(_NUMBER.pack(end.fileno()))
+        for first in range(0, len(fds), channel.FDS_MAX):
+            part = fds[first : first + channel.FDS_MAX]
+            end.sendmsg([part.tobytes()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
+            # The kernel counts what is on its way, against the limit of open files (unix(7), ETOOMANYREFS).
+            _expect(end, _HAVE)
+        end.send(_ALL)
         _expect(end, _MINE)
     except OSError:
         end.shutdown(socket.SHUT_RD)  # before the look: now it cannot be said any more
@@ -117,7 +117,7 @@ def give(end: socket.socket, known: Collection[int]) -> None:
             return
         with contextlib.suppress(OSError):  # it is dead
             end.send(_NO)
-        _see_end(end)  # only then is the table this one's alone, as it was
+        see_end(end)  # only then is the table this one's alone, as it was
         raise
 
 
@@ -131,12 +131,15 @@ def leave(end: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-def take(end: socket.socket, known: Collection[int], call: Callable[[], None], begin: Callable[[int], None]) -> None:
+def take(
+    end: socket.socket, known: Collection[int], call: Callable[[], None], begin: Callable[[int], None]
+) -> socket.socket:
     """Take what `give` gives, and have nothing else open but the `known` ones. They are the holder's too, by number.
 
     `call` tells the holder that this one is ready: it need not stop its worker for one that never will be.
     `begin` is called when all is in its place, and nothing is this process's own yet, with the number at which `end` is then.
-    That is closed. Raises OSError: the holder goes on, and this process has to end without having used anything.
+    Returns `end`: use nothing before `see_end`. Raises OSError: the holder goes on, and this process has to end without
+    having used anything.
     """
     for fd in open_descriptors() - set(known) - {end.fileno()}:
         os.close(fd)
@@ -154,13 +157,19 @@ def take(end: socket.socket, known: Collection[int], call: Callable[[], None], b
             os.dup2(fd, place, inheritable=False)
             os.close(fd)
     begin(end.fileno())
-    with end:
-        try:
-            end.send(_MINE)
-        except OSError:
-            if end.recv(len(_NO)) == _NO:
-                raise
-        _see_end(end)
+    try:
+        end.send(_MINE)
+    except OSError:
+        if end.recv(len(_NO)) == _NO:
+            raise
+    return end
+
+
+def see_end(end: socket.socket) -> None:
+    """Wait until the other one has let go of its table. One that hangs is not waited for beyond the end's timeout."""
+    poll = select.poll()
+    poll.register(end, 0)  # POLLHUP comes unasked (poll(2)), and not for an end whose ears alone are stopped
+    poll.poll((end.gettimeout() or _PATIENCE_S) * 1000)
 
 
 def _received(end: socket.socket) -> list[tuple[int, int]] | None:
@@ -169,12 +178,12 @@ def _received(end: socket.socket) -> list[tuple[int, int]] | None:
     message, rights, _flags, _address = end.recvmsg(channel.FDS_MAX * _NUMBER.size, room, socket.MSG_CMSG_CLOEXEC)
     if message == _ALL:
         return None
+    if message in (b"", _NO):
+        raise _gone()
     places, fds = array("i"), array("i")
     places.frombytes(message)
     for _level, _kind, raw in rights:
         fds.frombytes(raw)
-    if not places:
-        raise _gone()
     if len(fds) != len(places):  # the kernel leaves out what has no room (recvmsg(2), MSG_CTRUNC)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return list(zip(fds, places, strict=True))
@@ -188,13 +197,6 @@ def _moved(end: socket.socket, number: int) -> socket.socket:
         end = socket.socket(fileno=number)
         end.settimeout(_PATIENCE_S)
     return end
-
-
-def _see_end(end: socket.socket) -> None:
-    """Wait until the other one has let go of its table. One that hangs is not waited for beyond the end's timeout."""
-    poll = select.poll()
-    poll.register(end, 0)  # POLLHUP comes unasked (poll(2)), and not for an end whose ears alone are stopped
-    poll.poll((end.gettimeout() or _PATIENCE_S) * 1000)
 
 
 def _expect(end: socket.socket, word: bytes) -> None:

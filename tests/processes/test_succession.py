@@ -62,7 +62,9 @@ GIVES_ALL = """
 open_some()  # the keeper's own, which neither has to do with
 if os.fork() == 0:
     theirs.close()
-    succession.take(ours, known, lambda: None, lambda _: None)
+    end = succession.take(ours, known, lambda: None, lambda _: None)
+    with end:
+        succession.see_end(end)
     ours.detach()
     assert open_descriptors() <= known | set(table()), open_descriptors()
     said_w.sendall(repr(table()).encode())
@@ -113,7 +115,7 @@ known |= {peer.fileno(), *closed, *looked}
 if os.fork() == 0:
     theirs.close()
     number = connection.detach()
-    succession.take(ours, known, lambda: None, lambda _: None)
+    succession.see_end(succession.take(ours, known, lambda: None, lambda _: None))
     os.close(number)
     os.write(closed[1], b"x")
     os._exit(0)
@@ -240,26 +242,34 @@ def test_too_late_is_too_late_for_both(ends: tuple[socket.socket, socket.socket]
     assert (said[1:], len(said[0])) == ([b"all", b"no"], 4)
 
 
-def test_a_holder_goes_on_when_the_successor_has_ended(ends: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_holder_goes_on_when_the_successor_has_ended(
+    ends: tuple[socket.socket, socket.socket], answers: bool
+) -> None:
     """Until then that has everything open as well."""
     holder, successor = ends
+    known, pipe = open_descriptors(), os.pipe()
     holder.settimeout(0.5)
     goes_on = threading.Event()
     went_on_early: list[bool] = []
 
     def hangs() -> None:
         successor.send(b"ready")
-        while successor.recv(64 * 1024) != b"no":
-            pass
+        successor.recv(64)
+        while (said := successor.recv(64 * 1024)) != b"no":
+            if answers and said != b"all":
+                successor.send(b"have")
         went_on_early.append(goes_on.wait(0.1))
         successor.close()
 
     thread = threading.Thread(target=hangs)
     thread.start()
     with pytest.raises(TimeoutError):
-        succession.give(holder, open_descriptors())
+        succession.give(holder, known)
     goes_on.set()
     thread.join()
+    for fd in pipe:
+        os.close(fd)
     assert went_on_early == [False]
 
 
