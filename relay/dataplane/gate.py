@@ -46,9 +46,8 @@ class Gate:
         self._words = ledger.words
         self._sources = sources
         self._per_source: dict[str, int] = {}  # connections of this worker, by address
-        self._bits: tuple[int, int] | None = (
-            None  # `sources` has them by networks so long (IPv4, IPv6); None: not at all
-        )
+        # `sources` has them by networks so long (IPv4, IPv6); None: not at all.
+        self._bits: tuple[int, int] | None = None
         self._names: dict[str, int] = {}  # what it calls them
         self._ledger = ledger
         self.pool: Pool | None = None  # on an edge

@@ -217,8 +217,6 @@ class Children:
         self.signal_holders(signal.SIGKILL)
         ledger = self._state.ledger
         for n in range(ledger.workers):
-            if pid := ledger.worker(n)[
-                Word.PID
-            ]:  # 0: none has come so far; to kill(2) that is all of the keeper's group
+            if pid := ledger.worker(n)[Word.PID]:  # 0: none has come yet; to kill(2) that is all of the keeper's group
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

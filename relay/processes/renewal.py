@@ -93,9 +93,8 @@ class Renewal:
 
     def _is_due(self, index: int, now_s: float) -> bool:
         tried = self._of(index)
-        has_died = (
-            not tried.alone and index in self._children.unguarded()
-        )  # since the last try: there is no use in waiting
+        # Since the last try: there is no use in waiting.
+        has_died = not tried.alone and index in self._children.unguarded()
         return (now_s >= tried.again_s or has_died) and not self._children.workers[index].successor
 
     def _begin(self, index: int, now_s: float) -> None:

@@ -15,9 +15,8 @@ HUNG_S: Final = 5.0  # a worker beats from all work that takes longer (dataplane
 # silent for 2.4 s at the most, on two CPUs that two busy loops and others wanted as well (a reload took 14 s). Nobody's bytes
 # wait for it, so there is room to be sure.
 CONTROL_HUNG_S: Final = 15.0
-STARTING_S: Final = (
-    60.0  # until its first sign of life: it begins by parsing the service file. The same took 6.4 s there
-)
+# Until its first sign of life: it begins by parsing the service file. The same took 6.4 s there.
+STARTING_S: Final = 60.0
 _ENDED: Final = ("", "Z")
 _STOPPED: Final = ("T", "t")
 
