@@ -25,7 +25,7 @@ _CUTS_SHOWN: Final = 20
 def status_text(status: "Status") -> str:
     """`GET /v1/status` as text."""
     reload = status["reload"]
-    state = "draining" if status["draining"] else "running"
+    state = "draining, up" if status["draining"] else "running"
     busy = f", busy for {_age(status['busy_for_s'])} more (`relay drain off` ends it)" if status["busy_for_s"] else ""
     head = [
         f"{status['instance']} of {status['service']}: {state} for {_age(status['uptime_s'])}{busy}, "

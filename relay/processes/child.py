@@ -17,6 +17,7 @@ class Child:
     main: Callable[[], None]
     pid: int = 0
     successor: int = 0  # the pid of what is about to take its place, at a live upgrade
+    before: int = 0  # the wait status of the one whose place it took
     started_s: float = 0.0
     restart_at_s: float | None = None
     crashes: int = 0

@@ -13,7 +13,15 @@ from relay.kernel import process
 from relay.ledger.layout import DaemonWord, Word
 from relay.processes import succession
 from relay.processes.child import CRASHES_SAID, Child
-from relay.processes.holder import BACKOFF_S, EXIT_BUG, NO_PROCESS_S, crashes_now, how_it_ended, no_process
+from relay.processes.holder import (
+    BACKOFF_S,
+    EXIT_BUG,
+    EXIT_NOTHING_TAKEN,
+    NO_PROCESS_S,
+    crashes_now,
+    how_it_ended,
+    no_process,
+)
 from relay.processes.inherited import Inherited, be_holder, be_successor
 
 
@@ -141,6 +149,8 @@ class Children:
                     child.successor = 0
 
     def _on_death(self, child: Child, status: int) -> None:
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NOTHING_TAKEN:
+            status = child.before  # it ended for that end
         was_replaced, child.replaced = child.replaced, False
         child.pid = self._unguarded(child)
         if child.successor:
@@ -149,7 +159,7 @@ class Children:
             if child.pid:  # a holder that had begun to give would have ended its worker first
                 os.kill(child.successor, signal.SIGKILL)
             else:
-                child.pid, child.successor = child.successor, 0
+                child.pid, child.successor, child.before = child.successor, 0, status
         if child.pid or self._ends(child):
             return
         if was_replaced and child is self.control:

@@ -38,6 +38,7 @@ _SPARED_LESS_BY: Final = 200
 _SPARED_LESS_TO: Final = 100
 KILL_AFTER_S: Final = 5.0  # beyond the drain's own deadline, a process that does not stop is killed
 EXIT_BUG: Final = 70  # sysexits(3), EX_SOFTWARE
+EXIT_NOTHING_TAKEN: Final = 75  # EX_TEMPFAIL: a successor that could not take over; it never was a holder
 
 
 class Alone:

@@ -16,7 +16,7 @@ from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.processes import succession
 from relay.processes.handover import Handover
-from relay.processes.holder import Holder, holder_of
+from relay.processes.holder import EXIT_NOTHING_TAKEN, Holder, holder_of
 
 
 @dataclass(slots=True)
@@ -91,10 +91,10 @@ def be_successor(
         end = succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2), holder.begin)
     except OSError as error:
         holder.abandon()
-        why = error.strerror or str(error)
-        state.log.event("error", "upgrade failed", message=f"worker-{index} could not be taken over: {why}")
-        channel.send(state.hand[1], messages.failed(why))  # the keeper tells who has asked for it
-        os._exit(0)  # here: a return would close the channel first, and the holder would go on beside this table
+        # The keeper knows what it was for, and says so.
+        channel.send(state.hand[1], messages.failed(error.strerror or str(error)))
+        # Here: a return would close the channel first, and the holder would go on beside this table.
+        os._exit(EXIT_NOTHING_TAKEN)
     part = state.ledger.worker(index)
     part[Word.HOLDER_PID] = os.getpid()  # first: the keeper ends the other one, should that hang now
     with end:

@@ -110,7 +110,7 @@ class Renewal:
         is_up = index not in behind(self._ledger) and index not in self._children.unguarded()
         if is_up and self._ledger.worker(index)[Word.HOLDER_PID]:
             del self._tries[index]
-            if tried.alone:
+            if tried.alone and not self._why:  # else it has died as well, and both were started with nothing
                 self._log.event("info", "guarded", message=f"worker-{index} has a holder again", pid=child.pid)
             return True
         if child.pid != tried.pid and index in self._children.unguarded():  # its holder has died, and nothing was given

@@ -105,7 +105,7 @@ def test_an_instance_that_edges_send_nobody_to_catches_the_eye() -> None:
     assert status_text(status(busy_for_s=60.0)).startswith(
         "web_IN_0 of shop: running for 2.0h, busy for 1.0m more (`relay drain off` ends it), relay "
     )
-    assert status_text(status(busy_for_s=60.0, draining=True)).startswith("web_IN_0 of shop: draining for")
+    assert status_text(status(busy_for_s=60.0, draining=True)).startswith("web_IN_0 of shop: draining, up for 2.0h")
 
 
 def test_connections_that_wait_catch_the_eye() -> None:

@@ -43,9 +43,7 @@ def test_a_killed_worker_is_replaced_and_no_client_notices(daemons: Daemons, ech
     daemon = daemons(one_endpoint(port, echo.target), settings)
     old = [dial(port) for _ in range(3)]
     assert [echoed(client) for client in old] == [b"ping"] * 3
-    counted(
-        daemon, sent_bytes=3 * 4
-    )  # a byte is counted when it has gone on, and a kill between the two loses the count
+    counted(daemon, sent_bytes=3 * 4)  # a byte is counted when it has gone on: a kill between the two loses the count
     killed = daemon.worker_pid()
     os.kill(killed, signal.SIGKILL)
     new = [dial(port) for _ in range(10)]  # most of them before there is anybody to accept them
@@ -93,6 +91,9 @@ def test_connections_that_die_with_worker_and_holder_are_accounted_for(daemons: 
             assert echoed(new) == b"ping"
             counted(daemon, accepted=3, active=1, closed={"error": 2})
             assert len(daemon.ask("GET", "/v1/connections")[1]) == 1
+    (died,) = records(daemon, "died", 1)
+    assert (died["message"], died["how"]) == ("worker-0", "signal 9")
+    assert [list(daemon.events(event)) for event in ("upgrade failed", "guarded")] == [[], []]
 
 
 def test_the_next_holder_has_other_things_under_the_numbers_of_the_dead_ones(daemons: Daemons, echo: Echo) -> None:
@@ -145,7 +146,7 @@ def test_a_worker_without_a_holder_says_so_until_it_has_one(daemons: Daemons, ec
         "def fails(*given):\n"
         f"    if os.path.exists({str(hinders)!r}):\n"
         "        raise OSError(errno.ENOMEM, 'no memory')\n"
-        "    take(*given)\n"
+        "    return take(*given)\n"
         "it.take = fails; exit(relay.cli.main.main())"
     )
     settings = {"workers": 1, "metrics": {"listen": f"127.0.0.1:{metrics}"}}

@@ -163,7 +163,7 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_a_stop(daemons: Daemons, echo: Ech
     assert daemon.process.wait(HANG_S) == 0
 
 
-SAYS_IT_IS_ITS_OWN = "    with end:\n"
+SAYS_IT_IS_ITS_OWN = "    try:\n        end.send(_MINE)\n"
 
 
 @pytest.mark.parametrize(
@@ -274,13 +274,14 @@ def test_a_worker_that_starts_in_the_trial_alone_costs_nobody_a_connection(
 
 def dies_after(installed: Installed, step: str) -> None:
     """The old program's holder dies while it gives."""
-    installed.change("processes/succession.py", step, step + "    os.kill(os.getpid(), 9)\n")
+    indent = step[: -len(step.lstrip())]
+    installed.change("processes/succession.py", step, f"{step}{indent}os.kill(os.getpid(), 9)\n")
 
 
 def test_a_holder_that_dies_when_it_has_given_all_has_lost_nothing(
     daemons: Daemons, echo: Echo, installed: Installed
 ) -> None:
-    dies_after(installed, "    end.send(_ALL)\n")
+    dies_after(installed, "        end.send(_ALL)\n")
     with in_use(daemons, echo, installed, workers=1) as (daemon, _port, client):
         os.kill(daemon.pid, signal.SIGUSR2)
         upgraded(daemon)

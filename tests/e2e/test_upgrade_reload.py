@@ -15,7 +15,7 @@ from tests.e2e.peers import counted, typed
 from tests.harness import Daemon, Echo, denied, dial, echoed, eventually, one_endpoint
 from tests.ports import free_port
 
-FAILS = "    with end:\n"  # in succession.py: before a successor says that everything is its own
+FAILS = "    try:\n        end.send(_MINE)\n"  # in succession.py: before a successor says that everything is its own
 
 
 def stays_half_way(daemon: Daemon, installed: Installed) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import time
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from relay.kernel import channel
 from relay.ledger.layout import Word
 from relay.processes import succession
 from relay.processes.children import Children
-from relay.processes.holder import NO_PROCESS_S
+from relay.processes.holder import EXIT_NOTHING_TAKEN, NO_PROCESS_S
 from tests.e2e.peers import gone
 from tests.harness import eventually
 from tests.ledger.rig import new_ledger
@@ -125,6 +126,22 @@ def test_a_successor_of_a_holder_that_has_died(began: bool, monkeypatch: pytest.
         else:
             assert (holder.pid, holder.successor, ended, children.unguarded()) == (1001, 2000, [2000], [0])
             assert part[Word.HOLDER_PID] == 0
+
+
+def test_a_successor_that_has_nothing_tells_what_the_one_before_died_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose holder is dead is killed while it is about to give: it is that death that people look for."""
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(os, "waitpid", lambda *_: (1, 0))
+    with new_ledger() as ledger:
+        log = SimpleNamespace(event=lambda *_, **more: said.append(more))
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=log)), lambda _: None, (), lambda: None)
+        [worker] = children.workers
+        worker.pid, worker.successor, worker.started_s = 1000, 2000, time.monotonic()
+        children._on_death(worker, signal.SIGKILL)
+        assert (worker.pid, said) == (2000, [])
+        children._on_death(worker, EXIT_NOTHING_TAKEN << 8)
+        assert [line["how"] for line in said] == ["signal 9"]
+        assert worker.crashes == 0, "it was somebody's decision"
 
 
 def test_a_worker_that_has_yet_to_begin_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,6 +205,16 @@ def test_a_holder_of_this_program_is_not_called_though_its_worker_is_not_up_yet(
     assert kept.called == [0, 1]
 
 
+def test_a_worker_that_dies_before_it_has_given_anything_is_not_guarded(kept: Kept) -> None:
+    it = renewing(kept)
+    kept.holder_dies(0)
+    it.step(0.0)
+    it.hear("Broken pipe")
+    kept.is_taken_over(0)  # by a holder that has nothing from before
+    it.step(0.1)
+    assert (kept.said, it.at_s(0.1)) == ([], None)
+
+
 def test_who_takes_too_long_is_given_up(kept: Kept) -> None:
     it = renewing(kept, upgraded=True)
     it.step(0.0)
