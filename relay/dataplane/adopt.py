@@ -60,6 +60,7 @@ class Adoption:
     listening: Callable[[set[int]], set[int]]  # takes the listening sockets among these
     serve: Callable[[], None]  # let bytes of the flows move that are taken over so far
     failed: Callable[[OpenFlow, Exception], None]
+    lost: int = 0  # connections that were open and have nothing left here
 
     def run(self) -> int:
         """Take over every flow; how many. Nothing of the dead worker is left open that no flow needs.
@@ -77,6 +78,7 @@ class Adoption:
         for slot in {record.target_slot for record in records} - {-1}:
             ledger.recount_target(slot)  # one that has left the set is in no pool, and may come back
         live = Counter(record.slot for record in here if record.state != State.LINE)
+        self.lost = sum(record.slot in self.gates and _is_open(record) for record in over)
         for slot in self.gates:
             ledger.reconcile(slot, live[slot], self._causes(slot, ended))
         # After they were counted: a record that is gone cannot be counted any more.
@@ -100,6 +102,11 @@ class Adoption:
         if not here:
             self.context.mover.prepare()
         ledger[Word.FLOWS_ADOPTED] += len(here)
+        if self.lost:
+            message = (
+                "they had nothing left here: the worker that had them died with its holder; each counts as `error`"
+            )
+            self.context.log.event("error", "lost", message=message, connections=self.lost)
         return len(here)
 
     def _goes_on(self, record: FlowRecord) -> bool:
@@ -129,7 +136,7 @@ class Adoption:
 
     def _counted(self, record: FlowRecord) -> int:
         """How likely the end of a flow that is over is counted: never, perhaps, surely. As a connection a line is over."""
-        if record.state not in (State.END, State.LINE):
+        if _is_open(record):
             return 0
         return 1 if record.index + 1 == self.context.ledger[Word.ENDING] else 2
 
@@ -190,7 +197,8 @@ class Adoption:
     def _disown(self, record: FlowRecord) -> None:
         """Count a flow as over whose descriptors are not its own. What has their numbers is somebody else's."""
         ledger = self.context.ledger
-        if record.state != State.LINE:  # which is counted
+        if _is_open(record):  # or it is counted
+            self.lost += 1
             ledger.ending(record.index, "error")
             ledger.words[ledger.counts_at(record.slot) + Count.CLOSED + CAUSES.index("error")] += 1
         ledger.end((record.index,))
@@ -282,6 +290,11 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
         asks=asking.LINE if asks_line else _ASKED.get(record.flags & Flag.ASKS_TAKEN, asking.NOTHING),
         came_to=record.came_to,
     )
+
+
+def _is_open(record: FlowRecord) -> bool:
+    """Whether it is a connection that has not ended; a line is none."""
+    return record.state not in (State.END, State.LINE)
 
 
 def _cause(record: FlowRecord) -> str:

@@ -118,7 +118,7 @@ class Worker:
         loop.call_later(FAST_TICK_S, self._tick)
         self._serve()
         # Only now: a message wakes the process that it is for, which may take this one's CPU.
-        if self._ledger[Word.RESTARTS]:
+        if self._ledger[Word.RESTARTS] or adopted["flows"]:
             self._log.event("info", "adopted", **adopted)
         self._apply()
         await self._stopped.wait()

@@ -21,6 +21,7 @@ from relay.log import Logger
 from relay.processes.holder import EXIT_BUG, holder_of
 
 _START_S: Final = 5.0  # it takes a tenth of a second
+_LOOK_S: Final = 0.05  # whether the worker has ended without a word, and so its holder
 _FLOWS: Final = 16
 _LOG_BYTES: Final = 1 << 17
 _WRONG: Final = ("crash", "bug", "not started")
@@ -40,7 +41,7 @@ def rehearse(snapshot: Snapshot) -> None:
         if not pid:
             _be_holder(replace(snapshot.for_workers(), endpoints=rows), ledger, sink, worker)
         try:
-            if wrong := _what_is_wrong(control, source):
+            if wrong := _what_is_wrong(control, source, pid):
                 raise OperatorError(f"its worker does not start: {wrong}")
         finally:
             _end(pid, ledger)
@@ -70,14 +71,15 @@ def _be_holder(snapshot: Snapshot, ledger: Ledger, sink: socket.socket, worker: 
         os._exit(EXIT_BUG)
 
 
-def _what_is_wrong(control: socket.socket, source: socket.socket) -> str:
+def _what_is_wrong(control: socket.socket, source: socket.socket, holder_pid: int) -> str:
     """Why the worker does not come up; empty: it has."""
     deadline_s = time.monotonic() + _START_S
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(source, select.POLLIN)
     while (left_s := deadline_s - time.monotonic()) > 0:
-        found = {fd for fd, _ in poll.poll(left_s * 1000)}
+        is_over = process.has_ended(holder_pid)  # before the look
+        found = {fd for fd, _ in poll.poll(min(left_s, _LOOK_S) * 1000)}
         if source.fileno() in found:  # first: a worker that comes up may have said that something is wrong
             for line in source.recv(_LOG_BYTES).splitlines():
                 record = json.loads(line)
@@ -89,6 +91,8 @@ def _what_is_wrong(control: socket.socket, source: socket.socket) -> str:
             received = channel.receive(control)
             if received is not None and messages.kind_of(received[0]) == messages.READY:
                 return ""
+        elif is_over:
+            return "it ends at its start"
     return f"it gives no sign of life within {_START_S:g} s"
 
 

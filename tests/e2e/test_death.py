@@ -93,6 +93,8 @@ def test_connections_that_die_with_worker_and_holder_are_accounted_for(daemons: 
             assert len(daemon.ask("GET", "/v1/connections")[1]) == 1
     (died,) = records(daemon, "died", 1)
     assert (died["message"], died["how"]) == ("worker-0", "signal 9")
+    (lost,) = records(daemon, "lost", 1)
+    assert lost["connections"] == 2
     assert [list(daemon.events(event)) for event in ("upgrade failed", "guarded")] == [[], []]
 
 

@@ -59,6 +59,15 @@ def test_a_worker_that_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
         rehearse(compiled("web_IN_0"))
 
 
+def test_a_worker_that_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ends(_: worker.Worker) -> None:
+        pass
+
+    monkeypatch.setattr(worker.Worker, "run", ends)
+    with pytest.raises(OperatorError, match="its worker does not start: it ends at its start"):
+        rehearse(compiled("web_IN_0"))
+
+
 def test_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.Worker, "run", lambda _: time.sleep(1000))
     monkeypatch.setattr(rehearsal, "_START_S", 0.2)
