@@ -16,7 +16,6 @@ import socket
 import struct
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -198,7 +197,6 @@ def kill(relay: Relay, flows: Flows, count: int) -> Event:
 def upgrade(relay: Relay, flows: Flows, _count: int) -> Event:
     """`POST /v1/upgrade`, until another worker is at work. Raises BenchError where it is refused."""
     before, pid = len(relay.adoptions()), relay.worker_pid()
-    refusals: list[str] = []
 
     def ask() -> None:
         try:
@@ -206,18 +204,9 @@ def upgrade(relay: Relay, flows: Flows, _count: int) -> Event:
         except (OSError, http.client.HTTPException):
             return  # who was asked is replaced as well
         if code >= 400:
-            refusals.append(f"upgrade refused: {code} {answer}")
+            raise BenchError(f"upgrade refused: {code} {answer}")
 
-    def over() -> bool:
-        if refusals:
-            raise BenchError(refusals[0])
-        return relay.worker_pid() not in (0, pid)
-
-    asking = threading.Thread(target=ask)
-    try:
-        pause_s = flows.longest_round_trip_s(asking.start, over)
-    finally:
-        asking.join()
+    pause_s = flows.longest_round_trip_s(ask, lambda: relay.worker_pid() not in (0, pid))
     told = relay.adoptions()[before:]
     return Event(pause_s, told[-1]["took_s"] if told else None)
 

@@ -149,7 +149,7 @@ class Children:
                     child.successor = 0
 
     def _on_death(self, child: Child, status: int) -> None:
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_NOTHING_TAKEN:
+        if os.waitstatus_to_exitcode(status) == EXIT_NOTHING_TAKEN:
             status = child.before  # it ended for that end
         was_replaced, child.replaced = child.replaced, False
         child.pid = self._unguarded(child)
@@ -197,10 +197,9 @@ class Children:
                 continue
             if not ended:
                 part[Word.PID], part[Word.HOLDER_PID] = pid, 0
-                what = f"{child.name} works on, without a net" + (
-                    "" if self._ends(child) else ", until it has another one"
-                )
-                self._state.log.event("error", "holder died", message=what, pid=pid)
+                until = "" if self._ends(child) else ", until it has another one"
+                message = f"{child.name} works on, without a net{until}"
+                self._state.log.event("error", "holder died", message=message, pid=pid)
                 return pid
         return 0
 

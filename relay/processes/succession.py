@@ -40,7 +40,7 @@ from collections.abc import Callable, Collection
 from typing import Final, NoReturn
 
 from relay.kernel import channel
-from relay.kernel.sockets import open_descriptors
+from relay.kernel.sockets import open_descriptors, readable_now
 
 _PATIENCE_S: Final = 5.0  # for each of the other's words; all of it takes a tenth of a second with 10,000 connections
 
@@ -77,9 +77,7 @@ def recall(hand: tuple[socket.socket, socket.socket]) -> bool:
 
 def is_called(hand: socket.socket) -> bool:
     """Whether `call` has left something, which `fetched` would take."""
-    poll = select.poll()
-    poll.register(hand, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(readable_now([hand.fileno()]))
 
 
 def fetched(hand: socket.socket) -> socket.socket | None:
@@ -127,7 +125,8 @@ def leave(end: socket.socket) -> NoReturn:
     The kernel would close the table as well, but not before it has taken this process' memory apart.
     """
     os.closerange(0, end.fileno())
-    os.closerange(end.fileno(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(end.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    end.close()  # last: the successor waits for it
     os._exit(0)
 
 

@@ -120,7 +120,7 @@ if os.fork() == 0:
     os.write(closed[1], b"x")
     os._exit(0)
 ours.close()
-if os.fork() == 0:
+if (holder := os.fork()) == 0:
     succession.give(theirs, known)
     select.select([looked[0]], [], [], 0.2)  # nobody has looked by then, unless the successor did not wait
     succession.leave(theirs)
@@ -131,6 +131,7 @@ try:
     print(peer.recv(1))
 finally:
     os.write(looked[1], b"x")
+assert os.waitpid(holder, 0)[1] == 0
 """
 
 
