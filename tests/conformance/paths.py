@@ -5,7 +5,6 @@ forwarder: it proves that a test asks for nothing that the kernel's own TCP does
 """
 
 import json
-import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from tests.conftest import Daemons
-from tests.harness import HANG_S, Daemon, eventually, one_endpoint, stop_all
+from tests.harness import Daemon, Echo, eventually, one_endpoint, stop_all
 from tests.ports import free_port
 
 Address = tuple[str, int] | str
@@ -146,24 +145,25 @@ class Edge:
             return {"version": 1, "service": "test", "edge": {"instances": [_EDGE_HOST]}, "roles": {"web": role}}
 
         # The probe goes through to the target, which a test wants to itself, or not to answer at all.
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            # Probed once, at the start: another probe would be one more flow at the target.
-            file = service(f"127.0.0.1:{first.getsockname()[1]}", {"interval": "1h"})
+        with Echo() as first:
+            file = service(first.target, {"interval": "1h"})
             instance, edge = self._daemons(file), self._daemons(file, instance="edge_IN_0")
             try:
-                first.settimeout(HANG_S)
-                for _ in range(2):  # by its own machine as well
-                    first.accept()[0].close()
                 eventually(lambda: edge.endpoint("web/in")["target_set"][0]["health"] == "up", "the instance is up")
-                eventually(lambda: instance.endpoint("web/in")["active"] == 0, "the probe has ended")
+                # First: an edge that probes does so again when it hears that something has changed at the instance.
+                self._reload(edge, service(_text(target), probe=False))
+                eventually(lambda: instance.endpoint("web/in")["active"] == 0, "the last probe has ended")
+                self._reload(instance, service(_text(target), probe=False))
             except BaseException:
                 stop_all((edge, instance))
                 raise
-        for daemon in (instance, edge):
-            daemon.write_service(service(_text(target), probe=False))
-            code, answer = daemon.ask("POST", "/v1/reload")
-            assert code == 200, answer
         return edge, instance, public
+
+    @staticmethod
+    def _reload(daemon: Daemon, file: dict[str, Any]) -> None:
+        daemon.write_service(file)
+        code, answer = daemon.ask("POST", "/v1/reload")
+        assert code == 200, answer
 
 
 def _text(target: Address) -> str:
