@@ -135,7 +135,7 @@ def test_a_stop_waits_for_a_connection_that_is_still_dialling(daemons: Daemons) 
             )
             with dial(port) as client:
                 eventually(lambda: daemon.endpoint("web/in")["active"] == 1, "it was let in")
-                (connection,) = daemon.ask("GET", "/v1/connections")[1]
+                (connection,) = eventually(lambda: daemon.ask("GET", "/v1/connections")[1], "it stands in the ledger")
                 assert connection["state"] == "dial"
                 os.kill(daemon.pid, signal.SIGTERM)
                 with pytest.raises(ConnectionResetError):
