@@ -94,7 +94,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.config.fields": "the tests of the model and of the schemas read every kind of key",
     "relay.config.schema": "the tests of the model and of the samples hold it against both",
     "relay.control.control": "a process; the end-to-end tests reload it, kill it and read its status",
-    "relay.control.delivery": "channels between processes; the end-to-end tests reload, and kill who is handed something",
     "relay.control.upgrade": "two versions of relay; the end-to-end tests upgrade one to the other",
     "relay.processes.handover": "it replaces the program; the end-to-end tests upgrade it",
     "relay.ledger.layout": "names of what the tests of the ledger look at",

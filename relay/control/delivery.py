@@ -40,6 +40,7 @@ class Delivery:
         self._ledger = ledger
         self._log = log
         self._answer = asyncio.Event()
+        self._awaiting: set[socket.socket] = set()  # channels of workers whose part of a parcel is not all sent yet
 
     async def pack(self, snapshot: Snapshot, opened: dict[str, socket.socket]) -> "Parcel":
         """Make all ready to be delivered. Raises OSError, and then the sockets that were `opened` are closed."""
@@ -64,10 +65,12 @@ class Delivery:
         Afterwards nobody has a socket open that is not in the snapshot, but for those workers.
         """
         try:
+            self._awaiting.update(self._workers)
             await self._hand_over(self._keeper, parcel, parcel.whole)
             # At once: who is denied now must not be let in by one because another one takes no messages.
             await asyncio.gather(*(self._hand_over(sock, parcel, parcel.short) for sock in self._workers))
         finally:
+            self._awaiting.clear()
             os.close(parcel.whole)
             os.close(parcel.short)
             close_all(parcel.opened)
@@ -80,8 +83,10 @@ class Delivery:
     def heard(self, sock: socket.socket, message: dict[str, Any], snapshot: Snapshot) -> None:
         """A worker has said something; the snapshot is the one in force."""
         self._answer.set()
-        # A worker that died between taking a snapshot out of the channel and working by it has lost it.
-        if messages.kind_of(message) == messages.READY and message["generation"] < snapshot.generation:
+        # A worker that died between taking a snapshot out of the channel and working by it has lost it. But a snapshot must
+        # not overtake its sockets, and one that is still to be sent is not lost.
+        is_lost = sock not in self._awaiting and message["generation"] < snapshot.generation
+        if messages.kind_of(message) == messages.READY and is_lost:
             self._send_again([sock], snapshot)
 
     def catch_up(self, snapshot: Snapshot) -> None:
@@ -110,6 +115,7 @@ class Delivery:
             fds = tuple(parcel.opened[address].fileno() for address in part)
             await self._send(sock, messages.listeners(part), fds)
         await self._send(sock, messages.snapshot(parcel.generation), (snapshot_fd,))
+        self._awaiting.discard(sock)
 
     async def _send(self, sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...]) -> None:
         """Send, waiting for room. A process that takes nothing for long is gone: its successor reads the queue."""
