@@ -4,12 +4,14 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
-from relay.config.compile import drop_filter, envelope_rules
+from relay.config.admission import drop_filter, envelope_rules
+from relay.config.bare import bare_errors
 from relay.config.document import Document, KeyPath
-from relay.config.model import Door, Endpoint, Service
+from relay.config.endpoint import Endpoint
+from relay.config.model import Door, Service
 from relay.config.roster import EDGE, Roster, split_instance
 from relay.config.settings import Settings
-from relay.config.values import HostPort, IPAddress, Ports
+from relay.config.values import HostPort, Ports
 from relay.config.wording import nearest, shown
 from relay.errors import Problem, WrongValue
 
@@ -40,6 +42,7 @@ def check_service(service: Service, document: Document) -> list[Problem]:
         *_loops(service, document),
         *_filters(service, document),
         *_uses(service, document),
+        *bare_errors(service, document),
     ]
     return sorted(found)
 
@@ -78,12 +81,14 @@ def _port_path(document: Document, path: KeyPath) -> KeyPath:
 
 
 def _addresses(service: Service, document: Document) -> Iterator[Problem]:
-    first: dict[IPAddress, str] = {}
+    """Who has a relay is known by its address. Of roles without any, several may be on one machine."""
+    first: dict[tuple[str, str], str] = {}
     for role_name, role in service.roles.items():
-        for index, address in enumerate(role.instances):
-            holder = first.setdefault(address, instance := f"{role_name}_IN_{index}")
+        for index, each in enumerate(role.items):
+            kind = f"{role_name} {each.kind}" if role.bare else each.kind
+            holder = first.setdefault((kind, each.text), instance := f"{role_name}_IN_{index}")
             if holder != instance:
-                what = f"{address} is the address of {holder} already"
+                what = f"{each} is written twice" if role.bare else f"{each} is the address of {holder} already"
                 yield document.problem(("roles", role_name, "instances", index), what, "write another address")
 
 
@@ -95,7 +100,9 @@ def _edge(service: Service, document: Document) -> Iterator[Problem]:
         what = "`edge` is what the edge's own machines are called, `edge_IN_0`"
         yield document.problem(("roles", "edge"), what, "give the role another name")
     holders = {
-        address: f"{name}_IN_{n}" for name, role in service.roles.items() for n, address in enumerate(role.instances)
+        address: f"{name}_IN_{n}"
+        for name, role in service.roles.items()
+        for n, address in enumerate(() if role.bare else role.instances)
     }
     for index, address in enumerate(service.edge.instances):
         holder = holders.setdefault(address, instance := f"edge_IN_{index}")
@@ -106,7 +113,11 @@ def _edge(service: Service, document: Document) -> Iterator[Problem]:
         # The edge dials from its own address, which is how the instances know it.
         versions = {address.version for address in role.instances}
         apart = next((each for each in service.edge.instances if versions - {each.version}), None)
-        if apart is not None and any(endpoint.type == "input" for endpoint in role.endpoints.values()):
+        if (
+            apart is not None
+            and not role.bare
+            and any(endpoint.type == "input" for endpoint in role.endpoints.values())
+        ):
             what = f"the edge's address {apart} is IPv{apart.version}, and reaches no instance of another version"
             fix = (
                 f"write addresses of IPv{apart.version}; an edge may listen on others by `address` in its instance.yaml"
@@ -159,13 +170,18 @@ def _relay_port(service: Service, document: Document) -> Iterator[Problem]:
     for role_name, name, endpoint, path in endpoints(service):
         public = (endpoint.public_port, *(endpoint.instance_ports.numbers if endpoint.instance_ports else ()))
         where = f"`{role_name}/{name}` (line {document.mark(path, key=True)[0]})"
+        if service.roles[role_name].bare:
+            continue
         here = set(map(str, service.roles[role_name].instances))
-        to_relay = endpoint.target.port <= port < endpoint.target.port + endpoint.target.port_count
+        to_relay = any(
+            target.port <= port < target.port + target.port_count and here.intersection(target.addresses)
+            for target in endpoint.targets
+        )
         if port in endpoint.listen_ports.numbers:
             what = f"{port} is a port of {where}"
         elif port in public:
             what = f"{port} is a public port of {where}"
-        elif to_relay and here.intersection(endpoint.target.addresses):
+        elif to_relay:
             what = f"{port} is the target of {where}"
         else:
             continue
@@ -208,11 +224,12 @@ def _targets(service: Service, document: Document) -> Iterator[Problem]:
     """A target elsewhere is reached by everybody there without relay, whatever the endpoint says."""
     for role_name, _, endpoint, path in endpoints(service):
         here = service.roles[role_name].instances
-        for address in map(ip_address, endpoint.target.addresses):
-            if not endpoint.unsafe_target and not address.is_loopback and address not in here:
-                what = f"`{endpoint.target}` is on another machine, where relay does not decide who may connect"
-                fix = "write a service of this machine, or `unsafe_target: true` beside it"
-                yield document.problem((*path, "target"), what, fix)
+        for target in endpoint.targets:
+            for address in map(ip_address, target.addresses):
+                if not endpoint.unsafe_target and not address.is_loopback and address not in here:
+                    what = f"`{target}` is on another machine, where relay does not decide who may connect"
+                    fix = "write a service of this machine, or `unsafe_target: true` beside it"
+                    yield document.problem((*path, "target"), what, fix)
 
 
 def _uses(service: Service, document: Document) -> Iterator[Problem]:
@@ -231,8 +248,11 @@ def _uses(service: Service, document: Document) -> Iterator[Problem]:
                 what = f"{door.listen} is where the door `{holder}` listens already"
                 yield document.problem((*path, "listen"), what, "write another port")
             for endpoint_name, endpoint in role.endpoints.items():
-                ports = range(endpoint.target.port, endpoint.target.port + endpoint.target.port_count)
-                if door.listen.host in endpoint.target.addresses and door.listen.port in ports:
+                if any(
+                    door.listen.host in target.addresses
+                    and target.port <= door.listen.port < target.port + target.port_count
+                    for target in endpoint.targets
+                ):
                     what = f"{door.listen} is the target of this role's endpoint `{endpoint_name}`"
                     yield document.problem((*path, "listen"), what, "write another port")
             yield from _door(service, document, role_name, door, known, (*path, "endpoint"))
@@ -261,7 +281,7 @@ def _door(
         fix = "declare an internal endpoint for the instances of this service"
         yield document.problem(path, f"{where} is behind the edge, and admits the edge alone", fix)
     here, there = ({each.version for each in service.roles[name].instances} for name in (role_name, role))
-    if here and there and not here & there:
+    if here and there and not here & there and not service.roles[role].bare:
         fix = "write addresses of one IP version"
         yield document.problem(path, f"no instance of `{role_name}` has an address that reaches one of `{role}`", fix)
     if len(endpoint.listen_ports) > 1:
@@ -291,58 +311,68 @@ def _filters(service: Service, document: Document) -> Iterator[Problem]:
 def _loops(service: Service, document: Document) -> Iterator[Problem]:
     """One problem for each ring of endpoints that lead into one another, at the one that is written first.
 
-    All instances of an endpoint lead to the same target, so a ring of listening sockets is a ring of endpoints' ports.
-    Every port leads to at most one other, so each is walked once however many there are.
+    All instances of an endpoint lead to the same targets, so a ring of listening sockets is a ring of endpoints' ports.
+    Each is walked once however many there are.
     """
     graph = _PortGraph(service)
     walked: set[_Port] = set()
     reported: set[KeyPath] = set()
     for start in graph.leading_on():
-        trail: list[_Port] = []
-        here: _Port | None = start
-        while here is not None and here not in walked:
-            walked.add(here)
-            trail.append(here)
-            here = graph.leads_to(here)
-        if here is None or here not in trail:
-            continue
-        ring = [path for path, _ in trail[trail.index(here) :]]
-        if reported.isdisjoint(ring):
-            yield _loop(document, ring, graph)
-        reported.update(ring)
+        trail: dict[_Port, Iterator[_Port]] = {}
+        here: _Port | None = None if start in walked else start
+        while here is not None:
+            if here not in walked:
+                walked.add(here)
+                trail[here] = iter(graph.leads_to(here))
+            there = next(trail[here], None)
+            if there is None:
+                del trail[here]
+                here = next(reversed(trail), None)
+            elif there in trail:
+                ring = [path for path, _ in list(trail)[list(trail).index(there) :]]
+                if reported.isdisjoint(ring):
+                    yield _loop(document, ring, graph)
+                reported.update(ring)
+            elif there not in walked:
+                here = there
 
 
 class _PortGraph:
     """Where each port of the service leads."""
 
     def __init__(self, service: Service) -> None:
-        self.endpoints = {path: endpoint for _, _, endpoint, path in endpoints(service)}
-        self._role_at = {address: name for name, role in service.roles.items() for address in role.instances}
+        self._role_at = {
+            address: name for name, role in service.roles.items() if not role.bare for address in role.instances
+        }
+        self.endpoints = {
+            path: endpoint for name, _, endpoint, path in endpoints(service) if not service.roles[name].bare
+        }
         self._at: dict[tuple[str, int], KeyPath] = {}
-        for role_name, _, endpoint, path in endpoints(service):
+        for path, endpoint in self.endpoints.items():
             for port in endpoint.listen_ports.numbers:
-                self._at[role_name, port] = path
+                self._at[str(path[1]), port] = path
 
     def leading_on(self) -> Iterable[_Port]:
-        """Every port of an endpoint whose target is an instance of the service."""
+        """Every port of an endpoint with a target that is an instance of the service."""
         for path, endpoint in self.endpoints.items():
-            if any(ip_address(address) in self._role_at for address in endpoint.target.addresses):
+            if any(ip_address(each) in self._role_at for target in endpoint.targets for each in target.addresses):
                 yield from ((path, port) for port in endpoint.listen_ports.numbers)
 
-    def leads_to(self, from_port: _Port) -> _Port | None:
-        """The port of the service that is this one's target; None where it is none."""
+    def leads_to(self, from_port: _Port) -> Iterator[_Port]:
+        """The ports of the service that are this one's targets."""
         path, port = from_port
         endpoint = self.endpoints[path]
-        target_port = endpoint.target_port(port)
-        roles = (self._role_at.get(ip_address(address)) for address in endpoint.target.addresses)
-        found = (self._at.get((role_name, target_port)) for role_name in roles if role_name is not None)
-        return next(((each, target_port) for each in found if each is not None), None)
+        for target in endpoint.targets:
+            target_port = endpoint.target_port(port, target)
+            roles = (self._role_at.get(ip_address(address)) for address in target.addresses)
+            found = (self._at.get((role_name, target_port)) for role_name in roles if role_name is not None)
+            yield from ((each, target_port) for each in found if each is not None)
 
 
 def _loop(document: Document, ring: list[KeyPath], graph: _PortGraph) -> Problem:
     first = min(range(len(ring)), key=lambda at: document.mark(ring[at], key=True))
     path, others = ring[first], dict.fromkeys(ring[first + 1 :] + ring[:first])
-    target = graph.endpoints[path].target
+    target = ", ".join(map(str, graph.endpoints[path].targets))
     way = ", ".join(f"`{other[1]}/{other[3]}`" for other in others if other != path)
     what = f"`{target}` is this endpoint's own listener" if not way else f"`{target}` leads back here by way of {way}"
     return document.problem((*path, "target"), what, "write the address of the service behind it")

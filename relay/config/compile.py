@@ -4,14 +4,17 @@ Nothing here looks anything up: what comes out was decided in the file and by th
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Final, Literal, TypeVar
 
 from relay.address import join_host_port
+from relay.config.admission import drop_filter, envelope_rules
+from relay.config.endpoint import Endpoint, Timeouts
 from relay.config.fields import PerSource
-from relay.config.model import Door, Endpoint, Probe, Service, Timeouts
+from relay.config.model import Door, Role, Service
+from relay.config.probe import Probe
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import (
@@ -26,16 +29,11 @@ from relay.config.snapshot import (
     TargetRow,
 )
 from relay.config.values import Target
-from relay.envelope import bpf
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.errors import ConfigError, Problem, RelayBug, WrongValue
 
 # The targets of a door out at the most; 32 random ones of any number of instances spread the load of a role well enough.
 _DOOR_TARGETS_MAX = 32
-# A worker gives all ports of a range their filters in one go, and the kernel compiles each: about 1 µs an instruction, in
-# which the worker forwards nothing.
-_FILTERS_MAX_BYTES = 65_536 * 8
-
 DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
 """Of an endpoint that declares none."""
 
@@ -75,7 +73,7 @@ def compile_snapshot(
         ]
         rows += [_door(service, roster, name, door, me) for name, door in role.uses.items()]
         if service.relay_port is not None:
-            rows.append(_relay(roster, me.role, host, service.relay_port))
+            rows.append(_relay(service, roster, me.role, host, service.relay_port))
     return Snapshot(
         generation=generation,
         service=service.service,
@@ -92,27 +90,17 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
     rows = []
     for role_name, role in service.roles.items():
         for name, endpoint in role.endpoints.items():
-            targets = tuple(_instances(service, roster.of(role_name), endpoint))
             # A role that may have instances has its public ports open, or whoever comes first would find them closed.
             if endpoint.type != "input" or not role.count:
                 continue
+            row = _endpoint(service, roster, f"{role_name}/{name}", endpoint, host, file, dropping=True)
             row = replace(
-                _endpoint(service, roster, f"{role_name}/{name}", endpoint, host, file, dropping=True),
-                targets=targets,
+                row if role.bare else _before_relays(row, endpoint, address),
+                targets=tuple(_instances(service, role, roster.of(role_name), endpoint)),
                 edges=(),
-                send_proxy="v2",
-                transparent=False,
-                dial_from=address,
-                # Limits are an instance's own, and it counts by the client's address.
-                connections=None,
-                per_source=None,
-                per_source_ipv4_bits=_ADDRESS.ipv4,
-                per_source_ipv6_bits=_ADDRESS.ipv6,
-                rate_per_s=None,
-                held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
-                # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
-                probe=_probe(endpoint) if endpoint.probe else replace(DEFAULT_PROBE, kind="relay"),
-                path_behind=endpoint.target.path if endpoint.target.kind == "unix" else "",
+                direct=role.bare,
+                slow_start_s=endpoint.slow_start_s,
+                lifetime_s=endpoint.timeouts.lifetime_s,
             )
             if endpoint.public_port is not None:
                 port, distribution = endpoint.public_port, endpoint.distribution
@@ -125,16 +113,45 @@ def _edge_rows(service: Service, roster: Roster, host: str, address: str, file: 
     return rows
 
 
-def _instances(service: Service, members: Iterable[Member], endpoint: Endpoint) -> Iterable[TargetRow]:
-    port, relay_port = endpoint.listen_ports.first, service.relay_port or 0
+def _before_relays(row: EndpointRow, endpoint: Endpoint, address: str) -> EndpointRow:
+    """An endpoint's row on an edge at this address whose instances have a relay: what that one does is left to it."""
+    return replace(
+        row,
+        send_proxy="v2",
+        transparent=False,
+        dial_from=address,
+        # Limits are an instance's own, and it counts by the client's address.
+        connections=None,
+        per_source=None,
+        per_source_ipv4_bits=_ADDRESS.ipv4,
+        per_source_ipv6_bits=_ADDRESS.ipv6,
+        rate_per_s=None,
+        held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
+        # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
+        probe=_probe(endpoint) if endpoint.probe else replace(DEFAULT_PROBE, kind="relay"),
+        path_behind=next((target.path for target in endpoint.targets), ""),
+    )
+
+
+def _instances(service: Service, role: Role, members: Iterable[Member], endpoint: Endpoint) -> Iterable[TargetRow]:
+    relay_port = 0 if role.bare else service.relay_port or 0
     for member in members:
-        text = join_host_port(member.address, port)
-        yield TargetRow(text, host=member.address, port=port, instance=member.id, relay_port=relay_port)
+        port = member.port or endpoint.listen_ports.first
+        yield TargetRow(
+            join_host_port(member.address, port),
+            host=member.address,
+            port=port,
+            instance=member.id,
+            relay_port=relay_port,
+            weight=member.weight,
+            backup=member.backup,
+        )
 
 
-def _relay(roster: Roster, role: str, host: str, port: int) -> EndpointRow:
+def _relay(service: Service, roster: Roster, role: str, host: str, port: int) -> EndpointRow:
     """Where the relays of the service's other machines talk to this one, each for its endpoints or its doors."""
-    rules = tuple(RuleRow(True, str(ipaddress.ip_network(member.address)), member.id) for member in roster)
+    members = (member for member in roster if member.role == EDGE or not service.roles[member.role].bare)
+    rules = tuple(RuleRow(True, str(ipaddress.ip_network(member.address)), member.id) for member in members)
     return _machines_row(f"{role}/{RELAY}", "relay", host, port, rules, Timeouts())
 
 
@@ -172,34 +189,44 @@ def _machines_row(
 
 def _door(service: Service, roster: Roster, name: str, door: Door, me: Member) -> EndpointRow:
     """A door out: listens for this machine alone, and leads to the instances of another role's endpoint."""
-    role, leads_to = door.endpoint
-    endpoint = service.roles[role].endpoints[leads_to]
-    # Of many instances each machine takes a few of its own, so that all of them together take all: each is a row of counters.
-    # An instance knows this machine by its address in the roster, which reaches no address of the other IP version.
-    reached = [member for member in roster.of(role) if (":" in member.address) is (":" in me.address)]
-    members = sorted(reached, key=lambda member: blake2b(f"{me.id} {member.id}".encode()).digest())
-    serving = [member for member in members if member.serves(leads_to)]
-    # When none wants more, some are better than nobody: what they tell may be old.
-    targets = tuple(_instances(service, sorted((serving or members)[:_DOOR_TARGETS_MAX]), endpoint))
+    role_name, leads_to = door.endpoint
+    role, endpoint = service.roles[role_name], service.roles[role_name].endpoints[leads_to]
     # With net.ipv4.conf.*.route_localnet a loopback address is open to the network beside it, as CVE-2020-8558 had it.
     here = ("::1/128" if ":" in door.listen.host else "127.0.0.0/8", str(ipaddress.ip_network(me.address)))
     rules = tuple(RuleRow(True, network, "this machine") for network in here)
     # What the endpoint's own relay looks at, need not be looked at twice. But where that says when its application has taken
     # the connection, a program that has yet to speak would be taken for an instance that does not answer.
-    looks = service.relay_port is not None
-    name, waits = f"{me.role}/{name}", endpoint.timeouts
-    return replace(
-        _machines_row(name, "door", door.listen.host, door.listen.port, rules, waits),
+    looks = service.relay_port is not None or role.bare
+    waits = endpoint.timeouts
+    row = replace(
+        _machines_row(f"{me.role}/{name}", "door", door.listen.host, door.listen.port, rules, waits),
         protocol=endpoint.protocol if looks else "tcp",
-        targets=targets,
         connect_s=door.connect_s,
         first_byte_s=waits.first_byte_s if looks else door.connect_s,
         distribution="least-connections",
-        dial_from=me.address,
-        leads_to=f"{role}/{leads_to}",
+        leads_to=f"{role_name}/{leads_to}",
         hold_s=waits.hold_s,
         held_max=endpoint.limits.connections,
+        slow_start_s=endpoint.slow_start_s,
     )
+    if role.bare:  # what an endpoint's own relay does for it, nobody does but the door
+        return replace(
+            row,
+            targets=tuple(_instances(service, role, roster.of(role_name), endpoint)),
+            direct=True,
+            probe=_probe(endpoint),
+            send_proxy=endpoint.send_proxy,
+            idle_s=waits.idle_s,
+            lifetime_s=waits.lifetime_s,
+        )
+    # Of many instances each machine takes a few of its own, so that all of them together take all: each is a row of counters.
+    # An instance knows this machine by its address in the roster, which reaches no address of the other IP version.
+    reached = [member for member in roster.of(role_name) if (":" in member.address) is (":" in me.address)]
+    members = sorted(reached, key=lambda member: blake2b(f"{me.id} {member.id}".encode()).digest())
+    serving = [member for member in members if member.serves(leads_to)]
+    # When none wants more, some are better than nobody: what they tell may be old.
+    some = sorted((serving or members)[:_DOOR_TARGETS_MAX])
+    return replace(row, targets=tuple(_instances(service, role, some, endpoint)), dial_from=me.address)
 
 
 def _endpoint(
@@ -225,7 +252,7 @@ def _endpoint(
         listen_host=host,
         listen_port=endpoint.listen_ports.first,
         port_count=len(endpoint.listen_ports),
-        targets=tuple(_targets(endpoint.target)),
+        targets=tuple(each for target in endpoint.targets for each in _targets(target)),
         rules=rules,
         permit_unmatched=unmatched,
         denied_reason="roster" if endpoint.type == "internal" else "access",
@@ -244,10 +271,14 @@ def _endpoint(
         transparent=endpoint.transparent,
         many_sources=endpoint.source_addresses == "auto",
         edges=edges,
+        distribution=(endpoint.target_distribution or "least-connections") if len(endpoint.targets) > 1 else None,
         probe=_probe(endpoint),
         keepalive_s=endpoint.timeouts.keepalive_s,
         dead_s=endpoint.timeouts.dead_s,
         hold_s=endpoint.timeouts.hold_s,
+        direct=len(endpoint.targets) > 1,
+        slow_start_s=endpoint.slow_start_s if len(endpoint.targets) > 1 else None,
+        lifetime_s=None if edges else endpoint.timeouts.lifetime_s,  # the edge cuts, where the client comes in
         table=compile_rules(rules).to_bytes(),
     )
 
@@ -261,74 +292,28 @@ def _probe(endpoint: Endpoint) -> ProbeRow | None:
     return ProbeRow(probe.path or "", probe.interval_s, probe.timeout_s)
 
 
-def envelope_rules(service: Service, roster: Roster, endpoint: Endpoint, file: str) -> tuple[tuple[RuleRow, ...], bool]:
-    """The endpoint's rules, and whether a source that none of them names may connect. `file` names the service file."""
-    if endpoint.type == "internal":
-        return tuple(_roster_rules(service, roster, endpoint)), False
-    rules = tuple(
-        RuleRow(rule.action == "permit", str(rule.network), f"{file}:{rule.line}")
-        for rule in service.rules_of(endpoint)
-    )
-    # The platform's rule: one permit turns "everyone" into "nobody else".
-    return rules, not any(rule.permit for rule in rules)
-
-
-def drop_filter(rules: Sequence[RuleRow], permit_unmatched: bool, version: Literal[4, 6], port_count: int) -> bytes:
-    """The program that drops one IP version's packets from whom these rules deny, for each of so many ports.
-
-    Raises WrongValue with what does not fit.
-    """
-    room_bytes = min(bpf.PROGRAM_MAX_BYTES, _FILTERS_MAX_BYTES // port_count)
-    networks = [(rule.permit, ipaddress.ip_network(rule.network)) for rule in rules]
-
-    def program_of(count: int) -> bytes:
-        return bpf.compile_filter(networks[:count], permit_unmatched, version)
-
-    program = program_of(len(networks))
-    if len(program) <= room_bytes:
-        return program
-    fits, too_many = 0, len(networks)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        fits, too_many = (middle, too_many) if len(program_of(middle)) <= room_bytes else (fits, middle)
-    where = f"the kernel's filters for {port_count} ports have" if port_count > 1 else "the kernel's filter has"
-    raise WrongValue(
-        f"{where} room for the first {fits} of these {len(networks)} networks (IPv{version})",
-        "write `deny: reset`, or fewer networks",
-    )
-
-
-def _roster_rules(service: Service, roster: Roster, endpoint: Endpoint) -> Iterable[RuleRow]:
-    """An internal endpoint admits the addresses of its `from` roles (default: every role), and nobody else."""
-    roles = endpoint.from_roles if endpoint.from_roles is not None else tuple(service.roles)
-    for role_name in roles:
-        for member in roster.of(role_name):
-            yield RuleRow(True, str(ipaddress.ip_network(member.address)), member.id)
-
-
 def _targets(target: Target) -> Iterable[TargetRow]:
+    """As rows: two for `localhost`, which is loopback in both families; a service may listen on either one (RFC 6761 6.3)."""
     if target.kind == "unix":
-        yield TargetRow(str(target), path=target.path)
-    elif target.host == "localhost":
-        # RFC 6761 6.3: localhost is loopback in both families; a service may listen on either one.
-        for host in target.addresses:
-            one = replace(target, host=host)
-            yield TargetRow(str(one), host=host, port=target.port, port_count=target.port_count)
-    else:
-        yield TargetRow(str(target), host=target.host, port=target.port, port_count=target.port_count)
+        yield TargetRow(str(target), path=target.path, weight=target.weight, backup=target.backup)
+        return
+    for host in target.addresses:
+        text = str(replace(target, host=host))
+        row = TargetRow(text, host=host, port=target.port, port_count=target.port_count)
+        yield replace(row, weight=target.weight, backup=target.backup)
 
 
 def _with_slots(rows: list[EndpointRow], before: Slots, file: str) -> tuple[EndpointRow, ...]:
     """The rows with their places in the ledger: an endpoint that stays, and each of its targets, keep theirs."""
     slots = _assign_slots([row.name for row in rows], before.endpoints, file)
-    names = [(row.name, target.text) for row in rows for target in row.targets if target.instance]
+    names = [(row.name, target.text) for row in rows if row.distribution is not None for target in row.targets]
     target_slots = _assign_slots(names, before.targets, file)
     return tuple(
         replace(
             row,
             slot=slots[row.name],
             targets=tuple(
-                replace(target, slot=target_slots[row.name, target.text]) if target.instance else target
+                replace(target, slot=target_slots[row.name, target.text]) if row.distribution is not None else target
                 for target in row.targets
             ),
         )

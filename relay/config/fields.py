@@ -27,6 +27,10 @@ def whole(largest: int, example: int) -> tuple[BeforeValidator, WithJsonSchema]:
     return BeforeValidator(values.whole_number(largest)), WithJsonSchema(schema)
 
 
+def _weight_schema() -> dict[str, Any]:
+    return {"type": "integer", "minimum": 0, "maximum": values.WEIGHT_MAX, "examples": [2]}
+
+
 def words(*allowed: str) -> tuple[BeforeValidator, WithJsonSchema]:
     """A key whose value is one of these words."""
     return BeforeValidator(values.choice(*allowed)), WithJsonSchema({"type": "string", "enum": list(allowed)})
@@ -63,6 +67,7 @@ Connections = Annotated[int | None, *whole(values.CONNECTIONS_MAX, 10_000)]
 Port = Annotated[int | None, *whole(65535, 80)]
 ListenPorts = Annotated[Ports, *several_ports(8080, "8995-8999")]
 InstancePorts = Annotated[Ports | None, *several_ports("10105-10109")]
+Weight = Annotated[int, BeforeValidator(values.whole_number(values.WEIGHT_MAX, 0)), WithJsonSchema(_weight_schema())]
 Network = Annotated[
     IPNetwork | None, *text(values.network, values.NETWORK_PATTERN, "203.0.113.0/24", "2001:db8::/32", "192.0.2.7")
 ]
@@ -144,26 +149,6 @@ class _RulesOrName:
 
 
 Access = Annotated[tuple[Rule, ...] | str, _RulesOrName()]
-
-
-class AddressesOrCount:
-    """Reads a list of addresses, or how many there may be. As above: an error in an address has one place, the address's."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(self._read, handler.generate_schema(tuple[Address, ...]))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        count = {"type": "integer", "minimum": 1, "maximum": values.INSTANCES_MAX, "examples": [3]}
-        return {"anyOf": [count, handler(schema)]}
-
-    @staticmethod
-    def _read(written: Any, validate: Callable[[Any], tuple[IPAddress, ...]]) -> tuple[IPAddress, ...] | int:
-        if isinstance(written, int) and not isinstance(written, bool):
-            return values.whole_number(values.INSTANCES_MAX)(written)
-        if not isinstance(written, list | tuple):
-            what = f"{shown(written)} is neither a list of addresses nor a number of instances"
-            raise WrongValue(what, "write `[10.0.0.4]`, or with a registry a number such as `3`")
-        return validate(written)
 
 
 class PerSource(Keys):

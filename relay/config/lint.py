@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
+from relay.config.bare import bare_warnings
 from relay.config.check import endpoints
 from relay.config.document import Document, KeyPath
 from relay.config.fields import Rule
@@ -26,6 +27,7 @@ def lint_service(service: Service, document: Document) -> list[Problem]:
         *_internal_as_input(service, document),
         *_audits(service, document),
         *_transparent(service, document),
+        *bare_warnings(service, document),
     ]
     for path, rules in _lists(service):
         found += _rules(path, rules, document)
@@ -87,8 +89,12 @@ def _audits(service: Service, document: Document) -> Iterator[Problem]:
 def _transparent(service: Service, document: Document) -> Iterator[Problem]:
     for _, _, endpoint, path in endpoints(service):
         if endpoint.transparent:
-            on_loopback = all(ip_address(address).is_loopback for address in endpoint.target.addresses)
-            script = "systemd/transparent up" + ("" if on_loopback else f" 4711 {endpoint.target}")
+            elsewhere = [
+                target
+                for target in endpoint.targets
+                if not all(ip_address(address).is_loopback for address in target.addresses)
+            ]
+            script = "systemd/transparent up" + (f" 4711 {elsewhere[0]}" if elsewhere else "")
             what = "it needs CAP_NET_RAW (or CAP_NET_ADMIN), and routing rules by which the target's answers come back"
             fix = f"run `{script}` as root on each instance, and grant the capability: see systemd/README.md"
             yield _warning(document, (*path, "transparent"), what, fix)

@@ -1,290 +1,31 @@
 """The service file as a frozen model: `Service` (service.yaml, the same on every machine).
 
-The YAML names are the promise; a Python name that differs only adds its unit or avoids a keyword (`connect_s` is
-`connect`, `from_roles` is `from`). The docstring under a field is its text in the JSON Schema.
+The YAML names are the promise; a Python name that differs only adds its unit or avoids a keyword. The docstring under a
+field is its text in the JSON Schema.
 """
 
-import math
-from typing import Annotated, Any, Literal
+from ipaddress import ip_address
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from relay.config import references, values
+from relay.config.endpoint import Endpoint
 from relay.config.fields import (
-    FOLLOWS,
-    Access,
-    AddressesOrCount,
-    Connections,
     Duration,
-    DurationOrOff,
     EndpointName,
     Flag,
-    InstancePorts,
     Keys,
-    ListenPorts,
     ListName,
-    MappingOrFalse,
-    PerSourceOrNumber,
     Port,
-    Protocol,
     RoleName,
     Rule,
-    absent,
     text,
-    words,
 )
-from relay.config.values import HostPort, IPAddress, Target
+from relay.config.instances import SOURCES_MAX, AddressOnly, Instances, Listed
+from relay.config.values import HostPort, IPAddress
 from relay.errors import WrongValue
-
-
-class Limits(Keys):
-    """How much an endpoint takes on each instance. A limit left out does not exist."""
-
-    connections: Connections = None
-    """Open connections at most, over all clients."""
-
-    per_source: PerSourceOrNumber = None
-    """Open connections at most from one client address; or a mapping, with what is counted as one."""
-
-    rate_per_s: Annotated[float | None, *text(values.rate, values.RATE_PATTERN, "500/s", "30/m")] = Field(
-        default=None, alias="rate"
-    )
-    """New connections at most, per second (`500/s`) or per minute (`30/m`)."""
-
-
-class Timeouts(Keys):
-    """How long an endpoint waits."""
-
-    connect_s: Duration = Field(default=5.0, alias="connect", json_schema_extra={"default": "5s"})
-    """For the target to take the connection."""
-
-    first_byte_s: Duration = Field(default=10.0, alias="first_byte", json_schema_extra={"default": "10s"})
-    """For a client's first bytes, where they must be looked at: `http`, `https`."""
-
-    idle_s: DurationOrOff = Field(default=240.0, alias="idle", json_schema_extra={"default": "4m"})
-    """For any byte, in either direction, on an open connection; then it is closed. `off`: for ever."""
-
-    keepalive_s: DurationOrOff = Field(default=15.0, alias="keepalive", json_schema_extra={"default": "15s"})
-    """For any sign of life from either side; then the kernel asks that side whether it is there. `off`: it never asks."""
-
-    # Below `keepalive`, which its validator sees.
-    dead_s: DurationOrOff = Field(
-        default_factory=lambda: "30s", validate_default=True, alias="dead", json_schema_extra={"default": "30s"}
-    )
-    """For any sign of life, the answer to such a question too; then that side is dead, and the other one is told by a reset.
-    Longer than `keepalive`. `off`: nobody is dead before the kernel says so."""
-
-    hold_s: Annotated[float | None, *text(values.duration, values.DURATION_PATTERN, "20s")] = Field(
-        default=None, alias="hold"
-    )
-    """For a target to be had: while there is none, a new connection waits for one so long. Without it, it fails at once."""
-
-    @field_validator("dead_s", mode="after")
-    @classmethod
-    def _dead_after_keepalive(cls, dead_s: float | None, info: ValidationInfo) -> float | None:
-        keepalive_s = info.data.get("keepalive_s")
-        if dead_s is not None and keepalive_s is not None and dead_s <= keepalive_s:
-            raise WrongValue(
-                f"{dead_s:g} s are not longer than `keepalive`, after which a silent side is asked whether it is there",
-                f"write `dead: {math.ceil(2 * keepalive_s)}s`, or a shorter `keepalive`",
-            )
-        return dead_s
-
-
-class Probe(Keys):
-    """How it is found out, all the time, whether the application is well: by its own machine, and by way of that machine's
-    relay by every edge."""
-
-    # Before `path`, whose validator sees it.
-    protocol: Annotated[Literal["tcp", "http"], *words("tcp", "http")] = "tcp"
-    """`tcp`: the application takes the connection. `http`: it answers `GET path` with the status 200."""
-
-    path: Annotated[str | None, *text(values.probe_path, values.PROBE_PATH_PATTERN, "/healthz")] = Field(
-        default_factory=absent, validate_default=True
-    )
-    """What an `http` probe asks for."""
-
-    interval_s: Duration = Field(default=2.0, alias="interval", json_schema_extra={"default": "2s"})
-    """From one probe to the next, give or take a tenth. One that is down is asked every second, if not more often."""
-
-    timeout_s: Duration = Field(default=5.0, alias="timeout", json_schema_extra={"default": "5s"})
-    """Who gives no answer for so long is down, and gets no new connections from an edge. A wrong answer is as bad at once."""
-
-    @field_validator("path", mode="wrap")
-    @classmethod
-    def _path_of_http(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        kind = info.data.get("protocol")
-        if written is None and kind == "http":
-            raise WrongValue("is missing", "write what to ask for, such as `path: /healthz`")
-        if written is not None and kind == "tcp":
-            raise WrongValue("a tcp probe asks for nothing", "remove it, or write `protocol: http`")
-        return None if written is None else parse(written)
-
-
-class Endpoint(Keys):
-    """One declared port of a role, and the local service behind it."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "if": {"properties": {"type": {"const": "internal"}}, "required": ["type"]},
-            "then": {
-                "required": ["port"],
-                "properties": dict.fromkeys(("public_port", "instance_ports", "access", "distribution"), False),
-            },
-            "else": {
-                "anyOf": [{"required": ["public_port"]}, {"required": ["instance_ports", "port"]}],
-                "properties": {"from": False},
-            },
-        }
-    )
-
-    # The order counts: a validator below sees the fields above its own, and `type` rules them all.
-    type: Annotated[Literal["input", "internal"], *words("input", "internal")]
-    """`input`: open to the outside. `internal`: open to the instances of this service only."""
-
-    protocol: Protocol = "tcp"
-    """`http` and `https`: a connection whose first bytes are something else is refused. `tcp`: anything goes."""
-
-    instance_ports: InstancePorts = None
-    """Ports that the outside knows, one for each instance: the first port leads to instance 0. Unique in the service."""
-
-    public_port: Port = Field(default_factory=absent, validate_default=True)
-    """The port that the outside knows. Input endpoints have this or `instance_ports`, or both. Unique in the service."""
-
-    listen_ports: ListenPorts = Field(default_factory=absent, validate_default=True, alias="port")
-    """The port that each instance listens on, or a range of ports. Default for an input endpoint: its public port."""
-
-    target: Annotated[
-        Target,
-        *text(values.target, values.TARGET_PATTERN, "127.0.0.1:3000", "[::1]:3000", "unix:/run/app.sock"),
-    ]
-    """The local service that the connections go to: an address or `localhost` with a port, or `unix:` and a path. Behind a
-    range of ports: a range of as many, port for port, or one port for all."""
-
-    unsafe_target: Flag = False
-    """`true`: the target may be on another machine, where others reach it without relay."""
-
-    access: Access = ()
-    """Who may connect to an input endpoint: rules, or the name of a list in `access_lists`. The first rule that matches
-    decides. No rule: everyone may. Any `permit`: everyone else may not. Only `deny`: everyone else may."""
-
-    from_roles: tuple[RoleName, ...] | None = Field(default=None, alias="from", json_schema_extra={"minItems": 1})
-    """The roles whose instances may connect to an internal endpoint. Default: every role of the service."""
-
-    enforce: Annotated[Literal["strict", "audit"], *words("strict", "audit")] = "strict"
-    """`strict`: who may not connect is refused. `audit`: is let in, counted and logged as one who would be refused; for a
-    trial of new rules."""
-
-    deny: Annotated[Literal["reset", "drop"], *words("reset", "drop")] = "reset"
-    """How the envelope refuses: `reset` at once, or `drop`, as if nobody were there. Limits always reset."""
-
-    limits: Limits = Limits()
-    """How much the endpoint takes on each instance."""
-
-    timeouts: Timeouts = Timeouts()
-    """How long the endpoint waits."""
-
-    send_proxy: Annotated[Literal["v1", "v2"] | None, *words("v1", "v2")] = None
-    """Tell the target who the client is, in a PROXY protocol header of this version. Default: no header."""
-
-    transparent: Flag = False
-    """`true`: the target is dialled from the client's own address. Needs CAP_NET_RAW and the routing rules of
-    systemd/transparent."""
-
-    source_addresses: Annotated[Literal["auto", "off"], *words("auto", "off")] = "auto"
-    """From where a target at an IPv4 loopback address is dialled when all 28,000 ports towards it are taken: `auto`: from
-    127.0.0.2 and the ones that follow. `off`: from nowhere else, the connection fails."""
-
-    @field_validator("transparent", mode="after")
-    @classmethod
-    def _transparent_by_tcp(cls, transparent: bool, info: ValidationInfo) -> bool:
-        if transparent and "target" in info.data and info.data["target"].kind == "unix":
-            raise WrongValue("a Unix socket knows no client addresses", "remove it, or write `send_proxy: v2`")
-        return transparent
-
-    probe: Annotated[Probe | Literal[False] | None, MappingOrFalse(Probe)] = None
-    """How it is found out, all the time, whether the application is well. Without it the application is asked only while it
-    is down, every second: from the connection that failed until it takes one again. `false`: it is never asked."""
-
-    distribution: Annotated[
-        Literal["five-tuple", "source-ip", "least-connections"], *words("five-tuple", "source-ip", "least-connections")
-    ] = "five-tuple"
-    """How the edge spreads connections over instances. `five-tuple`: by a hash of both addresses and ports. `source-ip`: the
-    same client always to the same instance. `least-connections`: to the one that has the fewest from this edge."""
-
-    @field_validator("distribution", mode="before")
-    @classmethod
-    def _of_input(cls, written: object, info: ValidationInfo) -> object:
-        if info.data.get("type") == "internal":
-            raise WrongValue("an internal endpoint is not behind the edge", "remove it, or write `type: input`")
-        return written
-
-    @field_validator("instance_ports", mode="before")
-    @classmethod
-    def _instance_ports_of_input(cls, written: object, info: ValidationInfo) -> object:
-        if info.data.get("type") == "internal":
-            raise WrongValue("an internal endpoint has no public ports", "write `port`, or `type: input`")
-        return written
-
-    @field_validator("public_port", mode="wrap")
-    @classmethod
-    def _public_port_of_input(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        kind = info.data.get("type")
-        if written is not None and kind == "internal":
-            raise WrongValue("an internal endpoint has no public port", "write `port`, or `type: input`")
-        if written is not None:
-            return parse(written)
-        if kind == "input" and "instance_ports" not in info.data:
-            raise PydanticCustomError(FOLLOWS, "may be missing, once `instance_ports` is right")
-        if kind == "input" and info.data["instance_ports"] is None:
-            raise WrongValue("is missing", "write the port that the outside knows, such as `public_port: 80`")
-        return None
-
-    @field_validator("listen_ports", mode="wrap")
-    @classmethod
-    def _port_or_public_port(cls, written: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        if written is not None:
-            return parse(written)
-        if info.data.get("public_port") is not None:
-            return parse(info.data["public_port"])
-        if info.data.get("type") == "internal" or info.data.get("instance_ports") is not None:
-            raise WrongValue("is missing", "write the port that each instance listens on, such as `port: 5432`")
-        # `type` or `public_port` has its own problem already: one mistake, one problem.
-        raise PydanticCustomError(FOLLOWS, "cannot be told before the keys above it are right")
-
-    @field_validator("target", mode="after")
-    @classmethod
-    def _target_as_long_as_ports(cls, target: Target, info: ValidationInfo) -> Target:
-        count = len(info.data["listen_ports"]) if "listen_ports" in info.data else target.port_count
-        if target.port_count not in (1, count):
-            raise WrongValue(
-                f"`{target}` has {target.port_count} ports, and the endpoint has {count}",
-                "write as many, or one for all",
-            )
-        return target
-
-    @field_validator("access", mode="before")
-    @classmethod
-    def _access_of_input(cls, written: object, info: ValidationInfo) -> object:
-        if info.data.get("type") == "internal":
-            raise WrongValue("an internal endpoint has no access rules", "write `from` with the roles that may connect")
-        return written
-
-    @field_validator("from_roles", mode="before")
-    @classmethod
-    def _from_of_internal(cls, written: object, info: ValidationInfo) -> object:
-        if info.data.get("type") == "input":
-            raise WrongValue("an input endpoint is open to the outside", "write `access` rules, or `type: internal`")
-        if written == []:
-            raise WrongValue("names no role", "write the roles that may connect, or remove it to admit every role")
-        return written
-
-    def target_port(self, port: int) -> int:
-        """The port of the target that connections to `port`, one of the endpoint's, lead to."""
-        offset = port - self.listen_ports.first if self.target.port_count > 1 else 0
-        return self.target.port + offset
 
 
 class Door(Keys):
@@ -303,9 +44,22 @@ class Door(Keys):
 class Role(Keys):
     """The instances that do one job, the endpoints that each of them has, and what it uses of others."""
 
-    listed: Annotated[tuple[IPAddress, ...] | int, AddressesOrCount()] = Field(alias="instances")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"bare": {"const": True}}, "required": ["bare"]},
+            "then": {"properties": {"uses": False}},
+            "else": {"properties": {"endpoints": {"additionalProperties": {"required": ["target"]}}}},
+        }
+    )
+
+    bare: Flag = False
+    """`true`: there is no relay on the role's machines. The edge, and doors of other roles, reach each of its endpoints at
+    its `port`, and nobody there enforces who may connect."""
+
+    listed: Instances = Field(alias="instances")
     """The address of each instance: the first of role `web` is `web_IN_0`, the next `web_IN_1`. Or, with a registry, how
-    many there may be: each takes the lowest number that is free."""
+    many there may be: each takes the lowest number that is free. In a bare role also names, service records and files: each
+    address that they give is an instance, and has the lowest number that is free as long as it stays."""
 
     endpoints: dict[EndpointName, Endpoint] = Field(default_factory=dict)
     """The role's endpoints by name. Nothing else of it can be reached through relay."""
@@ -318,15 +72,41 @@ class Role(Keys):
         """Whether a registry tells where its instances are."""
         return isinstance(self.listed, int)
 
+    @field_validator("listed", mode="before")
+    @classmethod
+    def _addresses_unless_bare(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("bare") is not False or not isinstance(written, list):
+            return written
+        return [AddressOnly(each) for each in written]
+
+    @field_validator("endpoints", mode="before")
+    @classmethod
+    def _targets_unless_bare(cls, written: object, info: ValidationInfo) -> object:
+        if info.data.get("bare") is not False or not isinstance(written, dict):
+            return written
+        return {name: {"target": None} | each if isinstance(each, dict) else each for name, each in written.items()}
+
+    @property
+    def items(self) -> tuple[Listed, ...]:
+        """What `instances` lists; nothing for a counted role."""
+        return () if isinstance(self.listed, int) else self.listed
+
+    @property
+    def named(self) -> bool:
+        """Whether some of its instances are where a name, a service record or a file says."""
+        return any(each.kind != "address" for each in self.items)
+
     @property
     def count(self) -> int:
         """How many instances there are, or may be."""
-        return self.listed if isinstance(self.listed, int) else len(self.listed)
+        if isinstance(self.listed, int):
+            return self.listed
+        return SOURCES_MAX if self.named else len(self.listed)
 
     @property
     def instances(self) -> tuple[IPAddress, ...]:
         """The addresses that the file lists; none for a counted role."""
-        return () if isinstance(self.listed, int) else self.listed
+        return tuple(ip_address(each.text) for each in self.items if each.kind == "address")
 
 
 class Edge(Keys):
@@ -373,6 +153,11 @@ class Service(Keys):
     def counted(self) -> tuple[str, ...]:
         """The roles of which a registry tells where their instances are."""
         return tuple(name for name, role in self.roles.items() if role.counted)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The roles some of whose instances are where a name, a service record or a file says."""
+        return tuple(name for name, role in self.roles.items() if role.named)
 
     def rules_of(self, endpoint: Endpoint) -> tuple[Rule, ...]:
         """The endpoint's access rules: its own, or those of the list that it names. KeyError: there is no such list."""

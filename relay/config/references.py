@@ -14,6 +14,9 @@ URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f.:]+\])(:[1-9][0-9]{0,4})?
 FILE_PATTERN = r"^/[\s\S]+$"
 ENDPOINT_PATTERN = rf"{ROLE_NAME_PATTERN[:-1]}/{ENDPOINT_NAME_PATTERN[1:]}"
 LEASE_MIN_S = 2  # etcd 3.4 raises a shorter one to ceil(3 * election ticks / 2) of 100 ms each, at its defaults 2 s
+# Labels of at most 63 characters; the last one is no number, or it would be an address that is written wrongly.
+NAME_PATTERN = r"([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+NAME_MAX_CHARS = 253  # RFC 1035 section 2.3.4 has 255 bytes, with the lengths of the first label and of the root
 LOOPBACK_PATTERN = r"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\]):[1-9][0-9]{0,4}$"
 
 
@@ -77,4 +80,28 @@ def word(value: object) -> str:
     """A word of printable characters."""
     if not isinstance(value, str) or not re.fullmatch("[!-~]{1,64}", value):
         raise WrongValue(f"{shown(value)} is not a name", "write one word")
+    return value
+
+
+def dns_name(value: object) -> str:
+    """A machine's name as DNS has it (RFC 1123 section 2.1), in lower case and without a closing dot.
+
+    An underscore is taken too: names of services begin with one (RFC 2782).
+    """
+    text = value.removesuffix(".") if isinstance(value, str) else ""
+    if text and not text.isascii():
+        raise WrongValue(f"{shown(value)} is not written as DNS has it", "write its `xn--` form: see `idn2 NAME`")
+    if (
+        not re.fullmatch(NAME_PATTERN, text)
+        or len(text) > NAME_MAX_CHARS
+        or re.fullmatch("[0-9]+", text.split(".")[-1])
+    ):
+        raise WrongValue(f"{shown(value)} is neither an address nor a name", "write one such as `db.example.com`")
+    return text.lower()
+
+
+def target_file(value: object) -> str:
+    """The path of a file with targets; one that is not absolute is beside the service file."""
+    if not isinstance(value, str) or not value or value.endswith("/") or "\0" in value or "\n" in value:
+        raise WrongValue(f"{shown(value)} names no file", "write the path of one, such as `targets.yaml`")
     return value

@@ -6,7 +6,7 @@ A role lists its instances' addresses in the service file, or says how many ther
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from relay.errors import WrongValue
 
@@ -28,6 +28,11 @@ class Member:
     busy: bool = False  # it asks for no new connections (`relay drain`)
     down: tuple[str, ...] = ()  # its endpoints whose local service does not answer
     reasons: tuple[str, ...] = ()  # why, of each of these; none where it does not tell
+    # Of what the service file says of it, or whoever it asks: see config/instances.py.
+    weight: int = 1
+    backup: bool = False
+    port: int = 0  # where all of its endpoints are; 0: at their own
+    name: str = ""  # that led to it; empty: the file has its address
 
     @property
     def id(self) -> str:
@@ -88,28 +93,32 @@ class Roster:
         Whoever is registered and can have no place there (another role, an ordinal beyond the count, the address of
         somebody else, above all mine) is left out: a registry is not believed in everything.
         """
-        listed = [
-            Member(name, ordinal, str(address))
-            for name, addresses in _listed(service).items()
-            for ordinal, address in enumerate(addresses)
-        ]
+        listed = list(_listed(service))
         taken = {member.address for member in listed}
         places: dict[tuple[str, int], Member] = {}
         others = sorted(member for member in registered if me is None or member.id != me.id)
         for member in (*([me] if me is not None else []), *others):
             role = service.roles.get(member.role)
-            if role is None or not role.counted or not 0 <= member.ordinal < role.count:
+            if role is None or not (role.counted or role.named) or not 0 <= member.ordinal < role.count:
                 continue
-            if member.address not in taken and (member.role, member.ordinal) not in places:
+            if (member.role, member.ordinal) in places or (member.address in taken and not role.named):
+                continue
+            if not role.named:  # who has a relay is known by its address; of others several may have the same
                 taken.add(member.address)
-                places[member.role, member.ordinal] = member
+            places[member.role, member.ordinal] = member
         order = {name: n for n, name in enumerate((*service.roles, EDGE))}
         everybody = [*listed, *places.values()]
         return cls(tuple(sorted(everybody, key=lambda member: (order[member.role], member.ordinal))))
 
     def to_plain(self) -> list[dict[str, Any]]:
-        """The roster as plain data for JSON."""
-        return [asdict(member) for member in self.members]
+        """The roster as plain data for JSON.
+
+        What came after the first version is left out where it is at its default: then that one's readers take it too.
+        """
+        return [
+            {key: value for key, value in asdict(member).items() if key not in _LATER or value != _LATER[key]}
+            for member in self.members
+        ]
 
     @classmethod
     def from_plain(cls, plain: Iterable[Mapping[str, Any]]) -> "Roster":
@@ -137,6 +146,13 @@ def split_instance(instance: str) -> tuple[str, int]:
     return role, int(number)
 
 
-def _listed(service: "Service") -> dict[str, tuple[Any, ...]]:
-    found = {name: role.instances for name, role in service.roles.items()}
-    return found if service.edge is None else found | {EDGE: service.edge.instances}
+def _listed(service: "Service") -> Iterator[Member]:
+    """Whom the file itself says where they are; not those of a role some of whose instances only others know."""
+    for name, role in service.roles.items():
+        for ordinal, each in enumerate(() if role.named else role.items):
+            yield Member(name, ordinal, each.text, weight=each.weight, backup=each.backup)
+    for ordinal, address in enumerate(service.edge.instances if service.edge is not None else ()):
+        yield Member(EDGE, ordinal, str(address))
+
+
+_LATER: Final = {"weight": 1, "backup": False, "port": 0, "name": ""}

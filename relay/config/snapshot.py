@@ -40,9 +40,11 @@ class TargetRow:
     port: int = 0
     path: str = ""
     port_count: int = 1
-    slot: int = -1  # on an edge: row of counters in the ledger; stays the same over reloads
-    instance: str = ""  # on an edge: whose address it is
+    slot: int = -1  # of one of several: row of counters in the ledger; stays the same over reloads
+    instance: str = ""  # on an edge, and of a door out: whose address it is
     relay_port: int = 0  # where that instance's relay is talked to; 0: at `port` alone
+    weight: int = 1  # of several: its share of new connections; 0: it gets none
+    backup: bool = False  # it gets connections only while no other one is to be had
 
     def at(self, offset: int) -> "TargetRow":
         """The one port of the range that is `offset` from its first; the whole range where it has no such port."""
@@ -97,9 +99,9 @@ class EndpointRow:
     transparent: bool = False  # dial the target from the client's own address
     many_sources: bool = True  # a loopback target is dialled from other addresses when the usual one has no port left
     edges: tuple[str, ...] = ()  # addresses of the edge: only they connect, and they say who the client is
-    # On an edge, and of a door out. None: targets are tried in their order. `instance`: the n-th port leads to the instance
-    # with that number.
-    distribution: Literal["five-tuple", "source-ip", "least-connections", "instance"] | None = None
+    # Of several targets. None: they are tried in their order. `instance`: the n-th port leads to the instance with that
+    # number.
+    distribution: Literal["five-tuple", "source-ip", "least-connections", "round-robin", "instance"] | None = None
     probe: ProbeRow | None = None  # None: a target is looked at while it is down, and not otherwise
     path_behind: str = ""  # on an edge: the Unix socket that the instances' relays lead to
     dial_from: str = ""  # on an edge, and of a door out: this machine's address, which the instances know it by
@@ -110,6 +112,9 @@ class EndpointRow:
     per_source_ipv4_bits: int = 32  # sources that have so many leading bits in common are one for `per_source`
     per_source_ipv6_bits: int = 128
     held_max: int | None = None  # connections that wait at the most, where `connections` is not this machine's to ask
+    direct: bool = False  # its several targets are applications, reached without another machine's relay
+    slow_start_s: float | None = None  # one of several that has come up has all of its share after so long
+    lifetime_s: float | None = None  # a connection is cut after so long, give or take a tenth
     table: bytes = b""  # `rules` compiled (envelope/cidr.py); empty: not compiled
 
     @property
@@ -136,7 +141,12 @@ class EndpointRow:
     @property
     def is_edge(self) -> bool:
         """Whether it is an edge's, whose targets are other machines' relays."""
-        return self.distribution is not None and self.type != "door"
+        return self.distribution is not None and self.type != "door" and not self.direct
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether several targets are probed, so that one that is down gets nobody: then dials alone decide nothing."""
+        return self.distribution is not None and (self.type != "door" or self.direct) and self.probe is not None
 
     @property
     def is_brought(self) -> bool:

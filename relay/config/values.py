@@ -34,6 +34,9 @@ CONNECTIONS_MAX = 1_048_576
 # Ten times what one etcd and one roster in every machine's memory were tried with (docs/scale.md).
 INSTANCES_MAX = 10_000
 
+# Of one of several targets. HAProxy's server weights have the same range.
+WEIGHT_MAX = 256
+
 WORKERS_MAX = 64  # far beyond what one network card feeds; a larger number is a slip
 
 # Every port of a range is a listening socket, and so a descriptor in each process of relay: as many as a process may have
@@ -103,7 +106,7 @@ class Ports:
 class Target:
     """Where connections go: `host` and `port` for tcp, an absolute `path` for unix. `str()` writes it back.
 
-    A range of ports begins at `port` and has `port_count` of them.
+    A range of ports begins at `port` and has `port_count` of them. `weight` and `backup` are as one of several.
     """
 
     kind: Literal["tcp", "unix"]
@@ -111,6 +114,8 @@ class Target:
     port: int = 0
     path: str = ""
     port_count: int = 1
+    weight: int = 1
+    backup: bool = False
 
     def __str__(self) -> str:
         if self.kind == "unix":
@@ -179,16 +184,16 @@ def rate(value: object) -> float:
     return int(number) / _PER_UNIT_S[unit]
 
 
-def whole_number(largest: int) -> Callable[[object], int]:
-    """A parser for a whole number from 1 to `largest`."""
+def whole_number(largest: int, least: int = 1) -> Callable[[object], int]:
+    """A parser for a whole number from `least` to `largest`."""
 
     def parse(value: object) -> int:
         if isinstance(value, str) and value.isascii() and value.isdigit():
             raise WrongValue(f"{shown(value)} is read as a text", "write the number without quotes or leading zeros")
         if isinstance(value, bool) or not isinstance(value, int):
-            raise WrongValue(f"{shown(value)} is not a whole number", f"write 1 to {largest}")
-        if not 1 <= value <= largest:
-            raise WrongValue(f"{shown(value)} is out of range", f"write 1 to {largest}")
+            raise WrongValue(f"{shown(value)} is not a whole number", f"write {least} to {largest}")
+        if not least <= value <= largest:
+            raise WrongValue(f"{shown(value)} is out of range", f"write {least} to {largest}")
         return value
 
     return parse

@@ -259,7 +259,7 @@ class EndpointStatus(TypedDict):
     protocol: ProtocolName
     listen: AddressText
     leads_to: str
-    distribution: Literal["five-tuple", "source-ip", "least-connections", "instance"] | None
+    distribution: Literal["five-tuple", "source-ip", "least-connections", "round-robin", "instance"] | None
     targets: list[str]
     target_set: list[TargetStatus]
     target_up: bool | None

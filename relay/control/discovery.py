@@ -7,7 +7,8 @@ from typing import Final
 
 from relay.address import join_host_port
 from relay.config import values
-from relay.config.model import Endpoint, Role, Service
+from relay.config.endpoint import Endpoint
+from relay.config.model import Role, Service
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Metrics
 from relay.config.snapshot import BY_INSTANCE
@@ -254,10 +255,11 @@ def metrics_of(fleet: Fleet, member: Member) -> str | None:
 def _by_endpoint(fleet: Fleet, member: Member, inside: HostPort) -> str | None:
     role = fleet.service.roles.get(member.role)
     for endpoint in role.endpoints.values() if role is not None else ():
-        if endpoint.type != "internal" or not set(endpoint.target.addresses) & set(inside.addresses):
+        targets = [target for target in endpoint.targets if set(target.addresses) & set(inside.addresses)]
+        if endpoint.type != "internal" or len(endpoint.targets) != 1 or not targets:
             continue
         for port in endpoint.listen_ports.numbers:
-            if endpoint.target_port(port) == inside.port:
+            if endpoint.target_port(port, targets[0]) == inside.port:
                 return join_host_port(member.address, port)
     return None
 

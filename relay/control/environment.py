@@ -47,7 +47,8 @@ def _of_row(service: Service, row: EndpointRow, me: Member) -> Iterator[tuple[st
     yield f"{variable}_HOST", host
     yield f"{variable}_PORT", str(row.listen_port)
     if row.type != "door" and me.role != EDGE:
-        yield f"{variable}_TARGET", str(service.roles[me.role].endpoints[row.endpoint].target)
+        targets = service.roles[me.role].endpoints[row.endpoint].targets
+        yield f"{variable}_TARGET", ",".join(map(str, targets))
 
 
 def _name(row: EndpointRow, me: Member) -> str:

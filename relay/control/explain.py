@@ -226,7 +226,7 @@ def matrix(service: Service) -> list[answers.Reach]:
     stand_ins = [Member(name, 0, f"{_SOMEWHERE}{n:x}") for n, name in enumerate(service.counted)]
     roster = Roster.of_service(service, stand_ins)
     for role_name, role in service.roles.items():
-        if not role.count:
+        if not role.count or role.bare:
             continue
         snapshot = compile_snapshot(service, Settings(), f"{role_name}_IN_0", generation=0, file="", roster=roster)
         for row in snapshot.endpoints:

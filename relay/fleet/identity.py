@@ -45,7 +45,8 @@ def identify(
         if value:
             return _checked(service, settings, roster, value, told_by)
     test = is_local or address_is_local
-    found = [member.id for member in roster if test(ip_address(member.address))]
+    with_relay = [member for member in roster if member.role == EDGE or not service.roles[member.role].bare]
+    found = [member.id for member in with_relay if test(ip_address(member.address))]
     if len(found) == 1:
         return found[0]
     if found:
@@ -64,6 +65,8 @@ def _checked(service: Service, settings: Settings, roster: Roster, instance: str
         role, ordinal = split_instance(instance)
     except WrongValue as error:
         raise IdentityError(f"{told_by}: {error}") from None
+    if role in service.roles and service.roles[role].bare:
+        raise IdentityError(f"{told_by}: role `{role}` is bare, and there is no relay on its machines")
     if roster.get(instance) is not None:
         return instance
     known = [*service.roles, *([EDGE] if service.edge is not None else [])]

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from relay.config.compile import compile_snapshot, drop_filter
+from relay.config.admission import drop_filter
+from relay.config.compile import compile_snapshot
 from relay.config.document import Document, parse
 from relay.config.load import parse_service
 from relay.config.model import Service

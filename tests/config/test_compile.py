@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from relay.config.compile import drop_filter
+from relay.config.admission import drop_filter
 from relay.config.document import parse
 from relay.config.load import parse_settings
 from relay.config.model import Service

@@ -7,8 +7,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from pydantic import ValidationError
 
+from relay.config.endpoint import Endpoint
 from relay.config.fields import PerSource, Rule
-from relay.config.model import Endpoint, Service
+from relay.config.model import Service
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 from relay.config.values import HostPort, Ports, Target
@@ -30,7 +31,7 @@ def places(**keys: Any) -> set[str]:
 def test_the_defaults_of_an_endpoint() -> None:
     made = endpoint(**INPUT)
     assert (made.protocol, made.public_port, made.listen_ports) == ("tcp", 80, Ports(80, 80))
-    assert made.target == Target("tcp", "127.0.0.1", 3000)
+    assert made.targets == (Target("tcp", "127.0.0.1", 3000),)
     assert (made.access, made.from_roles, made.send_proxy) == ((), None, None)
     assert (made.limits.connections, made.limits.per_source, made.limits.rate_per_s) == (None, None, None)
     assert (made.timeouts.connect_s, made.timeouts.first_byte_s, made.timeouts.idle_s) == (5.0, 10.0, 240.0)
@@ -70,10 +71,11 @@ def test_a_limit_for_networks() -> None:
 def test_a_range_of_ports() -> None:
     made = endpoint(**INTERNAL | {"port": "8995-8999", "target": "[::1]:5-9"})
     assert (made.listen_ports, len(made.listen_ports)) == (Ports(8995, 8999), 5)
-    assert [made.target_port(port) for port in made.listen_ports.numbers] == [5, 6, 7, 8, 9]
-    assert str(made.target) == "[::1]:5-9"
+    [several] = made.targets
+    assert [made.target_port(port, several) for port in made.listen_ports.numbers] == [5, 6, 7, 8, 9]
+    assert str(several) == "[::1]:5-9"
     one = endpoint(**INTERNAL | {"port": "8995-8999", "target": "[::1]:5"})
-    assert {one.target_port(port) for port in one.listen_ports.numbers} == {5}
+    assert {one.target_port(port, one.targets[0]) for port in one.listen_ports.numbers} == {5}
 
 
 def test_a_public_port_for_each_instance() -> None:
@@ -211,7 +213,11 @@ def test_the_schemas_are_for_draft_07_editors(schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize("schema", [service_schema(), settings_schema()], ids=["service", "settings"])
 def test_every_key_is_described(schema: dict[str, Any]) -> None:
     keys = [item for part in walk(schema) for item in part.get("properties", {}).items()]
-    declared = [(name, key) for name, key in keys if isinstance(key, dict) and key != {"const": "internal"}]
+    declared = [
+        (name, key)
+        for name, key in keys
+        if isinstance(key, dict) and not key.keys() & {"const", "additionalProperties"}
+    ]
     assert len(declared) >= 8
     assert [name for name, key in declared if not key.get("description") and "$ref" not in key] == []
 

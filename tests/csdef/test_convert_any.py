@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.config import model, values
+from relay.config import endpoint, model, values
 from relay.config.check import endpoints
 from relay.config.load import load_service
 from relay.config.wording import brief
@@ -70,7 +70,7 @@ class Comparison:
         for address in addresses:
             assert any(address in ip_network(each) for each in ("192.0.2.0/24", "198.18.0.0/15"))
 
-    def _endpoint(self, role: int, slot: int, theirs: Endpoint) -> model.Endpoint:
+    def _endpoint(self, role: int, slot: int, theirs: Endpoint) -> endpoint.Endpoint:
         match theirs.kind:
             case "InputEndpoint":
                 mine = self.by_public_port[theirs.port]
@@ -85,7 +85,12 @@ class Comparison:
             case _:
                 return self._internal(role, slot, theirs)
         assert mine in self.ours.roles[self.names[role]].endpoints.values()
-        assert (mine.type, mine.from_roles, mine.target.host, len(mine.listen_ports)) == ("input", None, "127.0.0.1", 1)
+        assert (mine.type, mine.from_roles, mine.targets[0].host, len(mine.listen_ports)) == (
+            "input",
+            None,
+            "127.0.0.1",
+            1,
+        )
         self._local_port(role, theirs, mine)
         number = self.service.acls.get((role, slot))
         rules = [] if number is None else sorted(self.service.lists[number][1], key=lambda rule: rule.order)
@@ -93,7 +98,7 @@ class Comparison:
         assert [(rule.action, rule.network) for rule in self.ours.rules_of(mine)] == wanted
         return mine
 
-    def _balancing(self, theirs: Endpoint, mine: model.Endpoint) -> None:
+    def _balancing(self, theirs: Endpoint, mine: endpoint.Endpoint) -> None:
         """The probe and the distribution; a port of the probe's own that is not the application's is told."""
         is_affine = theirs.distribution in ("sourceIP", "sourceIPProtocol")
         assert mine.distribution == ("source-ip" if is_affine else "five-tuple")
@@ -109,21 +114,23 @@ class Comparison:
         assert mine.probe.timeout_s == int(probe.get("timeoutInSeconds", 31))
         asked = f": relay asks {brief(theirs.name)} itself, through the instance's relay to the application"
         told = [text for text in self.left_out if text.startswith("the port ") and asked in text]
-        port = int(probe.get("port", mine.target.port))
-        if port != mine.target.port:
-            assert any(text.startswith(f"the port {port} of") and f" on {mine.target.port}" in text for text in told)
+        port = int(probe.get("port", mine.targets[0].port))
+        if port != mine.targets[0].port:
+            assert any(
+                text.startswith(f"the port {port} of") and f" on {mine.targets[0].port}" in text for text in told
+            )
         else:
-            assert not any(text.endswith(f" on {mine.target.port}") for text in told)
+            assert not any(text.endswith(f" on {mine.targets[0].port}") for text in told)
 
-    def _local_port(self, role: int, theirs: Endpoint, mine: model.Endpoint) -> None:
+    def _local_port(self, role: int, theirs: Endpoint, mine: endpoint.Endpoint) -> None:
         """The application's port is the source's; relay's own too, unless another endpoint of the role has it."""
         others = [each for each in self.ours.roles[self.names[role]].endpoints.values() if each is not mine]
         listen, local = mine.listen_ports.first, theirs.port if theirs.local is None else theirs.local
         wanted = theirs.port if local == "*" else local
-        assert mine.target.port == (listen if local == "*" else wanted)
+        assert mine.targets[0].port == (listen if local == "*" else wanted)
         assert listen == wanted or any(wanted in each.listen_ports.numbers for each in others)
 
-    def _internal(self, role: int, slot: int, theirs: Endpoint) -> model.Endpoint:
+    def _internal(self, role: int, slot: int, theirs: Endpoint) -> endpoint.Endpoint:
         kept = [at for at, each in enumerate(self.service.roles[role].endpoints) if is_kept(each)]
         internal = [at for at in kept if self.service.roles[role].endpoints[at].kind == "InternalEndpoint"]
         ours = [each for each in self.ours.roles[self.names[role]].endpoints.values() if each.type == "internal"]
@@ -134,7 +141,9 @@ class Comparison:
             assert mine.listen_ports == values.Ports(*theirs.span)
         else:
             assert len(mine.listen_ports) == 1
-        assert [mine.target_port(port) for port in mine.listen_ports.numbers] == list(mine.listen_ports.numbers)
+        assert [mine.target_port(port, mine.targets[0]) for port in mine.listen_ports.numbers] == list(
+            mine.listen_ports.numbers
+        )
         wanted = self._sources((role, slot))
         assert mine.from_roles is None if wanted is None else set(mine.from_roles or ()) == wanted
         return mine

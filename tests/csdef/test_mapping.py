@@ -5,8 +5,9 @@ from typing import Any, Final
 
 import pytest
 
+from relay.config.endpoint import Endpoint
 from relay.config.load import load_service
-from relay.config.model import Endpoint, Probe
+from relay.config.probe import Probe
 from relay.config.values import PROBE_PATH_PATTERN
 from relay.csdef.convert import Imported, import_files
 from relay.errors import ConfigError
