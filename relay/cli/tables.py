@@ -124,6 +124,8 @@ def _leads_to(endpoint: "EndpointStatus") -> str:
     if endpoint["distribution"] is None:
         return " ".join(endpoint["targets"])
     count = len(endpoint["targets"])
+    if count and not endpoint["target_set"][0]["instance"]:
+        return f"{count} targets"
     instances = "1 instance" if count == 1 else f"{count} instances"
     return f"{endpoint['leads_to']}: {instances}" if endpoint["leads_to"] else instances
 
@@ -177,7 +179,7 @@ def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
 
 def route_text(answer: "RouteAnswer") -> str:
     """`GET /v1/route` as text."""
-    there = f"{answer['instance']} ({answer['target']})"
+    there = f"{answer['instance']} ({answer['target']})" if answer["instance"] else answer["target"]
     if answer["target"] is None:
         goes = "waits, for no target is up" if answer["waits"] else "is refused: no target is up"
     elif all(each["health"] == "down" for each in answer["order"]):
@@ -186,7 +188,8 @@ def route_text(answer: "RouteAnswer") -> str:
         goes = f"goes to {there}"
     lines = [f"{answer['client']} {goes}, by {answer['distribution']}; in the order of its hash:"]
     lines += [
-        f"  {each['instance']} {each['target']}: {each['health']}, {each['active']} active" for each in answer["order"]
+        f"  {' '.join(filter(None, (each['instance'], each['target'])))}: {each['health']}, {each['active']} active"
+        for each in answer["order"]
     ]
     return "\n".join(lines)
 

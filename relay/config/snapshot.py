@@ -66,6 +66,7 @@ class ProbeRow:
     interval_s: float
     timeout_s: float
     kind: Literal["application", "relay", "never"] = "application"
+    on_down: Literal["keep", "cut"] = "keep"  # connections to a target that was found down
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +145,14 @@ class EndpointRow:
         return self.distribution is not None and self.type != "door" and not self.direct
 
     @property
+    def is_own(self) -> bool:
+        """Whether its several targets are services of this machine's own."""
+        return self.direct and bool(self.targets) and not self.targets[0].instance
+
+    @property
     def is_judged(self) -> bool:
-        """Whether several targets are probed, so that one that is down gets nobody: then dials alone decide nothing."""
-        return self.distribution is not None and (self.type != "door" or self.direct) and self.probe is not None
+        """Whether its several targets are asked all the time, so that one that is down gets nobody."""
+        return self.is_edge or (self.direct and self.probe is not None and not self.is_let_be)
 
     @property
     def is_brought(self) -> bool:

@@ -72,7 +72,7 @@ class RoleAnswer(TypedDict):
     """A role, and who of it is there. `count`: how many there may be."""
 
     name: str
-    kind: Literal["listed", "counted"]
+    kind: Literal["listed", "counted", "bare"]
     count: Count
     instances: list[str]
     endpoints: list[str]
@@ -229,6 +229,7 @@ class TargetStatus(TypedDict):
     """One of several targets: how it is, and what connections met.
 
     `reason`: why it is down. `since_s`: so long it is so. `looked_s`: so long ago that was found last, by what `looked` says.
+    `weight`: its share beside the others' weights; `share`: the part of it that it has now, as `slow_start` goes.
     """
 
     target: AddressText
@@ -245,6 +246,9 @@ class TargetStatus(TypedDict):
     retries: Count
     ejected_for_s: float
     mean_connect_s: float | None
+    weight: Count
+    share: float
+    backup: bool
 
 
 class EndpointStatus(TypedDict):

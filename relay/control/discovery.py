@@ -51,7 +51,7 @@ def roles(fleet: Fleet) -> list[answers.RoleAnswer]:
     found: list[answers.RoleAnswer] = [
         {
             "name": name,
-            "kind": "counted" if role.counted else "listed",
+            "kind": "bare" if role.bare else "counted" if role.counted else "listed",
             "count": role.count,
             "instances": [member.id for member in fleet.roster.of(name)],
             "endpoints": list(role.endpoints),

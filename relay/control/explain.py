@@ -15,7 +15,7 @@ from relay.config.load import load_service
 from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, Snapshot
+from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control import answers, done
 from relay.control.holds import hold_for_s
 from relay.control.in_force import InForce
@@ -25,7 +25,7 @@ from relay.errors import OperatorError
 from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets.choose import Ranking, bucket
-from relay.targets.health import knows_at, may_be_back, state_in
+from relay.targets.health import knows_at, may_be_back, share_of, state_in
 
 # Stands for the address of an instance that only a registry knows, where the file alone is asked: in a network that is
 # nobody's, because what goes there is thrown away (RFC 6666).
@@ -151,22 +151,17 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
     One that is down is tried where all are, if a connection finds out whether it is. By the same ranking and health as a
     worker. Which targets a worker has met a failure of, that worker alone knows.
     """
-    if row.distribution in (None, "instance"):
+    if row.distribution is None or row.distribution == "instance":
         raise OperatorError(f"{row.name} has one target for each port here; an edge spreads connections over several")
+    if row.distribution == "round-robin":
+        raise OperatorError(
+            f"{row.name} goes by `round-robin`: a connection gets the next target, whoever the client is"
+        )
     address, port = _client(client)
     if port is None and row.distribution == "five-tuple":
         raise OperatorError("`five-tuple` goes by the client's port as well; write `--client ADDRESS:PORT`")
-    names = [target.text for target in row.targets]
-    order = Ranking(names).order(bucket(row.distribution, address, port or 0, row.listen_port))  # type: ignore[arg-type]
-    ranked = [row.targets[n] for n in order]
-    words, part = ledger.words, ledger.worker(0)
-    ready = [target for target in ranked if state_in(words[health_at(target.slot)]) != Health.DOWN]
-    for target in ranked if not ready else ():
-        knows = words[knows_at(part, target.slot)]
-        if may_be_back(words[health_at(target.slot)], knows, proves=row.dial_proves):
-            ready.append(target)
-    if row.distribution == "least-connections":
-        ready.sort(key=lambda target: ledger.target_total(target.slot, TargetCount.ACTIVE))
+    order = _order(row, ledger, bucket(row.distribution, address, port or 0, row.listen_port))
+    ready = _ready(row, ledger, [target for target in order if target.weight])
     return {
         "to": row.name,
         "client": client,
@@ -174,8 +169,31 @@ def route(row: EndpointRow, ledger: Ledger, client: str) -> answers.RouteAnswer:
         "target": ready[0].text if ready else None,
         "instance": ready[0].instance if ready else None,
         "waits": not ready and bool(row.hold_s or hold_for_s(ledger, row)),
-        "order": [target_status(ledger, row, target) for target in ranked],
+        "order": [target_status(ledger, row, target) for target in order],
     }
+
+
+def _order(row: EndpointRow, ledger: Ledger, bucket: int) -> list[TargetRow]:
+    """The targets as this bucket has them, and then those without a weight."""
+    shares = [target.weight * share_of(ledger, row, target) for target in row.targets]
+    ranked = [row.targets[n] for n in Ranking([target.text for target in row.targets], shares).order(bucket)]
+    return ranked + [target for target in row.targets if not target.weight]
+
+
+def _ready(row: EndpointRow, ledger: Ledger, ranked: list[TargetRow]) -> list[TargetRow]:
+    """Those of them that may get a connection now, the next one first."""
+    words, part = ledger.words, ledger.worker(0)
+    up = [target for target in ranked if state_in(words[health_at(target.slot)]) != Health.DOWN]
+    ready = up if row.is_judged else up or ranked
+    for target in ranked if not ready else ():
+        knows = row.direct or words[knows_at(part, target.slot)]
+        if may_be_back(words[health_at(target.slot)], knows, proves=row.dial_proves):
+            ready.append(target)
+    ready = [target for target in ready if not target.backup] or ready
+    if row.distribution == "least-connections":
+        active = {each.slot: ledger.target_total(each.slot, TargetCount.ACTIVE) for each in ready}
+        ready.sort(key=lambda each: (active[each.slot] + 1) / (each.weight * share_of(ledger, row, each)))
+    return ready
 
 
 def _client(text: str) -> tuple[bytes, int | None]:

@@ -9,8 +9,8 @@ from relay.targets.health import TargetHealth
 
 def reason_of(row: EndpointRow, target: TargetRow | None, found: TargetHealth) -> str:
     """Why a target is down, in words; empty: it is not. `target`: one of several, None: this machine's own."""
-    path = row.path_behind if target is not None or not row.targets else row.targets[0].path
-    return why.text_of(found.why, path)
+    of = target or (row.targets[0] if row.targets and (row.distribution is None or row.is_own) else None)
+    return why.text_of(found.why, of.path if of is not None and of.path else row.path_behind)
 
 
 def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> dict[str, str]:
@@ -20,7 +20,8 @@ def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> 
     """
     faults = {}
     for row in snapshot.endpoints:
-        if row.distribution is not None or (telling and row.is_let_be):
+        is_own = row.distribution is None or row.is_own
+        if not is_own or (telling and row.is_let_be):
             continue
         found = health.of_endpoint(ledger, row)
         if found.health == Health.DOWN:
@@ -35,7 +36,7 @@ def avoided(ledger: Ledger, snapshot: Snapshot) -> dict[str, str]:
     """
     faults: dict[str, str] = {}
     for row in snapshot.endpoints:
-        for target in row.targets if row.distribution is not None else ():
+        for target in row.targets if row.distribution is not None and not row.is_own else ():
             found = health.of_target(ledger, row, target)
             if found.health == Health.DOWN:
                 endpoint = row.leads_to.partition("/")[2] or row.endpoint.removesuffix(BY_INSTANCE)

@@ -50,7 +50,7 @@ def ways(snapshot: Snapshot, ledger: Ledger) -> tuple[set[Way], dict[str, Way]]:
     known: dict[str, Way] = {}
     part = ledger.worker(0)
     for row in snapshot.endpoints:
-        for target in row.targets if row.distribution is not None else ():
+        for target in row.targets if row.distribution is not None and not row.direct else ():
             knows = ledger.words[knows_at(part, target.slot)]
             for what, way in ways_to(row, target).items():
                 everywhere.add(way)

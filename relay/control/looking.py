@@ -285,7 +285,8 @@ def _facts(subject: Subject) -> dict[str, str]:
     target = subject.target
     if target is None:
         return {"endpoint": subject.row.name, "target": subject.row.targets[0].text}
-    return {"endpoint": subject.row.name, "target": target.text, "instance": target.instance}
+    instance = {"instance": target.instance} if target.instance else {}
+    return {"endpoint": subject.row.name, "target": target.text, **instance}
 
 
 def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> None:

@@ -4,6 +4,7 @@ import errno
 from socket import SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
+from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.asking import Asking
 from relay.dataplane.context import Stage
@@ -291,6 +292,8 @@ def introduce(target: AnySocket, flow: Flow, version: str) -> bool:
     try:
         # The peer is known already: getpeername(2) fails for a client that has left.
         peer, local = flow.peer, flow.local()
+        if flow.gate.declared.type == "door":  # a program of this machine is for another one this machine
+            peer, local = Address(*target.getsockname()[:2]), Address(*target.getpeername()[:2])
         header = build(peer.packed, peer.port, local.packed, local.port)
         # Before the first byte: else what the client says would wait until the header is acknowledged, for a round trip.
         no_delay(target)

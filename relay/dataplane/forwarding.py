@@ -28,6 +28,9 @@ from relay.ledger.layout import CLEAN_CAUSES, Flag, State
 from relay.ledger.record import FlowRecord
 from relay.steps import step
 
+LIFETIME_SPREAD: Final = 0.1  # of it, either way
+_MIX: Final = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, whose multiples are spread evenly (Knuth, 6.4)
+_WORD: Final = (1 << 64) - 1
 _DELIVER_MAX_S: Final = 60.0  # a reset waits so long for a slow reader of what came before it, unless `idle` says so
 
 
@@ -235,8 +238,12 @@ class Forwarding(Stage):
             self._broken(into, dead=True)
             return self._settle()
         flow, up, down = self.flow, self._up, self._down
-        moved = up.total_bytes + down.total_bytes
-        idle_s = flow.gate.declared.idle_s
+        if flow.gate.cuts_down and flow.route.is_down():
+            return flow.cut("target_down")
+        moved, declared = up.total_bytes + down.total_bytes, flow.gate.declared
+        if declared.lifetime_s is not None and self._is_over(now_s, declared.lifetime_s, moved):
+            return flow.cut("lifetime")
+        idle_s = declared.idle_s
         if moved != self._idle_mark:
             self._idle_mark, self._idle_since_s, self._unsent_mark = moved, now_s, -1
             self._tell_moved()
@@ -252,6 +259,20 @@ class Forwarding(Stage):
 
     def _tell_moved(self) -> None:
         self.flow.context.ledger.moved(self.flow.record, self._up.total_bytes, self._down.total_bytes)
+
+    def _is_over(self, now_s: float, lifetime_s: float, moved: int) -> bool:
+        """Whether it has lasted long enough: from its own moment on as soon as nothing moves, else at the latest.
+
+        That moment depends on its beginning alone: a new worker has the same. Those that began together do not end together.
+        """
+        lasted_s = now_s - self.flow.started_ns / 1e9
+        if lasted_s < lifetime_s * (1 - LIFETIME_SPREAD):
+            return False
+        drawn = (self.flow.started_ns * _MIX & _WORD) / _WORD
+        own_s = lifetime_s * (
+            1 - LIFETIME_SPREAD + 1.5 * LIFETIME_SPREAD * drawn
+        )  # the last quarter is for a quiet moment
+        return lasted_s >= lifetime_s * (1 + LIFETIME_SPREAD) or (lasted_s >= own_s and moved == self._idle_mark)
 
     def _consider_idle(self, now_s: float, idle_s: float) -> None:
         """Nothing was moved for a while. Bytes that leave a send buffer are no idleness: a slow reader takes them."""

@@ -15,7 +15,7 @@ from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
 from relay.targets import why
-from relay.targets.health import own_health
+from relay.targets.health import is_found_down, own_health
 from relay.targets.pool import Pool
 
 # Verdicts, and what a limit calls them, remembered by source address. A flood of invented sources only empties it: 16,384
@@ -50,7 +50,7 @@ class Gate:
         self._bits: tuple[int, int] | None = None
         self._names: dict[str, int] = {}  # what it calls them
         self._ledger = ledger
-        self.pool: Pool | None = None  # on an edge
+        self.pool: Pool | None = None  # of several targets
         self.declared = declared
         self.declare(declared)
 
@@ -62,6 +62,9 @@ class Gate:
             self.pool = None
         elif self.pool is None or declared.targets != self.pool.targets or declared != self.declared:
             self.pool = Pool(declared, self._ledger)
+        # Of several of this machine's own a dial finds that none is left; then an edge hears why, and has another instance.
+        self.cuts_down = declared.probe is not None and declared.probe.on_down == "cut"
+        self._asked = None if declared.is_own else self.pool
         self.declared = declared
         self._edges = frozenset(declared.edges)
         self.is_brought = declared.is_brought
@@ -133,7 +136,7 @@ class Gate:
         permit = self._verdicts.get(source)
         if not (self.permits(source) if permit is None else permit) and not self.audits:
             return declared.denied_reason
-        if self.pool is not None and not self.pool.any_left() and not self.hold_s(int(now_s * 1e9)):
+        if self._asked is not None and not self._asked.any_left() and not self.hold_s(int(now_s * 1e9)):
             return "no_target"
         name = self._enter(source, 1)
         if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:
@@ -204,11 +207,17 @@ class Gate:
         self._words[self.counts_at + Count.OTHER_SOURCE] += 1
         return first
 
+    def is_down(self) -> bool:
+        """Whether control has found the one target down, and not only that it asks for nobody."""
+        return is_found_down(self._words[self._all_counts_at[0] + Count.HEALTH])
+
     def fault(self) -> int:
         """Why the application is down, as an edge is told that asks for no more (targets/why.py); 0: it may be up."""
         declared = self.declared
         if declared.is_let_be:
             return why.NOTHING  # who is down would never be found to be back: nobody would be sent, and nobody looks
+        if self.pool is not None:
+            return self.pool.fault()
         found = own_health(self._words, self._all_counts_at, proves=declared.dial_proves)
         return (found.why or why.TOLD) if found.health == Health.DOWN else why.NOTHING
 

@@ -145,7 +145,8 @@ class Route:
             self._gate.target_answered(self.dialled_ns)
         elif self._place is not None:
             self._pool.answered(self._place, took_s, self._now_ns())
-            if self._gate.declared.type != "door" or self.by_name:  # see `leave`
+            declared = self._gate.declared
+            if declared.type != "door" or declared.direct or self.by_name:  # see `leave`
                 self._pool.proved(self._place, self._now_ns())
 
     def join(self) -> None:
@@ -163,6 +164,12 @@ class Route:
     def leads_to(self, hosts: Collection[str]) -> bool:
         """Whether its target is an instance at one of these addresses."""
         return self._pool is not None and self.target is not None and self.target.host in hosts
+
+    def is_down(self) -> bool:
+        """Whether its target was found down since."""
+        if self._pool is None:
+            return self._gate.is_down()
+        return self._place is not None and self._pool.is_down(self._place)
 
     def unlearn(self) -> None:
         """The target's relay does not say when its own target has taken a connection, after all."""
@@ -198,7 +205,7 @@ class Route:
         # is gone, unless it was asked. An edge is told so by its probes; and its clients could bring such a reset about.
         if self._pool is None or self._place is None or self.by_name:
             return
-        if self._gate.declared.type == "door":
+        if self._gate.declared.type == "door" and not self._gate.declared.direct:
             if cause == "target_reset" and not sent_bytes:
                 self._pool.failed(self._place, self._now_ns(), reasons.RESET)
             elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing

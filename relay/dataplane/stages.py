@@ -29,7 +29,16 @@ ENDS: Final[Mapping[int, tuple[str, ...]]] = {
     State.ASK: ("connect_failed", "connect_timeout", "denied", "client_reset"),
     State.HOLD: ("connect_failed", "connect_timeout", "client_reset"),
     State.TAKEN: ("client_reset", "target_reset"),
-    State.SPLICE: ("client_fin", "target_fin", "client_reset", "target_reset", "idle", "peer_dead"),
+    State.SPLICE: (
+        "client_fin",
+        "target_fin",
+        "client_reset",
+        "target_reset",
+        "idle",
+        "peer_dead",
+        "target_down",
+        "lifetime",
+    ),
     State.CLOSE: ("client_reset", "target_reset", "peer_dead"),
     State.LINE: ("told",),
 }

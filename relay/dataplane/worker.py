@@ -40,6 +40,7 @@ from relay.log import Logger
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of stages, and pauses; runs only while there are any
 SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
+SWEEP_PER_LIFETIME: Final = 20  # a lifetime may be a tenth longer, and half of that is enough
 SETTLE_S: Final = 2.0  # control's messages of one reload come within milliseconds of each other
 STEADY_S: Final = 10.0  # a process that lived this long did not crash at its start: restart it at once
 PAUSE_SAID_S: Final = 10.0  # a pause is logged no more often than this
@@ -193,8 +194,9 @@ class Worker:
             self._guard(flow, flow.stage.sweep, now_s)
         self._ending.look(now_s)
         self._after()
-        idle = [row.idle_s for row in self._snapshot.endpoints if row.idle_s is not None]
-        shortest_s = min([TICK_S, *(idle_s / SWEEP_PER_IDLE for idle_s in idle)])
+        waits = [(row.idle_s, SWEEP_PER_IDLE) for row in self._snapshot.endpoints]
+        waits += [(row.lifetime_s, SWEEP_PER_LIFETIME) for row in self._snapshot.endpoints]
+        shortest_s = min([TICK_S, *(time_s / parts for time_s, parts in waits if time_s is not None)])
         self._loop.call_later(max(FAST_TICK_S, shortest_s), self._tick)
 
     def _pause(self, why: str) -> None:

@@ -50,6 +50,8 @@ CAUSES: Final = (
     "gone",  # the instance at one of its ends is not there any more: its lease ran out
     "peer_dead",  # one side has not answered for too long; the other was told by a reset
     "passed",  # it is another endpoint's from here on, and goes on: it came to this machine's relay, and named that one
+    "target_down",  # its target was found down by a probe, and `on_down` has connections end with it
+    "lifetime",  # it has lasted for as long as a connection may
 )
 """How a flow ended, in the order of the counters. Every flow ends with exactly one, and may have been `passed` before."""
 

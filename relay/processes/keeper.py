@@ -93,7 +93,8 @@ class Keeper:
         for warning in self._state.warnings:
             log.event("warning", "configuration", message=warning)
         for row in snapshot.endpoints:
-            target = row.leads_to or (row.targets[0].text if row.targets else "")
+            targets = row.targets if row.is_own else row.targets[:1]
+            target = row.leads_to or ", ".join(each.text for each in targets)
             log.event("info", "listening", endpoint=row.name, listen=row.listen, target=target)
 
     # --- live upgrade -------------------------------------------------------------------------------------------

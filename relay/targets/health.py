@@ -5,6 +5,7 @@ Control does when it looks (control/looking.py), and writes down what it found. 
 writes: whoever wants it computes it here, from what was found last.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ _STATE_BITS: Final = 2
 _STATE: Final = (1 << _STATE_BITS) - 1
 _WHY: Final = (1 << reasons.BITS) - 1
 _SINCE_AT: Final = _STATE_BITS + reasons.BITS  # 40 bits of milliseconds are left: 34 years
+STEPS: Final = 10  # to a target's whole share: each works out anew who goes where
 _PORT_AT: Final = 32  # in DIAL_WHY, of a range of ports: which one did not answer
 
 
@@ -45,6 +47,12 @@ def state_in(word: int) -> int:
     return word & _STATE
 
 
+def is_found_down(word: int) -> bool:
+    """Whether one with such a word is down, and has not only asked for no new connections: then those it has go on."""
+    health, number, _ = unpacked(word)
+    return health == Health.DOWN and number not in (reasons.BUSY, reasons.HELD)
+
+
 def knows_at(part: WorkerLedger, slot: int) -> int:
     """Index into `words` of what a target's relay knows (`Knows`): one word for all workers, which control writes."""
     return part.target_counts_at(slot)[0] + TargetCount.KNOWS
@@ -56,6 +64,19 @@ def may_be_back(word: int, knows: int, *, proves: bool) -> bool:
     So that a connection finds it out and is not lost: `knows` is what its relay knows, `proves` as in `latest`.
     """
     return proves and bool(knows) and state_in(word) == Health.DOWN and reasons.is_of_application(unpacked(word)[1])
+
+
+def risen_share(word: int, weight: int, now_ns: int, slow_ns: int, *, probed: bool) -> int:
+    """A target's share by this word, if it is to have all of its weight only when it has been up for so long.
+
+    In `STEPS` parts of its weight; never none of one that has a weight. `probed`: who was not looked at yet is about to be.
+    """
+    health, _, since_ns = unpacked(word)
+    if health == Health.UNKNOWN:
+        step = 1 if probed else STEPS
+    else:
+        step = min(STEPS, max(1, STEPS * (now_ns - since_ns) // slow_ns))
+    return weight * step
 
 
 def failed_dial(why: int, port: int = 0) -> int:
@@ -85,8 +106,18 @@ def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool
 
 def of_endpoint(ledger: Ledger, row: EndpointRow) -> TargetHealth:
     """How the services are behind an endpoint of this machine's own: as one, since any of them will do."""
+    if row.distribution is not None:
+        return _of_all([of_target(ledger, row, target) for target in row.targets])
     words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
     return own_health(words, rows, proves=row.dial_proves)
+
+
+def _of_all(found: list[TargetHealth]) -> TargetHealth:
+    """Up if one of them is, down if all are: as it came to be so last."""
+    for health in (Health.UP, Health.UNKNOWN):
+        if some := [each for each in found if each.health == health]:
+            return min(some, key=lambda each: each.since_ns)
+    return max(found, key=lambda each: each.since_ns, default=TargetHealth())
 
 
 def own_health(words: memoryview, rows: tuple[int, ...], *, proves: bool) -> TargetHealth:
@@ -102,14 +133,22 @@ def _last_dial(words: memoryview, rows: tuple[int, ...], when: int, why: int) ->
 
 
 def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHealth:
-    """How one of several targets is, which is another machine's.
+    """How one of several targets is.
 
     On an edge its relay takes every connection, so an answered dial proves nothing.
     """
     words, rows = ledger.words, ledger.worker(0).target_counts_at(target.slot)
     dial, dial_why = _last_dial(words, rows, TargetCount.DIALLED, TargetCount.DIAL_WHY)
     found, looked_ns = words[health_at(target.slot)], words[rows[0] + TargetCount.LOOKED_NS]
-    return latest(found, looked_ns, dial, dial_why, proves=not row.is_edge)
+    return latest(found, looked_ns, dial, dial_why, proves=row.dial_proves and not row.is_edge)
+
+
+def share_of(ledger: Ledger, row: EndpointRow, target: TargetRow) -> int:
+    """What part of its weight one of several targets has now, in `STEPS` parts."""
+    if row.slow_start_s is None:
+        return STEPS
+    word, now_ns = ledger.words[health_at(target.slot)], time.monotonic_ns()
+    return risen_share(word, 1, now_ns, int(row.slow_start_s * 1e9), probed=row.is_judged)
 
 
 def failed_port(ledger: Ledger, row: EndpointRow) -> int:

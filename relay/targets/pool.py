@@ -1,11 +1,12 @@
-"""The targets of one endpoint at work, in one worker of an edge: which may get a connection, and how each has done.
+"""The targets of one endpoint at work, in one worker: which may get a connection, and how each has done.
 
 Whether a target is up is control's to say: it writes what it found into the ledger. One that is down is tried after the
-others; by an edge only where its relay says whether the application took the connection, so that none is lost. What this
-worker's own dials met is remembered here for a while: a target that refused, or did not answer, is tried after the others.
+others; where it is probed, only if a connection finds out by itself whether the application takes it, so that none is lost.
+What this worker's own dials met is remembered here for a while: a target that refused, or did not answer, is tried after
+the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -14,9 +15,9 @@ from relay.config.snapshot import EndpointRow
 from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
-from relay.targets.choose import Ranking, bucket
-from relay.targets.health import knows_at, latest, may_be_back, state_in
-from relay.targets.why import BUSY, HELD
+from relay.targets.choose import Ranking, Turns, bucket
+from relay.targets.health import TargetHealth, is_found_down, knows_at, latest, may_be_back, risen_share, state_in
+from relay.targets.why import BUSY, HELD, NOTHING, TOLD
 
 # Of a connection's, before it tries nobody any more that is down: where all are, each costs a dial.
 _TRIES_MAX: Final = 3
@@ -37,11 +38,17 @@ class Pool:
         self._claims_now = ledger.claims
         self._all_counts_at = rows
         self._health = [health_at(each.slot) for each in row.targets]
-        self._forbids = row.type != "door"  # a target that is down gets nobody
+        self._forbids = row.is_judged  # a target that is down gets nobody
+        # Whether a dial that was answered says that the target is up.
+        self._proves = row.dial_proves and not row.is_edge
         self._knows = [knows_at(ledger, each.slot) for each in row.targets]
         self._looked = [first + TargetCount.LOOKED_NS for first, *_ in rows]
         self._dial_proves = row.dial_proves
-        self._ranking = Ranking([each.text for each in row.targets])
+        self._direct = row.direct
+        self._slow_start_ns = int((row.slow_start_s or 0) * 1e9)
+        self._backups = frozenset(n for n, each in enumerate(row.targets) if each.backup)
+        self._turns = Turns(len(row.targets), ledger.index)
+        self._share([each.weight for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
         # The n-th port leads to the instance with that number, which may not be there.
         self._by_port = (
@@ -50,35 +57,62 @@ class Pool:
             else {}
         )
 
+    def _share(self, shares: list[int]) -> None:
+        """Spread connections by these shares from now on."""
+        self._shares = shares
+        by_share = self._distribution != "instance"  # a machine that has a port of its own is meant
+        self._some = [n for n, share in enumerate(shares) if share or not by_share]
+        self._even = len({shares[n] for n in self._some}) < 2
+        self._ranking = Ranking([each.text for each in self.targets], shares)
+
+    def _rise(self, now_ns: int) -> None:
+        """Give those that have come up the share that they are due by now."""
+        words, slow_ns, forbids = self._words, self._slow_start_ns, self._forbids
+        shares = [
+            risen_share(words[at], each.weight, now_ns, slow_ns, probed=forbids)
+            for at, each in zip(self._health, self.targets, strict=True)
+        ]
+        if shares != self._shares:
+            self._share(shares)
+
     def any_left(self) -> bool:
         """Whether there is a target that may get a connection."""
-        return not self._forbids or any(not self._is_down(n) or self._may_be_back(n) for n in range(len(self._health)))
+        if not self._forbids:
+            return bool(self._some)
+        return any(not self._is_down(n) or self._may_be_back(n) for n in self._some)
 
     def _is_down(self, place: int) -> bool:
         return state_in(self._words[self._health[place]]) == Health.DOWN
 
     def _finds_out(self, place: int) -> bool:
         """Whether a connection finds out if the application is there, and is not lost where it is not."""
-        return self._dial_proves and self.knows(place, Knows.TAKEN | Knows.NAMES)
+        return self._dial_proves and (self._direct or self.knows(place, Knows.TAKEN | Knows.NAMES))
 
     def _may_be_back(self, place: int) -> bool:
         words = self._words
-        return may_be_back(words[self._health[place]], words[self._knows[place]], proves=self._dial_proves)
+        knows = self._direct or words[self._knows[place]]
+        return may_be_back(words[self._health[place]], knows, proves=self._dial_proves)
 
     def is_held(self) -> bool:
         """Whether the last that is known of a target is that it holds new connections (`relay hold`)."""
-        words, proves = self._words, not self._forbids
-        return any(
-            latest(
-                words[found],
-                words[looked],
-                words[at + TargetCount.DIALLED],
-                words[at + TargetCount.DIAL_WHY],
-                proves=proves,
-            ).why
-            == HELD
-            for found, looked, at in zip(self._health, self._looked, self._counts_at, strict=True)
-        )
+        return any(each.why == HELD for each in self._latest())
+
+    def fault(self) -> int:
+        """Why none of the targets is up, by the last that is known of each (targets/why.py); 0: one may be."""
+        found = list(self._latest())
+        down = found and all(each.health == Health.DOWN for each in found)
+        return (found[0].why or TOLD) if down else NOTHING
+
+    def is_down(self, place: int) -> bool:
+        """Whether control has found this target down, and not only that it asks for nobody; not of one that has left."""
+        holds_row = self._claims_now.get(self.targets[place].slot) == self._claims[place]
+        return holds_row and is_found_down(self._words[self._health[place]])
+
+    def _latest(self) -> Iterator[TargetHealth]:
+        words, proves = self._words, self._proves
+        for found, looked, at in zip(self._health, self._looked, self._counts_at, strict=True):
+            dialled, dial_why = words[at + TargetCount.DIALLED], words[at + TargetCount.DIAL_WHY]
+            yield latest(words[found], words[looked], dialled, dial_why, proves=proves)
 
     def knows(self, place: int, what: int) -> bool:
         """Whether its relay knows this (`Knows`), as control found out."""
@@ -99,6 +133,8 @@ class Pool:
         of these with `down_too`, for one that has waited.
         """
         words, forbids = self._words, self._forbids
+        if self._slow_start_ns:
+            self._rise(now_ns)
         untried = [n for n in self._order(source, source_port, port) if not tried >> n & 1]
         left = [n for n in untried if not (forbids and self._is_down(n))]
         if not left and down_too:
@@ -110,14 +146,24 @@ class Pool:
         ready = [n for n in left if words[self._counts_at[n] + TargetCount.EJECTED_UNTIL_NS] <= now_ns] or left
         if not forbids:
             ready = [n for n in ready if not self._is_down(n)] or ready
-        if self._distribution == "least-connections":
-            return min(ready, key=self.active)  # of equals the first in the order, which spreads them
+        if self._backups:
+            ready = [n for n in ready if n not in self._backups] or ready
+        if self._distribution == "least-connections":  # of equals the first in the order, which spreads them
+            return min(ready, key=self.active if self._even else self._load)
+        if self._distribution == "round-robin":
+            return self._turns.next(ready, self._shares)
         return ready[0]
+
+    def _load(self, place: int) -> float:
+        """How much it has to do for its share, once it has one connection more."""
+        return (self.active(place) + 1) / self._shares[place]
 
     def _order(self, source: bytes, source_port: int, port: int) -> Sequence[int]:
         if self._distribution == "instance":
             place = self._by_port.get(port)
             return () if place is None else (place,)
+        if self._distribution == "round-robin":
+            return self._some
         assert self._distribution is not None  # a pool has one
         return self._ranking.order(bucket(self._distribution, source, source_port, port))
 

@@ -3,10 +3,11 @@
 import contextlib
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
+from relay.config.snapshot import ProbeRow
 from relay.dataplane import peers
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
@@ -14,7 +15,9 @@ from relay.dataplane.greeting import begin
 from relay.dataplane.pipes import Pipe
 from relay.envelope import asking, proxyproto
 from relay.kernel.sockets import Accepted, Transmission, transmission
-from relay.ledger.layout import State
+from relay.ledger.layout import Count, Health, State
+from relay.targets import why
+from relay.targets.health import packed
 from tests.dataplane.rig import READER_BYTES, Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
 
 EDGE: Final = "127.0.0.1"
@@ -168,3 +171,18 @@ def fill(scene: Scene, by: str, piece_bytes: int = 65536) -> None:
         return lane.held_bytes
 
     scene.rig.until(filled, "a pipe holds bytes")
+
+
+def found_down(scene: Scene, number: int = why.RESET) -> None:
+    """A probe has found the one target down, and connections to it are to end; the worker looks."""
+    gate = scene.flow.gate
+    gate.declare(replace(gate.declared, probe=ProbeRow("", 1.0, 1.0, on_down="cut")))
+    scene.rig.ledger.words[scene.rig.part.counts_at(0) + Count.HEALTH] = packed(Health.DOWN, number, 1)
+    scene.rig.sweep(1.0)
+
+
+def last(scene: Scene, for_s: float) -> None:
+    """It may last for so long, and has."""
+    gate = scene.flow.gate
+    gate.declare(replace(gate.declared, lifetime_s=for_s))
+    scene.rig.sweep(for_s * 1.1)

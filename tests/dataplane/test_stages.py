@@ -44,6 +44,8 @@ from tests.dataplane.scenes import (
     at_splice,
     begun,
     die,
+    found_down,
+    last,
 )
 
 Stack = contextlib.ExitStack
@@ -180,6 +182,8 @@ ACTS: Final[dict[str, Callable[[Scene], object]]] = {
     "target_reset": lambda scene: reset(scene.served),
     "idle": nothing_moves,
     "peer_dead": lambda scene: die(scene, "target"),
+    "target_down": found_down,
+    "lifetime": lambda scene: last(scene, 10.0),
 }
 
 
