@@ -6,7 +6,7 @@ from typing import Final
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
-from relay.kernel.sockets import AnySocket, connected_addresses
+from relay.kernel.sockets import AnySocket, connected_addresses, peer_path
 from relay.ledger.layout import Knows
 from relay.targets import why as reasons
 from relay.targets.health import failed_dial
@@ -111,7 +111,7 @@ class Route:
     def patience_s(self) -> float:
         """How long to wait for the answer to this dial."""
         left_s = self._until_s - self._now_ns() / 1e9
-        if self._pool is None or len(self._pool.targets) == 1:
+        if self._pool is None or self._pool.is_single:
             return left_s
         return min(left_s, _PATIENCE_MAX_S, self._gate.declared.connect_s / _PATIENCE_SHARE)
 
@@ -183,8 +183,8 @@ class Route:
         """
         self.dialled_ns, self.dials = self._now_ns(), 1
         self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
-        if self._pool is None:
-            self.target = self._own(client)
+        if self._pool is None:  # with a slot it was one of several, and they have left
+            self.target = self._own(client) if slot < 0 else _at(joined)
             return
         if (place := self._pool.place_of(slot)) is not None:
             self._place, self.target = place, self._pool.targets[place]
@@ -192,11 +192,10 @@ class Route:
         # Only where it is needed: thousands of connections may be taken over at once.
         if self.target is not None and not self.target.relay_port:
             return
-        if (addresses := connected_addresses(joined.fileno())) is not None:
-            _, peer = addresses
-            if self.target is None:  # it has left the set meanwhile
-                self.target = TargetRow(str(peer), host=peer.host, port=peer.port)
-            self.by_name = any(peer.port == each.relay_port for each in self._pool.targets)
+        there = _at(joined)
+        self.target = self.target or there  # it may have left the set meanwhile
+        if there is not None and there.port:
+            self.by_name = any(there.port == each.relay_port for each in self._pool.targets)
 
     def leave(self, cause: str, sent_bytes: int) -> None:
         """The connection that had reached its target has ended; so many bytes had come from there."""
@@ -210,3 +209,12 @@ class Route:
                 self._pool.failed(self._place, self._now_ns(), reasons.RESET)
             elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing
                 self._pool.proved(self._place, self._now_ns())
+
+
+def _at(joined: AnySocket) -> TargetRow | None:
+    """What this socket is connected to, as a target; None: the kernel does not say."""
+    if (addresses := connected_addresses(joined.fileno())) is not None:
+        _, peer = addresses
+        return TargetRow(str(peer), host=peer.host, port=peer.port)
+    path = peer_path(joined.fileno())
+    return TargetRow(f"unix:{path}", path=path) if path else None

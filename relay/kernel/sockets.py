@@ -272,6 +272,18 @@ def connected_addresses(fd: int) -> tuple[Address, Address] | None:
     return None
 
 
+def peer_path(fd: int) -> str:
+    """The path at which a Unix socket's peer listened; empty for anything else, and where that had none."""
+    with contextlib.suppress(OSError):
+        sock = SocketType(fileno=fd)
+        try:
+            found = sock.getpeername() if sock.family == socket.AF_UNIX else ""
+            return found if isinstance(found, str) else ""
+        finally:
+            sock.detach()
+    return ""
+
+
 def descriptors(among: Iterable[int] | None = None) -> dict[int, str]:
     """The open descriptors of this process and what they are (proc(5), /proc/PID/fd): `socket:[123]`, `pipe:[4]` …
 

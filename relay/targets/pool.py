@@ -75,6 +75,11 @@ class Pool:
         if shares != self._shares:
             self._share(shares)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether there is no other target that a connection could go to."""
+        return len(self._some) < 2
+
     def any_left(self) -> bool:
         """Whether there is a target that may get a connection."""
         if not self._forbids:

@@ -1,7 +1,7 @@
-"""Which data paths the suite runs over: RELAY_DATA_PATHS=relay,direct,edge (one or several).
+"""Which data paths the suite runs over: RELAY_DATA_PATHS=relay,several,bare,direct,edge (one or several).
 
-Without it: `relay` and `direct`, and `edge` in the modules where its two hops have most to get wrong. All of the suite over
-`edge` takes two daemons more for every set of keys, and minutes.
+Without it: `relay` and `direct`, and the others in the modules where they have most to get wrong. All of the suite over
+each of them takes daemons more for every set of keys, and minutes. A bare instance is at a TCP address always.
 """
 
 import os
@@ -15,18 +15,38 @@ from tests.conformance.peers import Site, Target
 from tests.conftest import Daemons
 
 _ASKED: Final = os.environ.get("RELAY_DATA_PATHS")
-_CHOSEN: Final = [name.strip() for name in (_ASKED or "relay,direct,edge").split(",")]
-_EDGE_UNASKED: Final = ("test_backpressure", "test_resets", "test_streams")  # bytes, FIN and reset, the memory plateau
+_CHOSEN: Final = [name.strip() for name in (_ASKED or "relay,direct,edge,several,bare").split(",")]
+_USUAL: Final = ("relay", "direct")
+_OTHERS_UNASKED: Final = (
+    "test_backpressure",
+    "test_resets",
+    "test_streams",
+)  # bytes, FIN and reset, the memory plateau
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`path`: every data path chosen; `forwarder`: those of them that have a process between client and target."""
     module = metafunc.module.__name__.rpartition(".")[2]
-    names = [name for name in _CHOSEN if _ASKED or name != "edge" or module in _EDGE_UNASKED]
+    names = [name for name in _CHOSEN if _ASKED or name in _USUAL or module in _OTHERS_UNASKED]
     if "path" in metafunc.fixturenames:
         metafunc.parametrize("path", names, indirect=True)
     if "forwarder" in metafunc.fixturenames:
         metafunc.parametrize("forwarder", [name for name in names if name != "direct"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """There is no such thing as a bare instance at a Unix path."""
+    here = f"{__name__.rpartition('.')[0]}."
+    items[:] = [
+        item
+        for item in items
+        if not (isinstance(item, pytest.Function) and item.module.__name__.startswith(here) and _is_none(item.name))
+    ]
+
+
+def _is_none(name: str) -> bool:
+    test, _, parameters = name.partition("[")
+    return "bare" in parameters and ("unix" in parameters or "unix" in test)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ forwarder: it proves that a test asks for nothing that the kernel's own TCP does
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -78,8 +78,9 @@ class Relay:
 
     hops = 1
 
-    def __init__(self, daemons: Daemons) -> None:
+    def __init__(self, daemons: Daemons, layout: "Layout") -> None:
         self._daemons = daemons
+        self._layout = layout
         self._running: dict[tuple[Address, str], tuple[Daemon, int]] = {}
 
     @contextmanager
@@ -89,7 +90,7 @@ class Relay:
         daemon, port = self._running.pop(which) if which in self._running else self._start(target, keys)
         try:
             before, workers = daemon.endpoint("web/in"), worker_pids(daemon)
-            yield Door(("127.0.0.1", port), workers)
+            yield Door((self._layout.host, port), workers)
             assert_accounts(daemon, ends, before)
             assert worker_pids(daemon) == workers, "a worker was started again"
         except BaseException:
@@ -98,9 +99,41 @@ class Relay:
         self._running[which] = daemon, port
 
     def _start(self, target: Address, keys: dict[str, Any]) -> tuple[Daemon, int]:
-        port = free_port()
+        port = free_port(self._layout.host)
         # A target is a test's own: relay does not ask it when a dial has failed.
-        return self._daemons(one_endpoint(port, _text(target), probe=False, **keys)), port
+        file = self._layout.service(port, target, {"probe": False, **keys})
+        return self._daemons(file, instance=self._layout.instance), port
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands before the target: the address and the id of the daemon, and its service file."""
+
+    host: str
+    instance: str
+    service: Callable[[int, Address, dict[str, Any]], dict[str, Any]]
+
+
+def _alone(port: int, target: Address, keys: dict[str, Any]) -> dict[str, Any]:
+    """The one target of an endpoint."""
+    return one_endpoint(port, _text(target), **keys)
+
+
+def _of_several(port: int, target: Address, keys: dict[str, Any]) -> dict[str, Any]:
+    """The only one of several targets that has a weight."""
+    others = [{"address": f"127.0.0.1:{nobodys}", "weight": 0} for nobodys in (1, 2)]
+    file = one_endpoint(port, "", **keys)
+    file["roles"]["web"]["endpoints"]["in"]["target"] = [others[0], _text(target), others[1]]
+    return file
+
+
+def _bare(port: int, target: Address, keys: dict[str, Any]) -> dict[str, Any]:
+    """An instance of a role without relay, behind an edge."""
+    assert not isinstance(target, str), "see conftest.py"
+    host, own = target
+    endpoint = {"type": "input", "public_port": port, "port": own, **keys}
+    role = {"bare": True, "instances": [host], "endpoints": {"in": endpoint}}
+    return {"version": 1, "service": "test", "edge": {"instances": [_EDGE_HOST]}, "roles": {"web": role}}
 
 
 class Edge:
@@ -217,9 +250,13 @@ def make(name: str, daemons: Daemons) -> DataPath:
     """The data path called `name`. Raises ValueError for a name that none has."""
     match name:
         case "relay":
-            return Relay(daemons)
+            return Relay(daemons, Layout("127.0.0.1", "web_IN_0", _alone))
+        case "several":
+            return Relay(daemons, Layout("127.0.0.1", "web_IN_0", _of_several))
+        case "bare":
+            return Relay(daemons, Layout(_EDGE_HOST, "edge_IN_0", _bare))
         case "edge":
             return Edge(daemons)
         case "direct":
             return Direct()
-    raise ValueError(f"no data path is called {name!r}; write relay, edge or direct in RELAY_DATA_PATHS")
+    raise ValueError(f"no data path is called {name!r}; write relay, several, bare, edge or direct in RELAY_DATA_PATHS")

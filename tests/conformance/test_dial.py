@@ -117,7 +117,7 @@ def test_a_target_that_answers_late(forwarder: DataPath, site: Site, kind: Kind)
             assert receive(served) == whole(60, size)
 
 
-def test_a_client_that_leaves_while_the_target_is_dialled(forwarder: DataPath, site: Site) -> None:
+def test_a_client_that_leaves_while_a_unix_target_is_dialled(forwarder: DataPath, site: Site) -> None:
     """The flow ends, at the latest with the dial, and for the target it is as if nobody had come."""
     ends = {"connect_timeout|client_gone|client_reset": 2}
     with (

@@ -44,7 +44,7 @@ def test_urgent_data(path: DataPath, tcp_target: Target, sender: str) -> None:
             assert bytes(got) in (before + after, before + b"!" + after)
 
 
-def test_a_target_that_shuts_its_reading_down(path: DataPath, unix_target: Target) -> None:
+def test_a_unix_target_that_shuts_its_reading_down(path: DataPath, unix_target: Target) -> None:
     """shutdown(2) for reading shows at the other end of a Unix socket. The target can still send, and then finish."""
     with (
         path.open(unix_target.address, {"target_fin": 1}) as door,
