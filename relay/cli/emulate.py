@@ -23,7 +23,7 @@ import yaml
 
 from relay.address import join_host_port
 from relay.cli import demo
-from relay.cli.tables import table
+from relay.cli.columns import table
 from relay.config.load import Loaded, load_service
 from relay.config.model import Service
 from relay.config.roster import EDGE

@@ -90,6 +90,12 @@ def parser() -> argparse.ArgumentParser:
     release = commands.add_parser("release", help="let those go on that `relay hold` has had wait")
     for command in (hold, release):
         command.add_argument("endpoint", metavar="ENDPOINT", help="ROLE/ENDPOINT; or a door out: ROLE/NAME")
+    weight = commands.add_parser("weight", help="give a target another share of new connections on this machine")
+    weight.add_argument("endpoint", metavar="ENDPOINT", nargs="?", help="ROLE/ENDPOINT; or a door out: ROLE/NAME")
+    weight.add_argument("target", metavar="INSTANCE", nargs="?", help="one of its instances or targets")
+    weight.add_argument(
+        "weight", metavar="N|off", nargs="?", help="0 to 256; off: what the file says. Without: show all"
+    )
     instances = commands.add_parser("instances", help="who is in the service, and where")
     instances.add_argument("--role", metavar="ROLE", help="of this role alone, or of `edge`")
     instances.add_argument("--healthy", action="store_true", help="only those that may get new connections")
@@ -113,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     execute = commands.add_parser("exec", help="run a command that has these variables", usage=_EXEC_USAGE)
     execute.add_argument("argv", metavar="CMD", nargs=argparse.REMAINDER, help="after `--`: the command")
     for command in (
-        status, reload, explain, drain, hold, release, upgrade, instances, resolve, identity, env, names, execute
+        status, reload, explain, drain, hold, release, weight, upgrade, instances, resolve, identity, env, names, execute
     ):  # fmt: skip
         command.add_argument("--socket", metavar="PATH", help="the admin socket, if the settings do not tell")
         command.add_argument("--settings", metavar="FILE", help="instance.yaml, to find the admin socket in")
@@ -205,6 +211,11 @@ def _run(args: argparse.Namespace) -> int:
             from relay.cli.client import AdminClient
 
             return _hold(AdminClient.find(args.socket, args.settings), args)
+        case "weight":
+            from relay.cli.client import AdminClient
+            from relay.cli.weight import weight
+
+            return weight(AdminClient.find(args.socket, args.settings), args.endpoint, args.target, args.weight)
         case "upgrade":
             from relay.cli.client import AdminClient
 

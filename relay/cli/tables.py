@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from relay.cli.columns import age, size, table
+from relay.cli.target_tables import by_hand, leads_to, target_sets, targets_are
+
 if TYPE_CHECKING:  # for a reader: a command must not wait for what the types are made with
     from relay.control.answers import (
         Connection,
@@ -26,9 +29,9 @@ def status_text(status: "Status") -> str:
     """`GET /v1/status` as text."""
     reload = status["reload"]
     state = "draining, up" if status["draining"] else "running"
-    busy = f", busy for {_age(status['busy_for_s'])} more (`relay drain off` ends it)" if status["busy_for_s"] else ""
+    busy = f", busy for {age(status['busy_for_s'])} more (`relay drain off` ends it)" if status["busy_for_s"] else ""
     head = [
-        f"{status['instance']} of {status['service']}: {state} for {_age(status['uptime_s'])}{busy}, "
+        f"{status['instance']} of {status['service']}: {state} for {age(status['uptime_s'])}{busy}, "
         f"relay {status['version']}",
         f"generation {status['generation']}; last reload "
         + ("took" if reload["last_successful"] else "FAILED: the former configuration is in force, see the log"),
@@ -43,23 +46,24 @@ def status_text(status: "Status") -> str:
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
         head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
     head += [
-        f"HOLD: {each['name']} holds new connections for {_age(each['hold_for_s'])} more (`relay release {each['name']}`)"
+        f"HOLD: {each['name']} holds new connections for {age(each['hold_for_s'])} more (`relay release {each['name']}`)"
         for each in status["endpoints"]
         if each["hold_for_s"]
     ]
+    head += by_hand(status["endpoints"])
     rows = [
         (
             endpoint["name"],
             endpoint["type"],
             endpoint["protocol"],
             endpoint["listen"],
-            _leads_to(endpoint),
-            _targets_are(endpoint),
+            leads_to(endpoint),
+            targets_are(endpoint),
             str(endpoint["active"]) + (f" ({endpoint['held']} held)" if endpoint["held"] else ""),
             str(endpoint["accepted"]),
             _denied(endpoint),
-            _size(endpoint["received_bytes"]),
-            _size(endpoint["sent_bytes"]),
+            size(endpoint["received_bytes"]),
+            size(endpoint["sent_bytes"]),
         )
         for endpoint in status["endpoints"]
     ]
@@ -76,7 +80,7 @@ def status_text(status: "Status") -> str:
         "RECEIVED",
         "SENT",
     )
-    return "\n".join([*head, "", table(titles, rows), *_target_sets(status["endpoints"])])
+    return "\n".join([*head, "", table(titles, rows), *target_sets(status["endpoints"])])
 
 
 def _restarts(status: "Status") -> str:
@@ -109,7 +113,7 @@ def _registry(registry: "RegistryStatus | None") -> list[str]:
     if registry is None:
         return []
     there = ", ".join(f"{name} {count} of {most}" for name, (count, most) in registry["roles"].items())
-    said = "it has never been heard of" if registry["age_s"] is None else f"as it said {_age(registry['age_s'])} ago"
+    said = "it has never been heard of" if registry["age_s"] is None else f"as it said {age(registry['age_s'])} ago"
     told = f"{there}, {said}"
     lines = [f"registry ({registry['kind']}): {told}"]
     if registry["trouble"]:
@@ -118,63 +122,6 @@ def _registry(registry: "RegistryStatus | None") -> list[str]:
         why = "the file has no place for them, or their address is another's"
         lines.append(f"LEFT OUT: {', '.join(registry['left_out'])}; {why}")
     return lines
-
-
-def _leads_to(endpoint: "EndpointStatus") -> str:
-    if endpoint["distribution"] is None:
-        return " ".join(endpoint["targets"])
-    count = len(endpoint["targets"])
-    if count and not endpoint["target_set"][0]["instance"]:
-        return f"{count} targets"
-    instances = "1 instance" if count == 1 else f"{count} instances"
-    return f"{endpoint['leads_to']}: {instances}" if endpoint["leads_to"] else instances
-
-
-def _targets_are(endpoint: "EndpointStatus") -> str:
-    """How the target is; of several, how many of them are up."""
-    if endpoint["distribution"] is None:
-        state = {None: "unknown", True: "up", False: "down"}[endpoint["target_up"]]
-        since_s, looked_s = endpoint["target_since_s"], endpoint["target_looked_s"]
-        return _is(state, endpoint["target_reason"], since_s, looked_s, endpoint["target_looked"])
-    found = [each["health"] for each in endpoint["target_set"]]
-    if set(found) <= {"unknown"}:
-        return "-"
-    unknown = found.count("unknown")
-    return f"{found.count('up')} of {len(found)} up" + (f", {unknown} not tried" if unknown else "")
-
-
-def _is(health: str, reason: str, since_s: float | None, looked_s: float | None, looked: str | None) -> str:
-    """How one target is: `up, dialled 3m ago`, or `DOWN for 12s: connection refused`."""
-    if health == "down":
-        return (
-            "DOWN"
-            + (f" for {_age(since_s, whole=True)}" if since_s is not None else "")
-            + (f": {reason}" if reason else "")
-        )
-    if health == "up":
-        return f"up, {looked} {_age(looked_s, whole=True)} ago" if looked_s is not None else "up"
-    return "-"
-
-
-def _target_sets(endpoints: Sequence["EndpointStatus"]) -> list[str]:
-    """An edge's targets, as a table of their own."""
-    rows = [
-        (
-            endpoint["name"] if first else "",
-            each["instance"],
-            each["target"],
-            _is(each["health"], each["reason"], each["since_s"], each["looked_s"], each["looked"])
-            + (f", ejected for {_age(each['ejected_for_s'])}" if each["ejected_for_s"] else ""),
-            str(each["active"]),
-            str(each["connected"]),
-            str(each["failures"]),
-            str(each["ejections"]),
-        )
-        for endpoint in endpoints
-        for first, each in zip([True, *[False] * len(endpoint["target_set"])], endpoint["target_set"], strict=False)
-    ]
-    titles = ("ENDPOINT", "INSTANCE", "TARGET", "IS", "ACTIVE", "CONNECTED", "FAILURES", "EJECTIONS")
-    return ["", table(titles, rows)] if rows else []
 
 
 def route_text(answer: "RouteAnswer") -> str:
@@ -204,7 +151,7 @@ def drain_text(answer: "Busy") -> str:
     ]
     how = " and ".join(who) or "NOBODY IS TOLD: no endpoint here is behind an edge, and no registry is told"
     goes = "goes on" if answer["active"] == 1 else "go on"
-    return f"for {_age(answer['busy_for_s'])} {how}; {counted_text(answer['active'])} {goes}"
+    return f"for {age(answer['busy_for_s'])} {how}; {counted_text(answer['active'])} {goes}"
 
 
 def counted_text(connections: int) -> str:
@@ -217,7 +164,7 @@ def hold_text(answer: "Hold") -> str:
     name, who = answer["endpoint"], counted_text(answer["held"])
     if not answer["hold_for_s"]:
         return f"{name} holds nobody any more; {who} waited"
-    return f"{name} holds new connections for {_age(answer['hold_for_s'])} (`relay release {name}` ends it); {who} wait"
+    return f"{name} holds new connections for {age(answer['hold_for_s'])} (`relay release {name}` ends it); {who} wait"
 
 
 def connections_text(connections: Sequence["Connection"]) -> str:
@@ -227,9 +174,9 @@ def connections_text(connections: Sequence["Connection"]) -> str:
             each["endpoint"],
             each["peer"],
             each["state"],
-            _age(each["age_s"]),
-            _size(each["received_bytes"]),
-            _size(each["sent_bytes"]),
+            age(each["age_s"]),
+            size(each["received_bytes"]),
+            size(each["sent_bytes"]),
         )
         for each in connections
     ]
@@ -321,13 +268,6 @@ def _health(instance: "InstanceAnswer") -> str:
     return ", ".join(said) or "DOWN: does not answer this machine"
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, two spaces apart, no trailing blanks."""
-    widths = [max(len(row[n]) for row in (titles, *rows)) for n in range(len(titles))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (titles, *rows))
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _denied(endpoint: "EndpointStatus") -> str:
     audit = f"; AUDIT, would deny: {_counts(endpoint['would_deny'])}" if endpoint["enforce"] == "audit" else ""
     return _counts(endpoint["denied"]) + audit
@@ -335,17 +275,3 @@ def _denied(endpoint: "EndpointStatus") -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return " ".join(f"{name}={count}" for name, count in counts.items()) or "0"
-
-
-def _age(seconds: float, *, whole: bool = False) -> str:
-    units = (("d", 86400), ("h", 3600), ("m", 60))
-    unit, length = next((each for each in units if seconds >= each[1]), ("s", 1))
-    return f"{seconds // length:.0f}{unit}" if whole else f"{seconds / length:.1f}{unit}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.1f}{unit}"
-        count /= 1024
-    return f"{count:.1f}TiB"

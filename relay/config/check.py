@@ -155,7 +155,8 @@ def _public_ports(service: Service, document: Document) -> Iterator[Problem]:
 def _instance_ports(service: Service, document: Document) -> Iterator[Problem]:
     for role_name, _, endpoint, path in endpoints(service):
         needed = service.roles[role_name].count
-        if endpoint.instance_ports and len(endpoint.instance_ports) < needed:
+        counts = not service.roles[role_name].named  # else nobody knows how many there are
+        if endpoint.instance_ports and counts and len(endpoint.instance_ports) < needed:
             what = f"{len(endpoint.instance_ports)} ports are too few for the {needed} instances of `{role_name}`"
             first = endpoint.instance_ports.first
             fix = f"write one for each, such as `{Ports(first, first + needed - 1)}`"

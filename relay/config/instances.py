@@ -4,6 +4,7 @@ An item is an address. In a role without relay on its machines it may also be a 
 file in the form of Prometheus' file_sd; then the items are sources of addresses, of none or of many each.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -22,8 +23,7 @@ SOURCES_MAX: Final = 1024
 
 def _address_or_name(value: object) -> str:
     """An address as `str(IPv4Address)` writes it, or a name in lower case."""
-    looks_like_a_name = isinstance(value, str) and not set(value) <= set("0123456789abcdefABCDEF.:[]/%")
-    if looks_like_a_name and ":" not in str(value) and "/" not in str(value):
+    if isinstance(value, str) and not re.fullmatch(r"[0-9.]*", value) and not set(value) & set(":/[%"):
         return references.dns_name(value)
     return str(values.address(value))
 

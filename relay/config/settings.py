@@ -189,6 +189,9 @@ class Settings(Keys):
     machine_id: Annotated[str, *text(references.file, references.FILE_PATTERN, "/etc/machine-id")] = "/etc/machine-id"
     """The file that tells this machine from others: what an instance's number belongs to."""
 
+    state: Annotated[str, *text(references.file, references.FILE_PATTERN, "/var/lib/relay")] = "/var/lib/relay"
+    """The directory that keeps what outlasts a restart: the weights that were set by hand."""
+
     log: Log = Log()
     """What the daemon writes to standard error."""
 

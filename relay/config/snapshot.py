@@ -45,6 +45,7 @@ class TargetRow:
     relay_port: int = 0  # where that instance's relay is talked to; 0: at `port` alone
     weight: int = 1  # of several: its share of new connections; 0: it gets none
     backup: bool = False  # it gets connections only while no other one is to be had
+    declared_weight: int | None = None  # what the file says, where `weight` was set by hand
 
     def at(self, offset: int) -> "TargetRow":
         """The one port of the range that is `offset` from its first; the whole range where it has no such port."""
@@ -223,6 +224,7 @@ class Snapshot:
     file: str = ""  # the service file that it was compiled from, and its text
     text: str = ""
     gone: tuple[str, ...] = ()  # addresses of instances that are not there any more, because their leases ran out
+    weights: tuple[tuple[str, str, int], ...] = ()  # set by hand on this machine: see weights.py
 
     @property
     def slots(self) -> Slots:
@@ -235,6 +237,8 @@ class Snapshot:
     def to_json(self) -> bytes:
         """The snapshot as JSON text."""
         raw = {"format": FORMAT, **asdict(replace(self, roster=Roster())), "roster": self.roster.to_plain()}
+        if not self.weights:
+            del raw["weights"]
         if READABLE_FROM != FORMAT:
             raw["readable_from"] = READABLE_FROM
         for row in raw["endpoints"]:
@@ -250,7 +254,7 @@ class Snapshot:
         Reading 20,000 rules takes 50 ms, for which every connection of a worker would stand still.
         """
         rows = (replace(row, rules=()) if row.table else row for row in self.endpoints)
-        return replace(self, endpoints=tuple(rows), roster=Roster(), file="", text="")
+        return replace(self, endpoints=tuple(rows), roster=Roster(), file="", text="", weights=())
 
     @classmethod
     def from_json(cls, text: bytes) -> "Snapshot":
@@ -270,6 +274,7 @@ class Snapshot:
             raw["endpoints"] = tuple(_endpoint_from(row) for row in raw["endpoints"])
             raw["roster"] = Roster.from_plain(raw["roster"])
             raw["gone"] = tuple(raw.get("gone", ()))
+            raw["weights"] = tuple((name, target, weight) for name, target, weight in raw.get("weights", ()))
             return _known(cls, raw)
         except (KeyError, TypeError) as error:
             raise ValueError(f"a snapshot that is not whole: {error}") from error

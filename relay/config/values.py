@@ -272,7 +272,7 @@ def _address_fix(text: str) -> str:
         return "write one address, without `/`"
     if re.fullmatch(r"[0-9.]+:[0-9]+|\[.*\](:[0-9]+)?", text):
         return "write the address alone, without a port or brackets"
-    return "relay looks no names up: write an address such as `10.0.0.4`"
+    return "no names are looked up here: write an address such as `10.0.0.4`"
 
 
 def network(value: object) -> IPNetwork:

@@ -7,6 +7,7 @@ GET  /v1/route         ?to=role/endpoint&client=address:port, on an edge: where 
 POST /v1/drain         ?for=seconds: refuse the edges' probes for so long; 0: answer them again
 POST /v1/hold          ?endpoint=role/endpoint&for=seconds: new connections wait for so long
 POST /v1/release       ?endpoint=role/endpoint: they go on, and no more wait
+POST /v1/weight        ?endpoint=role/endpoint&target=instance&weight=number: its share of new connections; off: the file's
 POST /v1/reload        reload; 200 with what changed, 409 with what is wrong; ?dry_run=1: what would change, and nothing does
 POST /v1/upgrade       go over to the installed code; 202 once it has tried itself out, 409 with what is wrong
                        (both 503 while control is replaced: ask again)
@@ -29,6 +30,7 @@ from relay.config.values import HostPort
 from relay.control import answers, done
 from relay.control.metrics import LedgerCollector, render
 from relay.control.routes import Discovery, errors_as_json, for_this_machine
+from relay.control.weighing import weight_in
 from relay.errors import ConfigError, ListenError, OperatorError, ReplacedError, os_reason
 from relay.kernel.accepting import Acceptor
 from relay.log import Logger
@@ -98,6 +100,7 @@ async def serve_admin(
     route: Callable[[str, str], answers.RouteAnswer],
     drain: Callable[[float], done.Busy],
     hold: Callable[[str, float], done.Hold],
+    weigh: Callable[[str, str, int | None], Awaitable[done.Weighed]],
     reload: Callable[[], Awaitable[done.Reloaded]],
     dry_run: Callable[[], Awaitable[done.WouldReload]],
     upgrade: Callable[[], Awaitable[done.Upgrading]],
@@ -132,6 +135,14 @@ async def serve_admin(
             raise OperatorError("`for` is a whole number of seconds, 0 for none")
         return float(asked["for"])
 
+    async def post_weight(request: web.Request) -> web.Response:
+        asked = request.query
+        try:
+            weight = weight_in(asked.get("weight", ""))
+        except OperatorError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return await answer(lambda: weigh(asked.get("endpoint", ""), asked.get("target", ""), weight), 200)
+
     async def post_reload(request: web.Request) -> web.Response:
         return await (answer(dry_run, 200) if request.query.get("dry_run") == "1" else answer(reload, 200))
 
@@ -157,6 +168,7 @@ async def serve_admin(
     app.router.add_post("/v1/drain", asking(ask_drain))
     app.router.add_post("/v1/hold", asking(ask_hold))
     app.router.add_post("/v1/release", asking(lambda asked: hold(asked.get("endpoint", ""), 0.0)))
+    app.router.add_post("/v1/weight", post_weight)
     app.router.add_post("/v1/reload", post_reload)
     app.router.add_post("/v1/upgrade", post_upgrade)
     discovery.add_to(app, admin=True)

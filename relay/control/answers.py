@@ -229,7 +229,8 @@ class TargetStatus(TypedDict):
     """One of several targets: how it is, and what connections met.
 
     `reason`: why it is down. `since_s`: so long it is so. `looked_s`: so long ago that was found last, by what `looked` says.
-    `weight`: its share beside the others' weights; `share`: the part of it that it has now, as `slow_start` goes.
+    `weight`: its share beside the others' weights; `declared_weight`: the file's, where it was set by hand; `share`: what
+    part of it it has now, as `slow_start` goes.
     """
 
     target: AddressText
@@ -247,6 +248,7 @@ class TargetStatus(TypedDict):
     ejected_for_s: float
     mean_connect_s: float | None
     weight: Count
+    declared_weight: Count | None
     share: float
     backup: bool
 

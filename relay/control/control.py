@@ -26,13 +26,14 @@ from relay.control.looking import Looker, forget_newcomers
 from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
-from relay.control.reload import Prepared, back, follow, reload, service_of
+from relay.control.reload import Prepared, back, follow, reload, service_of, weigh
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
 from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
 from relay.control.troubles import unserved
 from relay.control.upgrading import Upgrading
+from relay.control.weighing import keep, weighed_now, with_one
 from relay.errors import ConfigError, OperatorError, ReplacedError, os_reason
 from relay.kernel import channel, memory, messages
 from relay.kernel.aside import aside
@@ -87,6 +88,7 @@ class Control:
                 route=partial(route_in, self._in_force, self._ledger),
                 drain=self._drain,
                 hold=partial(hold, self._ledger, self._in_force, self._log),
+                weigh=self._weigh,
                 reload=self._reload,
                 dry_run=self._dry_run,
                 upgrade=self._upgrade,
@@ -167,6 +169,21 @@ class Control:
             for warning in (*prepared.warnings, *prepared.notes):  # as at the start: each time it is put in force
                 self._log.event("warning", "configuration", message=str(warning))
             return answer
+
+    async def _weigh(self, name: str, target: str, weight: int | None) -> done.Weighed:
+        """Give a target of an endpoint this weight; None: the file's. Raises OperatorError, and then nothing has changed."""
+        async with self._reloading:
+            await self._upgrading.settle()
+            if is_draining(self._ledger):
+                raise OperatorError("relay is stopping; nothing is changed")
+            snapshot, settings = self._in_force.snapshot, self._inherited.settings
+            weights, found = with_one(snapshot, name, target, weight)
+            await self._put_in_force(await aside(partial(weigh, settings, self._in_force, weights)))
+            trouble = await aside(partial(keep, settings, snapshot.service, weights))
+        self._announce()
+        answer = weighed_now(self._in_force.snapshot, name, found, trouble)
+        self._log.event("warning" if trouble else "info", "weight", **answer)
+        return answer
 
     async def _dry_run(self) -> done.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""

@@ -14,6 +14,18 @@ class Hold(TypedDict):
     held: Count
 
 
+class Weighed(TypedDict):
+    """A target's weight from now on. `by_hand`: it is not what the file says. `trouble`: why a restart forgets it."""
+
+    endpoint: str
+    target: str
+    instance: str
+    weight: Count
+    declared_weight: Count
+    by_hand: bool
+    trouble: str
+
+
 class Busy(ToldStatus):
     """For how long this instance asks for no new connections, who is told, and how many go on."""
 

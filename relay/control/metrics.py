@@ -156,13 +156,19 @@ class LedgerCollector(Collector):
         yield up
 
     def _targets(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
-        """Of an edge: every instance that it leads to."""
+        """Each of several targets."""
         labels = (*_LABELS, "target")
         each = [(_labels(row), target) for row in rows if row.distribution for target in row.targets]
         active = GaugeMetricFamily("relay_target_connections_active", "Connections to the target now.", labels=labels)
         for base, target in each:
             active.add_metric((*base, target.text), self._ledger.target_total(target.slot, TargetCount.ACTIVE))
         yield active
+        weight = GaugeMetricFamily(
+            "relay_target_weight", "The target's share beside the others' weights.", labels=labels
+        )
+        for base, target in each:
+            weight.add_metric((*base, target.text), target.weight)
+        yield weight
         for name, text, count, unit in _TARGET_COUNTERS:
             family = CounterMetricFamily(name, text, labels=labels)
             for base, target in each:

@@ -28,6 +28,7 @@ _ADMIN: Final[tuple[Any, ...]] = (
     answers.RouteAnswer,
     done.Busy,
     done.Hold,
+    done.Weighed,
     done.Reloaded,
     done.WouldReload,
     done.Upgrading,
@@ -115,6 +116,8 @@ def _admin_paths() -> dict[str, Any]:
     client = _query("client", _TEXT, "ADDRESS:PORT")
     endpoint = {**_query("endpoint", _TEXT, "ROLE/ENDPOINT, or a door out: ROLE/NAME"), "required": True}
     seconds = {**_query("for", {"type": "integer", "minimum": 0}, "Seconds; 0 ends it"), "required": True}
+    target = {**_query("target", _TEXT, "One of its targets: an instance, or the target itself"), "required": True}
+    weight = {**_query("weight", _TEXT, "A whole number up to 256; `off`: what the file says"), "required": True}
     dry = _query("dry_run", _word("1"), "1: say what would change, and do nothing")
     either = {"oneOf": [_ref(done.Reloaded), _ref(done.WouldReload)]}
     return {
@@ -125,6 +128,7 @@ def _admin_paths() -> dict[str, Any]:
         "/v1/drain": _post(_json("How long, and who is connected", _ref(done.Busy)), "200", seconds, refused="400"),
         "/v1/hold": _post(_json("Who waits", _ref(done.Hold)), "200", endpoint, seconds, refused="400"),
         "/v1/release": _post(_json("Who waited", _ref(done.Hold)), "200", endpoint, refused="400"),
+        "/v1/weight": _post(_json("Its weight from now on", _ref(done.Weighed)), "200", endpoint, target, weight),
         "/v1/reload": _post(_json("What has changed", either), "200", dry),
         "/v1/upgrade": _post(_json("It tried itself out, and begins", _ref(done.Upgrading)), "202"),
     }

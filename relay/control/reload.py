@@ -17,16 +17,18 @@ from relay.config.plan import Plan, plan
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.settings import Settings
 from relay.config.snapshot import NO_SLOTS, Slots, Snapshot
+from relay.config.weights import NO_WEIGHTS, Weights, from_plain, to_plain, weighed
 from relay.control import answers, done
 from relay.control.explain import who_is_cut
 from relay.control.in_force import InForce
+from relay.control.weighing import recall
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
 from relay.fleet.join import Joined, abandon, join, known_at_start
 from relay.kernel.listening import close_all, filter_refusal, open_listener, try_listener
 
 # What a running daemon does not change: a reload says so instead of pretending.
-FIXED = ("id", "role", "address", "workers", "metrics", "admin", "registry", "names", "machine_id")
+FIXED = ("id", "role", "address", "workers", "metrics", "admin", "registry", "names", "machine_id", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,10 @@ def start(files: ConfigFiles) -> Prepared:
     service, settings = _read(files)
     who = _at_start(service.value, settings.value, files)
     try:
-        snapshot = _compile(service, settings.value, who, 1, NO_SLOTS)
-        prepared = _opened(service, snapshot, settings.value, None, (*service.warnings, *settings.warnings), who.notes)
+        weights, note = recall(settings.value, service.value.service)
+        snapshot = _compile(service, settings.value, who, 1, NO_SLOTS, weights=weights)
+        notes = (*who.notes, *([note] if note else []))
+        prepared = _opened(service, snapshot, settings.value, None, (*service.warnings, *settings.warnings), notes)
     except OperatorError:
         if who.joined is not None:
             abandon(settings.value, who.joined)
@@ -124,7 +128,8 @@ def reload(
     # What etcd knows this machine by must stay.
     _refuse_another_life(split_instance(old.instance)[0], in_force.service, service.value, settings)
     who = _still(service.value, settings, files, Who.of(old), registered)
-    snapshot = _compile(service, settings, who, old.generation + 1, old.slots, who.roster.absent(old.gone))
+    gone, weights = who.roster.absent(old.gone), from_plain(old.weights)
+    snapshot = _compile(service, settings, who, old.generation + 1, old.slots, gone, weights)
     warnings, notes = (*service.warnings, *new.warnings), _needs_restart(new.value, running)
     return _opened(service, snapshot, settings, old, warnings, notes, dry_run=dry_run)
 
@@ -142,7 +147,21 @@ def follow(
     absent = who.roster.absent(gone)
     if who.roster == old.roster and set(absent) <= set(old.gone):
         return None
-    snapshot = _compile(in_force.loaded, settings, who, old.generation + 1, old.slots, absent)
+    weights = from_plain(old.weights)
+    snapshot = _compile(in_force.loaded, settings, who, old.generation + 1, old.slots, absent, weights)
+    return _by_itself(snapshot, settings, in_force)
+
+
+def weigh(settings: Settings, in_force: InForce, weights: Weights) -> Prepared:
+    """What is to be put in force because these weights were set by hand. Raises OperatorError, and nothing was opened."""
+    old = in_force.snapshot
+    snapshot = _compile(in_force.loaded, settings, Who.of(old), old.generation + 1, old.slots, old.gone, weights)
+    return _by_itself(snapshot, settings, in_force)
+
+
+def _by_itself(snapshot: Snapshot, settings: Settings, in_force: InForce) -> Prepared:
+    """What came about without the files being read again."""
+    old = in_force.snapshot
     # A control that was started anew has the settings that the daemon began with; these two a reload changes.
     snapshot = replace(snapshot, drain_s=old.drain_s, log_level=old.log_level)
     return _opened(in_force.loaded, snapshot, settings, old, (), ())
@@ -194,7 +213,7 @@ def service_of(snapshot: Snapshot) -> Loaded[Service]:
 
 
 def compile_files(
-    files: ConfigFiles, known: Who, generation: int, slots: Slots
+    files: ConfigFiles, known: Who, generation: int, slots: Slots, weights: Weights = NO_WEIGHTS
 ) -> tuple[Snapshot, Settings, tuple[Problem, ...]]:
     """What the files say to the instance that is `known`, with warnings; nothing is opened. `slots` are those in force.
 
@@ -202,7 +221,7 @@ def compile_files(
     """
     service, settings = _read(files)
     who = _still(service.value, settings.value, files, known, known.roster)
-    snapshot, _ = _as_the_kernel_lets(_compile(service, settings.value, who, generation, slots))
+    snapshot, _ = _as_the_kernel_lets(_compile(service, settings.value, who, generation, slots, weights=weights))
     return snapshot, settings.value, (*service.warnings, *settings.warnings)
 
 
@@ -261,14 +280,27 @@ def _joined(service: Service, settings: Settings, vacancy: Vacancy) -> Who:
 
 
 def _compile(
-    service: Loaded[Service], settings: Settings, who: Who, generation: int, slots: Slots, gone: tuple[str, ...] = ()
+    service: Loaded[Service],
+    settings: Settings,
+    who: Who,
+    generation: int,
+    slots: Slots,
+    gone: tuple[str, ...] = (),
+    weights: Weights = NO_WEIGHTS,
 ) -> Snapshot:
     file = os.path.basename(service.document.path)
     snapshot = compile_snapshot(
         service.value, settings, who.instance, generation=generation, file=file, slots=slots, roster=who.roster
     )
     _refuse_clashes(snapshot, settings)
-    return replace(snapshot, file=service.document.path, text=service.document.text, gone=gone)
+    return replace(
+        snapshot,
+        endpoints=weighed(snapshot.endpoints, weights),
+        file=service.document.path,
+        text=service.document.text,
+        gone=gone,
+        weights=to_plain(weights),
+    )
 
 
 def _as_the_kernel_lets(snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:

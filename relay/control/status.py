@@ -180,6 +180,7 @@ def target_status(ledger: Ledger, row: EndpointRow, target: TargetRow) -> answer
         "ejected_for_s": round(max(0, ejected_ns) / 1e9, 3),
         "mean_connect_s": round(took_ns / 1e9 / connected, 6) if connected else None,
         "weight": target.weight,
+        "declared_weight": target.declared_weight,
         "share": health.share_of(ledger, row, target) / health.STEPS,
         "backup": target.backup,
     }

@@ -19,6 +19,7 @@ from relay import __version__
 from relay.config.roster import Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import Slots, Snapshot
+from relay.config.weights import from_plain
 from relay.control.reload import FIXED, ConfigFiles, Who, compile_files
 from relay.errors import ConfigError, OperatorError, Problem
 from relay.kernel import memory
@@ -47,6 +48,7 @@ class Facts:
     listens: dict[str, str]  # addresses by endpoint
     roster: list[dict[str, Any]]
     fixed: dict[str, Any]  # settings that a running daemon does not change
+    weights: tuple[Any, ...] = ()  # as `weights.to_plain`; of a program that knew none: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def facts(files: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd:
         listens={row.name: row.listen for row in snapshot.endpoints},
         roster=snapshot.roster.to_plain(),
         fixed=_fixed(settings),
+        weights=snapshot.weights,
     )
 
 
@@ -115,7 +118,7 @@ def trial(text: str, rehearse: Callable[[Snapshot], None]) -> None:
     advice = "stop and start relay instead: it lets open connections end first, for up to `drain`"
     if raw["handover_format"] != handover.FORMAT:
         raise OperatorError(f"relay {__version__} cannot take over from the running version; {advice}")
-    told = Facts(**{name: raw[name] for name in Facts.__dataclass_fields__})
+    told = Facts(**{name: raw[name] for name in Facts.__dataclass_fields__ if name in raw})
     if not convert.is_known(told.ledger_fd):
         running = layout.layout_version(told.ledger_fd)
         raise OperatorError(
@@ -133,7 +136,8 @@ def trial(text: str, rehearse: Callable[[Snapshot], None]) -> None:
 def _compiled(files: ConfigFiles, told: Facts) -> Tried:
     try:
         known = Who(told.instance, Roster.from_plain(told.roster))
-        snapshot, settings, warnings = compile_files(files, known, told.generation + 1, Slots.from_plain(told.slots))
+        slots, weights = Slots.from_plain(told.slots), from_plain(told.weights)
+        snapshot, settings, warnings = compile_files(files, known, told.generation + 1, slots, weights)
     except ConfigError as error:
         raise OperatorError(f"it does not take the files:\n{error}") from None
     fixed = _fixed(settings)

@@ -15,6 +15,7 @@ from relay.config import reading, values
 from relay.config.roster import Member, Roster, split_instance
 from relay.config.wording import printable
 from relay.errors import OperatorError, UnreadableError, os_reason
+from relay.kernel import state_file
 from relay.kernel.aside import aside
 from relay.ledger.clocks import of_wall_ns
 
@@ -77,24 +78,7 @@ def save(state: str, service: str, machine: str, remembered: Remembered) -> None
         "saved_ns": remembered.saved_ns,
         "members": Roster(remembered.members).to_plain(),
     }
-    path = path_of(state, service)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(json.dumps(plain).encode())
-            file.flush()
-            os.fsync(fd)
-        temporary.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)  # or after a power cut it may have the former name still
-        finally:
-            os.close(directory)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    state_file.write(path_of(state, service), json.dumps(plain).encode())
 
 
 class Memory:

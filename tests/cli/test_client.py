@@ -127,6 +127,8 @@ COMMANDS: list[tuple[int, str]] = [
     (1, "drain off"),
     (1, "hold web/in"),
     (1, "release web/in"),
+    (1, "weight"),
+    (1, "weight web/in web_IN_0 0"),
     (1, "instances"),
     (1, "resolve web/in"),
     (1, "identity"),

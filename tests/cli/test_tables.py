@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from relay.cli.tables import connections_text, drain_text, hold_text, instances_text, route_text, status_text, table
+from relay.cli.tables import connections_text, drain_text, hold_text, instances_text, route_text, status_text
 
 
 def status(**keys: Any) -> Any:
@@ -208,29 +208,6 @@ def test_connections() -> None:
         "web/in    [2001:db8::1]:5  splice  1.5m  5B        3.0GiB",
     ]
     assert connections_text([]) == "no open connections"
-
-
-@pytest.mark.parametrize(
-    ("age_s", "size_bytes", "words"),
-    [
-        (0.0, 0, ("0.0s", "0B")),
-        (59.9, 1023, ("59.9s", "1023B")),
-        (60.0, 1024, ("1.0m", "1.0KiB")),
-        (3600.0, 1024**2, ("1.0h", "1.0MiB")),
-        (86400.0, 1024**4, ("1.0d", "1.0TiB")),
-        (864000.0, 5000 * 1024**4, ("10.0d", "5000.0TiB")),
-    ],
-)
-def test_ages_and_sizes(age_s: float, size_bytes: int, words: tuple[str, str]) -> None:
-    one: Any = {
-        "endpoint": "e", "peer": "p", "state": "s", "age_s": age_s, "received_bytes": size_bytes, "sent_bytes": 0,
-    }  # fmt: skip
-    assert tuple(connections_text([one]).splitlines()[1].split()[3:5]) == words
-
-
-def test_a_table_lines_up_and_has_no_trailing_blanks() -> None:
-    text = table(("A", "LONG TITLE", "C"), [("wide cell", "x", "y"), ("", "", "")])
-    assert text == "A          LONG TITLE  C\nwide cell  x           y\n"
 
 
 @pytest.mark.parametrize(

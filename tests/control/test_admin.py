@@ -167,6 +167,11 @@ class Api:
             raise self.failure
         return {"endpoint": endpoint, "hold_for_s": for_s}
 
+    async def weigh(self, endpoint: str, target: str, weight: int | None) -> Any:
+        if self.failure:
+            raise self.failure
+        return {"endpoint": endpoint, "target": target, "weight": weight}
+
     async def upgrade(self) -> Any:
         self.upgrades += 1
         if self.failure:
@@ -194,6 +199,7 @@ async def api(path: str) -> AsyncIterator[Api]:
             route=made.route,
             drain=made.drain,
             hold=made.hold,
+            weigh=made.weigh,
             reload=made.reload,
             dry_run=made.dry_run,
             upgrade=made.upgrade,
@@ -219,6 +225,19 @@ async def test_a_refused_reload_says_why(api: Api) -> None:
 async def test_a_dry_run_is_no_reload(api: Api) -> None:
     assert await api.ask("POST", "/v1/reload?dry_run=1") == (200, {"cut": []})
     assert api.reloads == 0
+
+
+async def test_a_weight_is_a_number_or_off(api: Api) -> None:
+    for text, weight in (("3", 3), ("0", 0), ("off", None)):
+        told = {"endpoint": "web/in", "target": "web_IN_0", "weight": weight}
+        asked = f"/v1/weight?endpoint=web/in&target=web_IN_0&weight={text}"
+        assert await api.ask("POST", asked) == (200, told)
+    for text in ("", "-1", "257", "1.5", "on", "\u0663"):
+        code, answer = await api.ask("POST", f"/v1/weight?endpoint=web/in&target=x&weight={text}")
+        assert (code, "is no weight; write 0 to 256, or `off`" in answer["error"]) == (400, True)
+    api.failure = OperatorError("no endpoint")
+    code, answer = await api.ask("POST", "/v1/weight?endpoint=x&target=x&weight=1")
+    assert (code, answer["error"]) == (409, "no endpoint")
 
 
 async def test_explain_is_asked_with_words(api: Api) -> None:

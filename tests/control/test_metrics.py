@@ -81,6 +81,7 @@ OF_AN_EDGES_TARGETS = {
     "relay_target_ejections_total",
     "relay_target_retries_total",
     "relay_target_connect_seconds_total",
+    "relay_target_weight",
 }
 OF_THE_DAEMON = {
     "relay_busy",

@@ -35,14 +35,14 @@ async def test_every_path_of_the_admin_socket_is_described(tmp_path: Path) -> No
     async def nothing(*_: object) -> dict[str, Any]:
         return {}
 
-    names = ("status", "connections", "explain", "route", "drain", "hold", "reload", "dry_run", "upgrade")
+    names = ("status", "connections", "explain", "route", "drain", "hold", "weigh", "reload", "dry_run", "upgrade")
     doing: dict[str, Any] = dict.fromkeys(names, nothing)
     with discovery_of() as (discovery, _), open_admin_socket(str(tmp_path / "admin.sock")) as listener:
         runner = await serve_admin(listener, **doing, discovery=discovery)
         there = served(runner.app)
         await runner.cleanup()
     assert there == described(document(admin=True))
-    assert len(there) == 19
+    assert len(there) == 20
     assert ("post", "/v1/reload") in there
 
 

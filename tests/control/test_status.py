@@ -170,8 +170,8 @@ def test_a_target_that_nobody_has_asked(ledger: Ledger) -> None:
         "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "unknown", "reason": "", "since_s": None,
         "looked_s": None, "looked": None, "active": 0, "connected": 0,
         "failures": 0, "ejections": 0, "retries": 0, "ejected_for_s": 0, "mean_connect_s": None,
-        "weight": 1, "share": 1.0, "backup": False,
-    }  # fmt: skip
+        "weight": 1, "declared_weight": None, "share": 1.0, "backup": False,
+      }  # fmt: skip
 
 
 def test_an_edge_whose_instances_are_all_away(ledger: Ledger) -> None:
@@ -216,8 +216,8 @@ def test_an_edges_target_over_all_workers(ledger: Ledger) -> None:
         "target": "10.0.0.4:80", "instance": "web_IN_0", "health": "down", "reason": "HTTP 503", "since_s": None,
         "looked_s": None, "looked": None, "active": 3, "connected": 6,
         "failures": 30, "ejections": 15, "retries": 0, "mean_connect_s": 0.0015,
-        "weight": 1, "share": 1.0, "backup": False,
-    }  # fmt: skip
+        "weight": 1, "declared_weight": None, "share": 1.0, "backup": False,
+      }  # fmt: skip
 
 
 def test_how_long_edges_send_nobody(ledger: Ledger) -> None:
