@@ -1,4 +1,4 @@
-"""The same for machines that stay what they are: no relay runs there, and an edge in front of them has the public ports.
+"""What mapping.py makes, for machines that stay what they are: no relay runs there, and an edge has the public ports.
 
 docs/why/import-decisions.md has the reasons.
 """
@@ -29,8 +29,9 @@ _HEAD = (
     "is used:",
     "* The addresses below `instances` belong to no machine (RFC 5737, RFC 2544), because the source has the number of "
     "instances only. Write those of your machines, and of the edge.",
-    "* Let the firewall of each machine admit the edge alone to the `port` of an input endpoint, and the service's own "
-    "machines alone to that of an internal one. The edge enforces `access`, and nobody else does; nobody enforces `from`.",
+    "* Let the firewall of each machine admit the edge alone to the `port` of an input endpoint and of its probe, and the "
+    "service's own machines alone to that of an internal one. The edge enforces `access`, and nobody else does; nobody "
+    "enforces `from`.",
     "* The applications see the edge's address in place of the client's. One that reads the PROXY protocol is told by "
     "`send_proxy: v2` at its endpoint.",
     "* Read the comments, above all those that begin with `left out` or `warning`.",
@@ -55,6 +56,7 @@ class BareMapping(Mapping):
         self.count = 0
 
     def edge(self) -> Block:
+        """The edge, with an address that no machine has; or a warning that there is nothing for it to do."""
         if not self.has_public:
             text = "nothing of this service is public: there is no port for an edge, and no machine in this file has a relay"
             return (self._note("warning", self.definition.at, text),)
@@ -62,6 +64,10 @@ class BareMapping(Mapping):
         return (Key("edge", (Comment(_EDGE_IS), address)),)
 
     def role(self, role: DefinedRole) -> Iterator[Key]:
+        """A bare role, and one more of the same machines for each further endpoint on one port.
+
+        Raises ConfigError where no port is left to guess, or these are too many instances.
+        """
         first, *further = bare_place(role, self.definition.file, partial(self._access_of, role))
         self._count(role, 1 + len(further))
         name, addresses = self.roles[role.name], list(islice(self.addresses, self.count_of(role)))
@@ -87,12 +93,15 @@ class BareMapping(Mapping):
             )
 
     def cannot(self, endpoint: Endpoint) -> str:
+        """Why a bare role cannot have the endpoint; "" where it can."""
         return bare_cannot(endpoint)
 
     def way(self, placed: PlacedEndpoint) -> tuple[Key, ...]:
+        """Where the application takes an endpoint's connections."""
         return (Key("port", placed.target[0]),)
 
     def probe(self, endpoint: InputEndpoint, probe: DefinedProbe, port: int) -> Iterator[Key | Comment]:
+        """How the edge asks the machine: at the probe's own port too."""
         keys: dict[str, str | int] = {}
         if probe.port not in (None, port):
             keys["port"] = probe.port
@@ -101,6 +110,7 @@ class BareMapping(Mapping):
         yield Key("probe", probe_keys(probe) | keys)
 
     def sources(self, key: EndpointKey) -> Iterator[Key | Comment]:
+        """Who shall connect to an internal endpoint, and that nobody sees to it."""
         for part in super().sources(key):
             if isinstance(part, Key):
                 why = "no relay is there to enforce `from`, so a firewall must"
