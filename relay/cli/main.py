@@ -47,11 +47,19 @@ def parser() -> argparse.ArgumentParser:
     emulate.add_argument("service", metavar="SERVICE_FILE")
     emulate.add_argument("--no-demo", action="store_true", help="no demo services: forward to the targets in the file")
 
-    imported = commands.add_parser("import", help="make a service.yaml of a Windows Azure .csdef and .cscfg")
+    imported = commands.add_parser(
+        "import",
+        help="make a service.yaml of a Windows Azure .csdef and .cscfg",
+        epilog="Example, for Windows machines that stay as they are, behind a Linux edge: "
+        "relay import --bare service.csdef service.cscfg -o service.yaml",
+    )
     imported.add_argument("definition", metavar="CSDEF", help="the service definition")
     imported.add_argument("configuration", metavar="CSCFG", nargs="?", help="the service configuration")
     imported.add_argument("-o", "--output", metavar="FILE", help="write to this file, not to standard output")
     imported.add_argument("--force", action="store_true", help="replace FILE if there is one")
+    imported.add_argument(
+        "--bare", action="store_true", help="the machines get no relay: an edge in front of them is the only one"
+    )
 
     status = commands.add_parser("status", help="what is open, and what it did so far")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -340,7 +348,7 @@ def _import(args: argparse.Namespace) -> int:
     from relay.config.output import write_file
     from relay.csdef.convert import import_files
 
-    imported = import_files(args.definition, args.configuration)
+    imported = import_files(args.definition, args.configuration, bare=args.bare)
     if args.output is None:
         sys.stdout.buffer.write(imported.text.encode())  # the file's encoding, whatever the terminal's
         sys.stdout.buffer.flush()

@@ -7,8 +7,9 @@ from typing import TypeVar
 from relay.config.document import SIZE_MAX_BYTES
 from relay.config.reading import read_content
 from relay.csdef import configuration, definition
+from relay.csdef.bare import BareMapping
 from relay.csdef.check import check_configuration, check_definition
-from relay.csdef.mapping import mapped
+from relay.csdef.mapping import Mapping
 from relay.csdef.read import Note
 from relay.csdef.tree import Element, parse_xml
 from relay.csdef.yamltext import render
@@ -27,8 +28,11 @@ class Imported:
     notes: tuple[Note, ...]
 
 
-def import_files(definition_path: str, configuration_path: str | None = None) -> Imported:
-    """The service of a .csdef and, if there is one, its .cscfg. Raises ConfigError with every problem of both files."""
+def import_files(definition_path: str, configuration_path: str | None = None, *, bare: bool = False) -> Imported:
+    """The service of a .csdef and, if there is one, its .cscfg; with `bare`, of machines that get no relay.
+
+    Raises ConfigError with every problem of both files.
+    """
     problems: list[Problem] = []
     defined = _parsed(definition_path, definition.ROOT, definition.NAMESPACE, definition.definition_of, problems)
     configured = None
@@ -46,12 +50,12 @@ def import_files(definition_path: str, configuration_path: str | None = None) ->
         problems += check_configuration(configured, defined)
     if defined is None or problems:
         raise ConfigError(problems)
-    block, notes = mapped(defined, configured)
-    text = render(block)
+    mapping = (BareMapping if bare else Mapping)(defined, configured)
+    text = render(mapping.service())
     if len(text.encode("utf-8")) > SIZE_MAX_BYTES:
         what = f"becomes a service.yaml of more than {SIZE_MAX_BYTES // 1024**2} MiB, which relay does not read"
         raise ConfigError([Problem(defined.file, *defined.at, "", what, "check that this is the right file")])
-    return Imported(text, tuple(sorted(notes)))
+    return Imported(text, tuple(sorted(mapping.notes)))
 
 
 def _parsed(

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
-from typing import Literal
+from typing import ClassVar, Final, Literal
 
 from relay.config.values import PORTS_MAX
 from relay.config.wording import brief
@@ -29,10 +29,13 @@ from relay.csdef.substitutes import endpoint_names, placeholders, role_names, se
 from relay.csdef.traffic import allowed_roles
 from relay.csdef.yamltext import Block, Comment, Key
 
-__all__ = ["mapped"]
+__all__ = ["FIRST_LINE", "EndpointKey", "Mapping", "instances", "probe_keys"]
+
+FIRST_LINE: Final = "yaml-language-server: $schema=service.schema.json"
+"""By which an editor knows what the file may hold."""
 
 _HEAD = (
-    "yaml-language-server: $schema=service.schema.json",
+    FIRST_LINE,
     "Imported from {files}. What must be done before it is used:",
     "* The addresses below `instances` belong to no machine (RFC 5737, RFC 2544), because the source has the number of "
     "instances only. Write those of your machines.",
@@ -51,27 +54,28 @@ _EDGE = (
 # A probe whose timeout is more intervals than this. The defaults, 31 s and 15 s, are two and a bit.
 _ROUNDS_MAX = 3
 
-_Name = tuple[str, str]
+EndpointKey = tuple[str, str]
 """A role and an endpoint by their names in the definition."""
 
 
-def mapped(definition: Definition, configuration: Configuration | None) -> tuple[Block, list[Note]]:
-    """The content of service.yaml, and every note in it. The two must be without errors (check.py).
+class Mapping:
+    """One import, of two files that are without errors (check.py). `notes` grows while the file is made.
 
-    Raises ConfigError where a role has more endpoints than ports.
+    What is different where the machines have no relay stands in bare.py.
     """
-    mapping = _Mapping(definition, configuration)
-    return mapping.service(), mapping.notes
 
-
-class _Mapping:
-    """One import. `notes` grows while the file is made."""
+    head: ClassVar[tuple[str, ...]] = _HEAD
+    taken_names: ClassVar[frozenset[str]] = frozenset()
+    """Names that no role may have."""
 
     def __init__(self, definition: Definition, configuration: Configuration | None) -> None:
         self.definition = definition
         self.configuration = configuration or Configuration("", definition.name, (0, 0), (), (), (), (), ())
         self.notes: list[Note] = []
-        self.roles = role_names(role.name for role in definition.roles)
+        self.has_public = any(map(_is_public, chain.from_iterable(role.endpoints for role in definition.roles)))
+        self.roles = role_names(
+            (role.name for role in definition.roles), self.taken_names if self.has_public else frozenset()
+        )
         self.lists = endpoint_names(control.name for control in self.configuration.access_controls)
         self.settings = {settings.name: settings for settings in self.configuration.roles}
         self.acls = {(acl.role, acl.endpoint): acl for acl in self.configuration.acls}
@@ -83,7 +87,7 @@ class _Mapping:
             self.addresses_of[role if role in self.roles else ""].append(note)
 
     def service(self) -> Block:
-        """The whole file."""
+        """The whole file. Raises ConfigError where a role has more endpoints than ports."""
         name = service_name(self.definition.name)
         was = "" if name == self.definition.name else f"{brief(self.definition.name)} in the source"
         files = " and ".join(os.path.basename(each.file) for each in (self.definition, self.configuration) if each.file)
@@ -93,17 +97,26 @@ class _Mapping:
                 self._note("warning", self.definition.at, "no configuration: one instance is assumed for each role")
             )
         lists = tuple(Key(self.lists[each.name], self._list(each)) for each in self.configuration.access_controls)
-        roles = tuple(Key(self.roles[role.name], self._role(role)) for role in self.definition.roles)
-        endpoints = (role.endpoints for role in self.definition.roles)
+        roles = tuple(chain.from_iterable(map(self.role, self.definition.roles)))
         return (
-            *(Comment(line.format(files=files)) for line in _HEAD),
+            *(Comment(line.format(files=files)) for line in self.head),
             *whole,
             Key("version", 1),
             Key("service", name, was),
-            *(map(Comment, _EDGE) if any(map(_is_public, chain(*endpoints))) else ()),
+            *self.edge(),
             *([Key("access_lists", lists)] if lists else []),
             Key("roles", roles),
         )
+
+    def edge(self) -> Block:
+        """Who carries the public ports, if there are any."""
+        return tuple(map(Comment, _EDGE)) if self.has_public else ()
+
+    def role(self, role: DefinedRole) -> Iterator[Key]:
+        """What a role of the source becomes."""
+        placed = place(role, self.definition.file, partial(self._access_of, role))
+        machines = self.machines(role, list(islice(self.addresses, self.count_of(role))))
+        yield Key(self.roles[role.name], (*machines, *self.endpoints(role, placed)))
 
     def _noted(self, *notes: Iterable[Note]) -> list[Comment]:
         """Keep the notes, and give their comments. What both files say of a thing is said once."""
@@ -138,9 +151,14 @@ class _Mapping:
     def _renamed(self, name: str, at: Place, file: str = "") -> Comment:
         return self._note("warning", at, f"its name in the source is {brief(name)}, which relay does not take", file)
 
-    def _role(self, role: DefinedRole) -> Block:
+    def count_of(self, role: DefinedRole) -> int:
+        """How many instances the configuration says; 1 where it says nothing."""
         settings = self.settings.get(role.name)
-        count = settings.count if settings else 1
+        return settings.count if settings else 1
+
+    def machines(self, role: DefinedRole, addresses: list[str]) -> Block:
+        """The notes on a role, and its instances at these addresses."""
+        settings = self.settings.get(role.name)
         block: list[Key | Comment] = []
         if self.roles[role.name] != role.name:
             block.append(self._renamed(role.name, role.at))
@@ -149,35 +167,31 @@ class _Mapping:
             block.append(
                 self._note("warning", role.at, "the configuration does not have this role: one instance is assumed")
             )
-        instances = list(islice(self.addresses, count))
-        several = f"placeholders: write the addresses of your {count} machines"
-        remark = several if count > 1 else "a placeholder: write the address of your machine"
-        block.append(Key("instances", instances, remark if count else ""))
-        endpoints = self._endpoints(role)
-        if any(isinstance(each, Key) for each in endpoints):
-            return (*block, Key("endpoints", endpoints))
-        return (*block, *endpoints)
+        return (*block, instances(addresses))
 
-    def _endpoints(self, role: DefinedRole) -> Block:
+    def endpoints(self, role: DefinedRole, placed: Iterable[PlacedEndpoint]) -> Block:
+        """The role's endpoints, those that are left out as comments."""
         names = endpoint_names(endpoint.name for endpoint in role.endpoints)
-        found = {
-            placed.endpoint.at: placed for placed in place(role, self.definition.file, partial(self._access_of, role))
-        }
+        found = {each.endpoint.at: each for each in placed}
         block: list[Key | Comment] = []
         for endpoint in role.endpoints:
-            if reason := cannot(endpoint):
+            if reason := self.cannot(endpoint):
                 what = f"{endpoint.element} {brief(endpoint.name)}: {reason}"
                 block.append(self._note("left out", endpoint.at, what))
-            elif placed := found.get(endpoint.at):
+            elif each := found.get(endpoint.at):
                 name = names[endpoint.name]
-                block.append(Key(name, self._endpoint((role.name, endpoint.name), name, placed)))
-        return tuple(block)
+                block.append(Key(name, self._endpoint((role.name, endpoint.name), name, each)))
+        return (Key("endpoints", tuple(block)),) if any(isinstance(each, Key) for each in block) else tuple(block)
+
+    def cannot(self, endpoint: Endpoint) -> str:
+        """Why relay cannot have the endpoint; "" where it can."""
+        return cannot(endpoint)
 
     def _access_of(self, role: DefinedRole, endpoint: Endpoint) -> str | None:
         acl = self.acls.get((role.name, endpoint.name))
         return acl.access_control if acl else None
 
-    def _endpoint(self, key: _Name, name: str, placed: PlacedEndpoint) -> Block:
+    def _endpoint(self, key: EndpointKey, name: str, placed: PlacedEndpoint) -> Block:
         endpoint, joined = placed.endpoint, placed.joined
         head: list[Comment] = []
         if name != endpoint.name:
@@ -192,14 +206,14 @@ class _Mapping:
             return (*head, *self._internal(key, endpoint, placed))
         return (*head, *self._input(key, endpoint, placed))
 
-    def _input(self, key: _Name, endpoint: InputEndpoint | InstanceEndpoint, placed: PlacedEndpoint) -> Block:
+    def _input(self, key: EndpointKey, endpoint: InputEndpoint | InstanceEndpoint, placed: PlacedEndpoint) -> Block:
         block: list[Key | Comment] = [Key("type", "input"), Key("protocol", endpoint.protocol)]
         if isinstance(endpoint, InputEndpoint):
             block.append(Key("public_port", endpoint.port))
         several = endpoint if isinstance(endpoint, InstanceEndpoint) else placed.joined
         if several:
             block += self._instance_ports(several)
-        block += _way(placed)
+        block += self.way(placed)
         if key in self.acls:
             remark = "for the ports of the instances too, which the documentation leaves open" if several else ""
             block.append(Key("access", self.lists[self.acls[key].access_control], remark))
@@ -232,29 +246,38 @@ class _Mapping:
                 other = f"{2 * probe.interval_s}s may have been enough"
                 text = f"the documentation disagrees with itself on so long a timeout: {other}"
                 yield self._note("note", probe.at, text)
-            if probe.port not in (None, placed.target[0]):
-                what = f"the port {probe.port} of the probe {brief(probe.name)}"
-                asked = f"relay asks {brief(endpoint.name)} itself, through the instance's relay to the application"
-                must = "take connections" if probe.path is None else "answer with 200"
-                yield self._note("left out", probe.at, f"{what}: {asked}, which must {must} on {placed.target[0]}")
-            yield Key("probe", _probe(probe))
+            yield from self.probe(endpoint, probe, placed.target[0])
         if endpoint.idle_min is not None:
             yield Key("timeouts", {"idle": f"{endpoint.idle_min}m"})
 
-    def _internal(self, key: _Name, endpoint: InternalEndpoint, placed: PlacedEndpoint) -> Block:
+    def probe(self, endpoint: InputEndpoint, probe: DefinedProbe, port: int) -> Iterator[Key | Comment]:
+        """How the endpoint, whose application listens on this port, is probed."""
+        if probe.port not in (None, port):
+            what = f"the port {probe.port} of the probe {brief(probe.name)}"
+            asked = f"relay asks {brief(endpoint.name)} itself, through the instance's relay to the application"
+            must = "take connections" if probe.path is None else "answer with 200"
+            yield self._note("left out", probe.at, f"{what}: {asked}, which must {must} on {port}")
+        yield Key("probe", probe_keys(probe))
+
+    def way(self, placed: PlacedEndpoint) -> tuple[Key, ...]:
+        """Where an instance takes an endpoint's connections, and where it leads them."""
+        return Key("port", _ports(placed.listen)), Key("target", f"127.0.0.1:{_ports(placed.target)}")
+
+    def _internal(self, key: EndpointKey, endpoint: InternalEndpoint, placed: PlacedEndpoint) -> Block:
         block: list[Key | Comment] = []
         if endpoint.protocol == "any":
             text = "what is not TCP: the protocol `any` is imported as tcp, and UDP is not forwarded"
             block.append(self._note("left out", endpoint.at, text))
         protocol = "tcp" if endpoint.protocol == "any" else endpoint.protocol
-        block += [Key("type", "internal"), Key("protocol", protocol), *_way(placed)]
+        block += [Key("type", "internal"), Key("protocol", protocol), *self.way(placed)]
         if key in self.acls:
             acl = self.acls[key]
             text = f"the access list {brief(acl.access_control)}: an internal endpoint has `from`, and no access rules"
             block.append(self._note("left out", acl.at, text, self.configuration.file))
-        return (*block, *self._from(key))
+        return (*block, *self.sources(key))
 
-    def _from(self, key: _Name) -> Iterator[Key | Comment]:
+    def sources(self, key: EndpointKey) -> Iterator[Key | Comment]:
+        """Who may connect to an internal endpoint."""
         allowed = self.allowed.get(key)
         if allowed is None:
             return
@@ -277,11 +300,15 @@ def _ports(span: Span) -> str | int:
     return span[0] if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
-def _way(placed: PlacedEndpoint) -> tuple[Key, Key]:
-    return Key("port", _ports(placed.listen)), Key("target", f"127.0.0.1:{_ports(placed.target)}")
+def instances(addresses: list[str]) -> Key:
+    """A role's instances at these placeholders."""
+    several = f"placeholders: write the addresses of your {len(addresses)} machines"
+    remark = several if len(addresses) > 1 else "a placeholder: write the address of your machine"
+    return Key("instances", addresses, remark if addresses else "")
 
 
-def _probe(probe: DefinedProbe) -> dict[str, str | int]:
+def probe_keys(probe: DefinedProbe) -> dict[str, str | int]:
+    """What a probe of the source says but for its port."""
     path = {} if probe.path is None else {"path": probe.path}
     return {
         "protocol": probe.protocol,

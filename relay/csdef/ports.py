@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from relay.config.values import PORTS_MAX
 from relay.config.wording import shown
 from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint, Span
 from relay.errors import ConfigError, Problem
 
-__all__ = ["PlacedEndpoint", "cannot", "place"]
+__all__ = ["FREE_FROM", "AccessOf", "PlacedEndpoint", "cannot", "join", "no_port_left", "place"]
 
-# Where ports are looked for that are left to the platform: above what services of a distribution listen on,
-# below the ports that Linux gives to outgoing connections (ip_local_port_range, 32768), as long as there are any.
-_FREE_FROM = 20_000
+FREE_FROM: Final = 20_000
+"""Where ports are looked for that are left to the platform: above what services of a distribution listen on, below the
+ports that Linux gives to outgoing connections (ip_local_port_range, 32768), as long as there are any."""
+
+AccessOf = Callable[[Endpoint], str | None]
+"""Tells the access list of an endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +47,30 @@ def cannot(endpoint: Endpoint) -> str:
     return ""
 
 
-def place(role: DefinedRole, file: str, access_of: Callable[[Endpoint], str | None]) -> list[PlacedEndpoint]:
-    """The role's endpoints that relay can have, in their order. `access_of` tells the access list of an endpoint.
+def place(role: DefinedRole, file: str, access_of: AccessOf) -> list[PlacedEndpoint]:
+    """The role's endpoints that relay can have, in their order.
 
     An instance endpoint becomes one with an input endpoint that leads to the same port, where both admit the same
     clients. Ports that other roles dial come first; an input endpoint, which is dialled by its public port, takes
     another port where its own is taken. Raises ConfigError, which names `file`, when no port is left.
     """
-    kept = [each for each in role.endpoints if not cannot(each)]
-    joined = _joined(kept, access_of)
-    absorbed = {each.at for each in joined.values()}
-    kept = [each for each in kept if each.at not in absorbed]
+    kept, joined = join([each for each in role.endpoints if not cannot(each)], access_of)
     found = _Ports(kept, joined).placed()
     if found is None:
-        what, fix = f"has no port left for all endpoints of {shown(role.name)}", "write narrower ranges"
-        raise ConfigError([Problem(file, *role.at, "Endpoints", what, fix)])
+        raise no_port_left(role, file)
     return found
 
 
-def _joined(
-    endpoints: list[Endpoint], access_of: Callable[[Endpoint], str | None]
-) -> dict[tuple[int, int], InstanceEndpoint]:
-    """By the place of an input endpoint, the instance endpoint that becomes one with it."""
+def no_port_left(role: DefinedRole, file: str) -> ConfigError:
+    """What is said of a role, in this file, that has more endpoints than ports."""
+    what, fix = f"has no port left for all endpoints of {shown(role.name)}", "write narrower ranges"
+    return ConfigError([Problem(file, *role.at, "Endpoints", what, fix)])
+
+
+def join(
+    endpoints: list[Endpoint], access_of: AccessOf
+) -> tuple[list[Endpoint], dict[tuple[int, int], InstanceEndpoint]]:
+    """The endpoints that stay, and by the place of an input endpoint the instance endpoint that becomes one with it."""
     found: dict[tuple[int, int], InstanceEndpoint] = {}
     alone = {
         (each.local_port, access_of(each)): each
@@ -76,7 +82,8 @@ def _joined(
             host = alone.pop((each.local_port, access_of(each)), None)
             if host is not None:
                 found[host.at] = each
-    return found
+    absorbed = {each.at for each in found.values()}
+    return [each for each in endpoints if each.at not in absorbed], found
 
 
 class _Ports:
@@ -115,7 +122,7 @@ class _Ports:
             self.given[endpoint.at] = span
 
     def _free(self) -> int | None:
-        above = self.taken.find(0, _FREE_FROM)
+        above = self.taken.find(0, FREE_FROM)
         port = above if above >= 0 else self.taken.find(0)
         return None if port < 0 else port
 

@@ -38,7 +38,7 @@ class Key:
 
 
 Block: TypeAlias = tuple[Key | Comment, ...]
-Value: TypeAlias = str | int | list[str] | dict[str, str | int] | Block
+Value: TypeAlias = str | int | bool | list[str] | dict[str, str | int] | Block
 
 
 def render(block: Block) -> str:
@@ -49,7 +49,7 @@ def render(block: Block) -> str:
 def scalar(value: str | int) -> str:
     """The value on one line, so that it is read as what it is."""
     if isinstance(value, int):
-        return str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
     if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -86,6 +86,7 @@ class Service:
 WORDS = st.sampled_from(
     [
         "web",
+        "edge",
         "Front",
         "store",
         "Partition.Simulator",

@@ -15,9 +15,15 @@ RIGHT = sorted(file.with_suffix("") for file in CORPUS.glob("*.yaml"))
 WRONG = sorted(file.with_suffix("") for file in CORPUS.glob("*.expected"))
 
 
-def imported(stem: Path) -> Imported:
+def imported(stem: Path, *, bare: bool = False) -> Imported:
     configuration = stem.with_suffix(".cscfg")
-    return import_files(str(stem.with_suffix(".csdef")), str(configuration) if configuration.exists() else None)
+    files = (str(stem.with_suffix(".csdef")), str(configuration) if configuration.exists() else None)
+    return import_files(*files, bare=bare)
+
+
+def bare_file(stem: Path) -> Path:
+    """What must come of it where the machines get no relay."""
+    return CORPUS / "bare" / f"{stem.name}.yaml"
 
 
 # --- the corpus -----------------------------------------------------------------------------------------------------------
@@ -25,6 +31,7 @@ def imported(stem: Path) -> Imported:
 
 def test_the_corpus_is_there() -> None:
     assert len(RIGHT) >= 12
+    assert {bare_file(stem) for stem in RIGHT} == set((CORPUS / "bare").iterdir())
     assert len(WRONG) >= 33
     assert sorted([*RIGHT, *WRONG]) == sorted(file.with_suffix("") for file in CORPUS.glob("*.csdef"))
     assert {file.with_suffix("") for file in CORPUS.glob("*.cscfg")} <= {*RIGHT, *WRONG}
@@ -46,6 +53,26 @@ def test_what_is_imported_passes_the_check(stem: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", RIGHT, ids=lambda stem: stem.name)
+def test_right_where_the_machines_get_no_relay(stem: Path) -> None:
+    found = imported(stem, bare=True)
+    assert found.text == bare_file(stem).read_text(encoding="utf-8")
+    assert found == imported(stem, bare=True)
+
+
+@pytest.mark.parametrize("stem", RIGHT, ids=lambda stem: stem.name)
+def test_of_machines_without_relay_only_what_nobody_enforces_is_warned_of(stem: Path) -> None:
+    with_relay = {problem.what for problem in check_files([str(stem.with_suffix(".yaml"))])}
+    file = str(bare_file(stem))
+    for problem in check_files([file]):
+        assert problem.severity == "warning", problem
+        enforced = problem.what.startswith(("nobody enforces it: ", "the edge alone enforces it: "))
+        assert enforced or problem.what in with_relay
+    loaded = load_service(file)
+    SCHEMA.validate(loaded.document.data)
+    assert all(role.bare for role in loaded.value.roles.values())
+
+
+@pytest.mark.parametrize("stem", RIGHT, ids=lambda stem: stem.name)
 def test_an_edge_needs_only_its_comment_sign_removed(stem: Path, tmp_path: Path) -> None:
     text = stem.with_suffix(".yaml").read_text(encoding="utf-8")
     file = tmp_path / "service.yaml"
@@ -56,19 +83,21 @@ def test_an_edge_needs_only_its_comment_sign_removed(stem: Path, tmp_path: Path)
     assert (service.edge is not None) == has_public
 
 
+@pytest.mark.parametrize("bare", [False, True], ids=["", "bare"])
 @pytest.mark.parametrize("stem", RIGHT, ids=lambda stem: stem.name)
-def test_every_note_is_a_comment(stem: Path) -> None:
-    found = imported(stem)
+def test_every_note_is_a_comment(stem: Path, bare: bool) -> None:
+    found = imported(stem, bare=bare)
     comments = " ".join(line.partition("# ")[2].strip() for line in found.text.splitlines() if "# " in line)
     for note in found.notes:
         assert note.comment in comments
         assert str(note).isprintable()
 
 
+@pytest.mark.parametrize("bare", [False, True], ids=["", "bare"])
 @pytest.mark.parametrize("stem", WRONG, ids=lambda stem: stem.name)
-def test_wrong(stem: Path) -> None:
+def test_wrong(stem: Path, bare: bool) -> None:
     with pytest.raises(ConfigError) as caught:
-        imported(stem)
+        imported(stem, bare=bare)
     found = [str(replace(problem, file=Path(problem.file).name)) for problem in caught.value.problems]
     found = [line.replace(f"{CORPUS}/", "") for line in found]
     assert found

@@ -2,23 +2,10 @@
 
 import pytest
 
-from relay.csdef.definition import DefinedRole, Endpoint, InputEndpoint, InstanceEndpoint, InternalEndpoint
+from relay.csdef.definition import DefinedRole, Endpoint
 from relay.csdef.ports import PlacedEndpoint, cannot, place
 from relay.errors import ConfigError
-
-LINES = iter(range(1, 10_000))
-
-
-def public(port: int, local: int | None, protocol: str = "tcp") -> InputEndpoint:
-    return InputEndpoint(f"in{port}", (next(LINES), 1), protocol, port, local, None, None, None, ())
-
-
-def internal(ports: tuple[int, int] | None, protocol: str = "tcp") -> InternalEndpoint:
-    return InternalEndpoint(f"internal{ports}", (next(LINES), 1), protocol, ports, ())
-
-
-def instance(local: int, protocol: str = "tcp") -> InstanceEndpoint:
-    return InstanceEndpoint(f"instance{local}", (next(LINES), 1), protocol, local, (10_100, 10_109), ())
+from tests.csdef.rig import instance, internal, public
 
 
 def opened(*endpoints: Endpoint, access: dict[str, str] | None = None) -> list[PlacedEndpoint]:

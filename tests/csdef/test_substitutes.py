@@ -1,6 +1,7 @@
 """Names and addresses: always such as the model takes, always different, and as near to the source as can be."""
 
 import re
+from collections import Counter
 from ipaddress import ip_address, ip_network
 from itertools import islice
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.config import values
-from relay.csdef.substitutes import endpoint_names, placeholders, role_names, service_name
+from relay.csdef.substitutes import endpoint_names, further_name, placeholders, role_names, service_name
 from tests.csdef import PATIENT
 
 ANY = st.lists(st.text(min_size=1) | st.from_regex(r"[A-Za-z0-9._-]{1,70}", fullmatch=True))
@@ -25,6 +26,27 @@ def test_role_names(names: list[str]) -> None:
         assert values.role_name(ours) == ours
         if re.fullmatch(values.ROLE_NAME_PATTERN, name):
             assert ours == name
+
+
+@PATIENT
+@given(ANY, ANY)
+def test_role_names_that_are_taken(names: list[str], taken: list[str]) -> None:
+    not_these = frozenset({*taken, *names[::2]})
+    found = role_names(names, not_these)
+    assert set(found) == set(names)
+    assert len(set(found.values())) == len(found)
+    assert not not_these & set(found.values())
+    for name, ours in found.items():
+        assert values.role_name(ours) == ours
+        if re.fullmatch(values.ROLE_NAME_PATTERN, name) and name not in not_these:
+            assert ours == name
+
+
+def test_further_names() -> None:
+    taken, numbers = {"web", "web-3", "x" * 63}, Counter[str]()
+    found = [further_name(name, taken, numbers) for name in ("web", "web", "store", "web", "x" * 63)]
+    assert found == ["web-2", "web-4", "store", "web-5", "x" * 61 + "-2"]
+    assert taken == {"web", "web-3", "x" * 63, *found}
 
 
 @PATIENT

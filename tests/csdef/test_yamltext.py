@@ -1,5 +1,7 @@
 """YAML text: whatever is written is read back as what it was, and comments are nothing but comments."""
 
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given
@@ -10,18 +12,20 @@ from relay.csdef.yamltext import Block, Comment, Key, Value, render, scalar
 from tests.csdef import PATIENT
 
 TEXTS = st.text() | st.from_regex(r"[-A-Za-z0-9._/:#,\[\]{}&*!|>'\"%@` ]{0,12}", fullmatch=True)
-SCALARS = TEXTS | st.integers(0, 10**9)
+SCALARS = TEXTS | st.integers(0, 10**9) | st.booleans()
 COMMENTS = st.text(max_size=200)
 
 
-def read(text: str) -> object:
+def read(text: str) -> Any:
     return parse(text.encode(), "f.yaml").data
 
 
 @PATIENT
 @given(SCALARS)
 def test_scalars(value: str | int) -> None:
-    assert read(f"a: {scalar(value)}\n") == {"a": value}
+    found = read(f"a: {scalar(value)}\n")
+    assert found == {"a": value}
+    assert type(found["a"]) is type(value)
     assert read(f"a: [{scalar(value)}, {scalar(value)}]\n") == {"a": [value, value]}
     assert read(f"a: {{b: {scalar(value)}}}\n") == {"a": {"b": value}}
 

@@ -46,6 +46,17 @@ def test_a_file_that_is_there(capsys: Capture, tmp_path: Path) -> None:
     assert file.read_text() == (CORPUS / "shop.yaml").read_text()
 
 
+def test_for_machines_that_get_no_relay(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    assert main(["import", "--bare", *SHOP, "-o", str(file)]) == 0
+    assert file.read_text() == (CORPUS / "bare" / "shop.yaml").read_text()
+    assert capsys.readouterr().err.endswith(f"left out: 10, warnings: 3; each is a comment in {file}\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["import", "--help"])
+    assert caught.value.code == 0
+    assert "relay import --bare service.csdef service.cscfg" in " ".join(capsys.readouterr().out.split())
+
+
 def test_without_a_configuration(capsys: Capture) -> None:
     assert main(["import", SHOP[0]]) == 0
     said = capsys.readouterr()
