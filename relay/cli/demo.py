@@ -5,13 +5,19 @@ import contextlib
 import shutil
 import ssl
 import subprocess
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+_Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 _REQUEST_MAX_BYTES = 64 * 1024  # a demo reads no more of a request than that
 
 
-async def serve_http(path: Path, name: str, tls: ssl.SSLContext | None = None) -> asyncio.Server:
-    """Answer every HTTP request on the Unix socket `path` with one line that says `name`."""
+Where = Path | tuple[str, int]
+"""A Unix socket's path, or an address and a port."""
+
+
+async def serve_http(where: Where, name: str, tls: ssl.SSLContext | None = None) -> asyncio.Server:
+    """Answer every HTTP request there with one line that says `name`."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
@@ -23,11 +29,11 @@ async def serve_http(path: Path, name: str, tls: ssl.SSLContext | None = None) -
                 await writer.drain()
         writer.close()
 
-    return await asyncio.start_unix_server(answer, path, limit=_REQUEST_MAX_BYTES, ssl=tls)
+    return await _serve(answer, where, tls)
 
 
-async def serve_echo(path: Path, name: str) -> asyncio.Server:
-    """Send every line that comes in on the Unix socket `path` back, behind `name`."""
+async def serve_echo(where: Where, name: str) -> asyncio.Server:
+    """Send every line that comes in there back, behind `name`."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
@@ -36,7 +42,13 @@ async def serve_echo(path: Path, name: str) -> asyncio.Server:
                 await writer.drain()
         writer.close()
 
-    return await asyncio.start_unix_server(answer, path, limit=_REQUEST_MAX_BYTES)
+    return await _serve(answer, where)
+
+
+async def _serve(answer: _Answer, where: Where, tls: ssl.SSLContext | None = None) -> asyncio.Server:
+    if isinstance(where, Path):
+        return await asyncio.start_unix_server(answer, where, limit=_REQUEST_MAX_BYTES, ssl=tls)
+    return await asyncio.start_server(answer, *where, limit=_REQUEST_MAX_BYTES, ssl=tls)
 
 
 def self_signed(directory: Path) -> ssl.SSLContext | None:

@@ -39,6 +39,7 @@ _OUTSIDE = "127.0.0.1"  # no instance has it, so it stands for everybody else
 _METRICS_PORT = 9464
 _PRIVILEGED = 1024  # ip(7), ip_unprivileged_port_start
 _OUT = 128  # between the second numbers of an instance's address and of its doors'
+_DEMOS_PROBE = ("protocol", "path", "interval", "timeout")
 _INSTANCES_MAX = 100  # three processes each: more say nothing new, and take the machine down
 
 
@@ -49,6 +50,7 @@ class Instance:
     id: str
     role: str
     address: str
+    bare: bool = False  # there is no relay on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,9 @@ def instances(service: Service) -> list[Instance]:
     """Every machine with its loopback address: the edge's are 127.250.0.1 …, the first role's 127.1.0.1, 127.1.0.2 …"""
     edges = service.edge.instances if service.edge is not None else ()
     return [Instance(f"{EDGE}_IN_{n}", EDGE, f"127.250.0.{1 + n}") for n in range(len(edges))] + [
-        Instance(f"{name}_IN_{ordinal}", name, f"127.{1 + number}.{ordinal // 250}.{1 + ordinal % 250}")
+        Instance(f"{name}_IN_{ordinal}", name, f"127.{1 + number}.{ordinal // 250}.{1 + ordinal % 250}", role.bare)
         for number, (name, role) in enumerate(service.roles.items())
-        for ordinal in range(role.count)
+        for ordinal in range(role.count if role.counted else len(role.items))
     ]
 
 
@@ -117,7 +119,7 @@ class _Emulation:
         try:
             if self._demo:
                 await self._start_demos()
-            await asyncio.gather(*(self._start(instance) for instance in self._instances))
+            await asyncio.gather(*(self._start(instance) for instance in self._instances if not instance.bare))
             print(await self._table(), flush=True)
             self._shown.set()
             await self._until_end()
@@ -133,15 +135,16 @@ class _Emulation:
         for port in self._ports():
             if port.instance.role == EDGE or port.out:
                 continue
-            path, name = self._demo_path(port.instance.id, port.name), f"{port.instance.id} {port.name}"
+            name, where = f"{port.instance.id} {port.name}", self._demo_path(port.instance.id, port.name)
+            at = (port.address, port.port) if port.instance.bare else where
             if port.protocol == "https":
                 tls = tls or demo.self_signed(self._directory)
                 if tls is not None:
-                    self._servers.append(await demo.serve_http(path, name, tls))
+                    self._servers.append(await demo.serve_http(at, name, tls))
             elif port.protocol == "http":
-                self._servers.append(await demo.serve_http(path, name))
+                self._servers.append(await demo.serve_http(at, name))
             else:
-                self._servers.append(await demo.serve_echo(path, name))
+                self._servers.append(await demo.serve_echo(at, name))
 
     async def _start(self, instance: Instance) -> None:
         service, settings = self._write_files(instance)
@@ -178,12 +181,13 @@ class _Emulation:
                 if role_name == instance.role and door is not None:
                     used["listen"] = join_host_port(door.address, door.port)
             for name, endpoint in (role.get("endpoints") or {}).items():
-                endpoint["unsafe_target"] = (
-                    True  # the file was checked as it stands; here instances have other addresses
-                )
+                if not role.get("bare"):  # the file was checked as it stands; here instances have other addresses
+                    endpoint["unsafe_target"] = True
                 if self._loaded.value.edge is not None and endpoint.get("public_port"):
                     endpoint.setdefault("port", endpoint["public_port"])
                     endpoint["public_port"] = _unprivileged(endpoint["public_port"])
+                if self._demo:
+                    _lead_to_demo(endpoint)
                 if self._demo and role_name == instance.role:
                     endpoint["target"] = f"unix:{self._demo_path(instance.id, name)}"
         settings = {
@@ -222,7 +226,7 @@ class _Emulation:
             rows.append([port.instance.id, name, f"{port.address}:{port.ports}", *cells, _suggestion(port, source)])
         tried_how = "FROM x: a connection from there was just tried, to the first port of a range. Ctrl-C ends it all."
         lines = [table(titles, rows), "", tried_how]
-        admin = "  ".join(f"{each.id}={self._admin_path(each.id)}" for each in self._instances)
+        admin = "  ".join(f"{each.id}={self._admin_path(each.id)}" for each in self._instances if not each.bare)
         return "\n".join(["", *lines, f"admin sockets, for `relay status --socket …`: {admin}", ""])
 
     async def _try_as(self, port: EmulatedPort, name: str, sources: dict[str, str]) -> str:
@@ -291,7 +295,7 @@ class _Emulation:
                 yield from self._public_ports(instance)
                 continue
             for name, endpoint in service.roles[instance.role].endpoints.items():
-                behind_edge = service.edge is not None and endpoint.type == "input"
+                behind_edge = service.edge is not None and endpoint.type == "input" and not instance.bare
                 yield EmulatedPort(instance, name, endpoint.protocol, endpoint.listen_ports, behind_edge)
             yield from self._doors_out(instance)
 
@@ -324,6 +328,15 @@ class _Emulation:
 
     def _number(self, instance: str) -> int:
         return next(n for n, each in enumerate(self._instances) if each.id == instance)
+
+
+def _lead_to_demo(endpoint: dict[str, Any]) -> None:
+    """A demo is one service, at one place, and knows nothing of what a probe asks for beyond a path."""
+    if isinstance(endpoint.get("target"), list):
+        endpoint["target"] = endpoint["target"][0]
+    endpoint.pop("target_distribution", None)
+    if isinstance(probe := endpoint.get("probe"), dict):
+        endpoint["probe"] = {key: value for key, value in probe.items() if key in _DEMOS_PROBE}
 
 
 def _unprivileged(port: int) -> int:
