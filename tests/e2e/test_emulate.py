@@ -265,6 +265,35 @@ def test_a_range_and_a_target_that_is_an_instances_own_address(emulate: Any, tmp
             assert echoed(client, b"hi\n")[:3] == b"web"
 
 
+def test_machines_without_relay_and_several_targets(emulate: Any, tmp_path: Path) -> None:
+    """A bare instance is a demo service of its own, at its address, and whoever reaches it is served."""
+    public, private, many = free_port("127.250.0.1"), free_port("127.1.0.1"), free_port("127.2.0.1")
+    file = tmp_path / "bare.yaml"
+    http = {"type": "input", "protocol": "http", "public_port": public, "port": private}
+    several = {"target": ["127.0.0.1:1", "127.0.0.1:2"], "target_distribution": "round-robin"}
+    roles = {
+        "old": {
+            "bare": True,
+            "instances": ["10.0.0.4", {"address": "db.example.com", "weight": 2}],
+            "endpoints": {"http": http | {"probe": {"protocol": "http", "path": "/", "interval": "100ms"}}},
+        },
+        "web": {"instances": ["10.0.0.5"], "endpoints": {"in": endpoint(many, "") | several}},
+    }
+    edge = {"instances": ["10.0.0.9"]}
+    file.write_text(yaml.safe_dump({"version": 1, "service": "bare", "edge": edge, "roles": roles}, sort_keys=False))
+    emulation = emulate(str(file))
+    rows = {(row["INSTANCE"], row["ENDPOINT"]): row for row in emulation.table()}
+    assert [row["FROM outside"] for row in rows.values()] == ["yes", "yes", "yes", "yes", "no"]
+    assert rows["old_IN_1", "http"]["ADDRESS"] == f"127.1.0.2:{private}"
+    found = set()
+    for _ in range(50):
+        with socket.create_connection(("127.250.0.1", public)) as client:
+            client.sendall(GET)
+            found.add(client.recv(4096).split(b"\r\n\r\n")[1])
+    assert found == {b"hello from old_IN_0 http\n", b"hello from old_IN_1 http\n"}
+    assert "old_IN_0=" not in emulation.text, "there is no admin socket where there is no relay"
+
+
 def test_an_instance_that_dies_ends_it_all(emulate: Any, tmp_path: Path) -> None:
     file, _ = small(tmp_path)
     emulation = emulate(str(file))
