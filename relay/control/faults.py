@@ -9,8 +9,10 @@ from relay.targets.health import TargetHealth
 
 def reason_of(row: EndpointRow, target: TargetRow | None, found: TargetHealth) -> str:
     """Why a target is down, in words; empty: it is not. `target`: one of several, None: this machine's own."""
-    path = row.path_behind if target is not None or not row.targets else row.targets[0].path
-    return why.text_of(found.why, path)
+    one = target if target is not None or not row.targets else row.targets[0]
+    path = (one.path if one is not None else "") or row.path_behind
+    # Whoever is asked at another port is not to be found at that path.
+    return why.text_of(found.why, "" if row.probe is not None and row.probe.port else path)
 
 
 def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> dict[str, str]:
