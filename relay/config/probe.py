@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WithJsonSchema, field_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
@@ -15,8 +16,8 @@ _SPOKEN_MAX_BYTES: Final = 1024  # no protocol's greeting is longer, and it is k
 _SPOKEN: Final = {"type": "string", "minLength": 1, "maxLength": _SPOKEN_MAX_BYTES, "pattern": r"^[\x00-\xFF]*$"}
 _STATUSES: Final = range(200, 600)  # RFC 9110 section 15, of those that end an answer
 _STATUS: Final = {"type": "integer", "minimum": _STATUSES.start, "maximum": _STATUSES.stop - 1}
-_LIST: Final = {"type": "array", "description": "The statuses that are good."}
-_TEXT: Final = {"type": "string", "description": "What the answer begins with."}
+_LIST: Final[JsonDict] = {"type": "array", "description": "The statuses that are good."}
+_TEXT: Final[JsonDict] = {"type": "string", "description": "What the answer begins with."}
 _IN_A_ROW_MAX: Final = 100  # minutes at the default interval: what is longer is a slip
 
 
