@@ -315,7 +315,7 @@ async def _ask_application(row: EndpointRow, target: TargetRow) -> int:
 def _at_probes_port(row: EndpointRow, target: TargetRow) -> TargetRow:
     """Where the application is asked: the target itself, unless the probe has another port. A Unix socket is of here."""
     port = 0 if row.probe is None else row.probe.port
-    if not port or (port == target.port and not target.path):
+    if port in (0, target.port):
         return target
     host = target.host or "127.0.0.1"
     return replace(target, text=join_host_port(host, port), host=host, port=port, path="", port_count=1)
