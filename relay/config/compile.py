@@ -37,6 +37,12 @@ _DOOR_TARGETS_MAX = 32
 DEFAULT_PROBE = ProbeRow("", Probe().interval_s, Probe().timeout_s)
 """Of an endpoint that declares none."""
 
+_TLS: Final[dict[object, Literal["auto", "off", "on", "verify"]]] = {
+    None: "auto",
+    False: "off",
+    True: "on",
+    "verify": "verify",
+}
 _ADDRESS: Final = PerSource(limit=1)  # each address is a source, where nothing else is declared
 
 _Name = TypeVar("_Name", str, tuple[str, str])  # an endpoint's, or an endpoint's with a target's
@@ -127,8 +133,7 @@ def _before_relays(row: EndpointRow, endpoint: Endpoint, address: str) -> Endpoi
         per_source_ipv6_bits=_ADDRESS.ipv6,
         rate_per_s=None,
         held_max=endpoint.limits.connections,  # but who waits here is counted nowhere else
-        # Without a probe of the application, and that is never asked, its relay still is: whether it sends on.
-        probe=_probe(endpoint) if endpoint.probe else replace(DEFAULT_PROBE, kind="relay"),
+        probe=_probe_before_relays(endpoint),
         path_behind=next((target.path for target in endpoint.targets), ""),
     )
 
@@ -145,6 +150,7 @@ def _instances(service: Service, role: Role, members: Iterable[Member], endpoint
             relay_port=relay_port,
             weight=member.weight,
             backup=member.backup,
+            name=member.name,
         )
 
 
@@ -289,7 +295,32 @@ def _probe(endpoint: Endpoint) -> ProbeRow | None:
         return None
     if probe is False:
         return replace(DEFAULT_PROBE, kind="never")
-    return ProbeRow(probe.path or "", probe.interval_s, probe.timeout_s)
+    return _asking(probe)
+
+
+def _probe_before_relays(endpoint: Endpoint) -> ProbeRow:
+    """On an edge. Where it does not ask the application, it still asks its relay: whether that sends on."""
+    if not endpoint.probe:
+        return replace(DEFAULT_PROBE, kind="relay")
+    probe = _asking(endpoint.probe)
+    # Whose word is what comes of all answers that it counts: to count again would take as long again.
+    return replace(probe, kind="relay", rise=1, fall=1) if endpoint.probe.of_own_machine else probe
+
+
+def _asking(probe: Probe) -> ProbeRow:
+    return ProbeRow(
+        probe.path or "",
+        probe.interval_s,
+        probe.timeout_s,
+        port=probe.port or 0,
+        send=probe.send or "",
+        expect=probe.expect if isinstance(probe.expect, str) else "",
+        statuses=probe.expect if isinstance(probe.expect, tuple) else (),
+        tls=_TLS[probe.tls],
+        rise=probe.rise,
+        fall=probe.fall,
+        on_down=probe.on_down,
+    )
 
 
 def _targets(target: Target) -> Iterable[TargetRow]:

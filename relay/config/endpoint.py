@@ -184,6 +184,15 @@ class Endpoint(Keys):
     """How it is found out, all the time, whether the application is well. Without it the application is asked only while it
     is down, every second: from the connection that failed until it takes one again. `false`: it is never asked."""
 
+    @field_validator("probe", mode="after")
+    @classmethod
+    def _verified_by_address(cls, probe: Probe | Literal[False] | None, info: ValidationInfo) -> Any:
+        path = next((target for target in info.data.get("targets", ()) if target.kind == "unix"), None)
+        if path is not None and probe and probe.tls == "verify" and probe.port is None:
+            what = f"`tls: verify` is by an address, and `{path}` has none that a certificate could be for"
+            raise WrongValue(what, "write `tls: true`, or the `port` of 127.0.0.1 where it is asked")
+        return probe
+
     distribution: Annotated[
         Literal["five-tuple", "source-ip", "least-connections", "round-robin"],
         *words("five-tuple", "source-ip", "least-connections", "round-robin"),

@@ -46,6 +46,7 @@ class TargetRow:
     weight: int = 1  # of several: its share of new connections; 0: it gets none
     backup: bool = False  # it gets connections only while no other one is to be had
     declared_weight: int | None = None  # what the file says, where `weight` was set by hand
+    name: str = ""  # that led to it, which a certificate may be for; empty: the file has its address
 
     def at(self, offset: int) -> "TargetRow":
         """The one port of the range that is `offset` from its first; the whole range where it has no such port."""
@@ -60,14 +61,31 @@ class ProbeRow:
     """How the targets of an endpoint are probed, all the time. `path` is empty for tcp.
 
     `never`: no application is asked, not even one that is down. `relay`: on an edge, the instances' relays are asked, and
-    no application.
+    no application; then all that would be asked of it is as its relay asks it, but for how many answers count.
     """
 
     path: str
     interval_s: float
     timeout_s: float
     kind: Literal["application", "relay", "never"] = "application"
-    on_down: Literal["keep", "cut"] = "keep"  # connections to a target that was found down
+    port: int = 0  # that is asked; 0: the target's own
+    send: str = ""  # what is sent first, of tcp; a character is a byte (ISO 8859-1), here and in `expect`
+    expect: str = ""  # what the answer begins with, of tcp
+    statuses: tuple[int, ...] = ()  # that are good, of http; none: 200 alone
+    tls: Literal["auto", "off", "on", "verify"] = "auto"  # auto: http at the own port of an `https` endpoint
+    rise: int = 1  # good answers in a row, and it is up
+    fall: int = 1  # bad answers in a row, and it is down
+    on_down: Literal["keep", "cut"] = "keep"  # the connections to one that goes down
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether it is not enough that a connection is taken at the target's own port."""
+        return bool(self.path or self.port or self.send or self.expect or self.tls in ("on", "verify"))
+
+    @property
+    def decides(self) -> bool:
+        """Whether its answers alone say how a single target is, and no dial does: they are counted, or much hangs on them."""
+        return self.kind == "application" and (self.rise > 1 or self.fall > 1 or self.on_down == "cut")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +191,7 @@ class EndpointRow:
     @property
     def dial_proves(self) -> bool:
         """Of an endpoint of this machine's own: whether it is enough that the target takes a connection."""
-        return self.probe is None or not self.probe.path
+        return self.probe is None or not (self.probe.asks_more or self.probe.decides)
 
     @property
     def role(self) -> str:
@@ -246,6 +264,9 @@ class Snapshot:
             for name, default in _LEFT_OUT.items():
                 if row[name] == default:
                     del row[name]
+            for name, default in _LEFT_OUT_OF_PROBE.items() if row["probe"] else ():
+                if row["probe"][name] == default:
+                    del row["probe"][name]
         return json.dumps(raw, separators=(",", ":")).encode()
 
     def for_workers(self) -> "Snapshot":
@@ -297,12 +318,19 @@ def _endpoint_from(raw: dict[str, Any]) -> EndpointRow:
     raw["targets"] = tuple(_known(TargetRow, row) for row in raw["targets"])
     raw["rules"] = tuple(_known(RuleRow, row) for row in raw["rules"])
     raw["edges"] = tuple(raw["edges"])
-    raw["probe"] = _known(ProbeRow, raw["probe"]) if raw["probe"] else None
+    raw["probe"] = _probe_from(raw["probe"]) if raw["probe"] else None
     raw["table"] = base64.b64decode(raw["table"])
     return _known(EndpointRow, raw)
+
+
+def _probe_from(raw: dict[str, Any]) -> ProbeRow:
+    return _known(ProbeRow, raw | {"statuses": tuple(raw.get("statuses", ()))})
 
 
 _EVER: Final = ("edges", "probe", "table")  # which the readers of FORMAT 7 do not take for granted
 _LEFT_OUT: Final = {
     each.name: each.default for each in fields(EndpointRow) if each.default is not MISSING and each.name not in _EVER
+}
+_LEFT_OUT_OF_PROBE: Final = {
+    each.name: each.default for each in fields(ProbeRow) if each.default is not MISSING and each.name != "kind"
 }

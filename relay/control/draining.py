@@ -29,6 +29,7 @@ def _untold_s(service: Service, roster: Roster, snapshot: Snapshot) -> float:
         for endpoint in declared.endpoints.values()
         if endpoint.type == "input"
     ]
-    relays = sum(count for endpoint, count in public if not endpoint.probe)
+    # Whose relay alone is asked.
+    relays = sum(count for endpoint, count in public if not endpoint.probe or endpoint.probe.of_own_machine)
     own = [row.probe or DEFAULT_PROBE for row in snapshot.endpoints if row.edges] or [DEFAULT_PROBE]
     return max(max(probe.interval_s, relays / RELAYS_PER_S) * (1 + JITTER) + probe.timeout_s for probe in own)

@@ -9,8 +9,11 @@ from relay.targets.health import TargetHealth
 
 def reason_of(row: EndpointRow, target: TargetRow | None, found: TargetHealth) -> str:
     """Why a target is down, in words; empty: it is not. `target`: one of several, None: this machine's own."""
-    of = target or (row.targets[0] if row.targets and (row.distribution is None or row.is_own) else None)
-    return why.text_of(found.why, of.path if of is not None and of.path else row.path_behind)
+    own = row.distribution is None or row.is_own
+    one = target or (row.targets[0] if own and row.targets else None)
+    path = (one.path if one is not None else "") or row.path_behind
+    # Whoever is asked at another port is not to be found at that path.
+    return why.text_of(found.why, "" if row.probe is not None and row.probe.port else path)
 
 
 def own_faults(ledger: Ledger, snapshot: Snapshot, *, telling: bool = False) -> dict[str, str]:

@@ -4,7 +4,8 @@ Targets with a probe are asked all the time. One without is not bothered while i
 effects of its own: MySQL blocks a host that only connects, and systemd starts a socket's service. From the dial that failed
 until it is back it is asked every second.
 
-An edge asks all its instances: with a probe by way of their relays and through them, without one their relays alone.
+An edge asks all its instances: with a probe by way of their relays and through them, without one their relays alone. An
+application that no relay stands before is asked by whoever leads to it.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Final
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
-from relay.control.probe import Answer, ask_at_relay_port, ask_door, ask_instance, ask_own
+from relay.control.probe import Answer, ask_at_relay_port, ask_direct, ask_door, ask_instance, ask_own
 from relay.ledger.layout import Count, Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -48,19 +49,21 @@ class Subject:
         """Who it is, and where the ledger has it."""
         if self.target is None:
             return self.row.name, self.row.slot, self.row.targets
-        return self.row.name, self.row.slot, replace(self.target, relay_port=0)
+        # Another share of the connections makes nobody another.
+        return self.row.name, self.row.slot, replace(self.target, relay_port=0, weight=1, backup=False)
 
     @property
     def key(self) -> tuple[object, ...]:
         """All that a look depends on: who has the same is the same after a reload."""
         row = self.row
         relay_port = self.target.relay_port if self.target is not None else 0
-        return self.who, relay_port, row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s
+        return self.who, relay_port, row.probe, row.protocol, row.dial_from, row.send_proxy, row.connect_s, row.direct
 
     @property
     def is_judged(self) -> bool:
-        """Whether it is an edge's, which sends nobody to one that is down: then dials alone decide nothing."""
-        return self.target is not None and self.row.type != "door"
+        """Whether its probes alone decide how it is, and a dial that failed only has it asked at once."""
+        row = self.row
+        return row.is_judged if self.target is not None else row.probe is not None and row.probe.decides
 
     @property
     def is_probed(self) -> bool:
@@ -86,9 +89,13 @@ class Subject:
         return health.knows_at(ledger.worker(0), self.target.slot)
 
     def health(self, ledger: Ledger) -> TargetHealth:
-        """How it is, by all that was found."""
+        """How it is, by all that counts."""
+        return self.seen(ledger) if self.target is not None else health.of_endpoint(ledger, self.row)
+
+    def seen(self, ledger: Ledger) -> TargetHealth:
+        """What was found last, by a look or a dial, whether or not it decides."""
         if self.target is None:
-            return health.of_endpoint(ledger, self.row)
+            return health.of_endpoint(ledger, self.row, by_dials=True)
         return health.of_target(ledger, self.row, self.target)
 
     def places(self, ledger: Ledger) -> tuple[int, int]:
@@ -104,6 +111,8 @@ class Subject:
         """Ask it once: see probe.py. None: nothing was found out."""
         if self.target is None:
             return await ask_own(self.row, health.failed_port(ledger, self.row))
+        if self.row.direct:
+            return await ask_direct(self.row, self.target)
         if self.row.type != "door":
             return await ask_instance(self.row, self.target)
         if self.health(ledger).health != Health.DOWN:  # an application that is well is not bothered
@@ -160,7 +169,7 @@ class Looker:
         """Take in what dials have found since, and see to it that those are asked that must be."""
         for looked in self._looked.values():
             subject = looked.subject
-            found = subject.health(self._ledger)
+            found = subject.seen(self._ledger)
             is_down = found.health == Health.DOWN
             if found.dialled and not subject.is_judged:  # what a look has found was written then
                 self._write(subject, found)
@@ -285,8 +294,8 @@ def _facts(subject: Subject) -> dict[str, str]:
     target = subject.target
     if target is None:
         return {"endpoint": subject.row.name, "target": subject.row.targets[0].text}
-    instance = {"instance": target.instance} if target.instance else {}
-    return {"endpoint": subject.row.name, "target": target.text, **instance}
+    facts = {"endpoint": subject.row.name, "target": target.text}
+    return facts | {"instance": target.instance} if target.instance else facts
 
 
 def forget_newcomers(ledger: Ledger, old: Snapshot | None, new: Snapshot) -> None:

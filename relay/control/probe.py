@@ -1,4 +1,5 @@
-"""One question to a target: is it well? Asked of an instance by its edges, of an application by its own machine.
+"""One question to a target: is it well? Asked of an instance by its edges, of an application by its own machine, or by
+whoever leads to it where no relay stands before it.
 
 An edge's question opens a connection as a client's would be opened, with a PROXY header that says that it is the edge's own
 (LOCAL), and so finds out what a client would find out: whether relay is there, and the application behind it.
@@ -11,12 +12,15 @@ import asyncio
 import contextlib
 import re
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from socket import SHUT_WR, socket
 from typing import Final, NamedTuple, Self, TypeVar
 
-from relay.config.snapshot import EndpointRow, TargetRow
+from relay.address import join_host_port
+from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.envelope import asking, proxyproto
 from relay.kernel.sockets import CAPACITY, NOT_BEGUN, is_no_socket, target_socket
 from relay.ledger.layout import Knows
@@ -26,7 +30,10 @@ _RELAY_PORT_MAX_S: Final = 1.0  # to connect there: a firewall that knows nothin
 _STANDS_S: Final = 1.0  # a tcp connection that has not been reset for so long is taken: relay dials a local service
 _LINE_MAX_BYTES: Final = 64 * 1024  # of an answer's first line
 _STATUS: Final = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})(?: [^\n]*)?\r?\n")
-_GOOD_STATUS: Final = 200
+_GOOD_STATUSES: Final = (200,)  # where none are declared
+_TRUST_S: Final = (
+    60.0  # the machine's authorities are read anew after so long: it takes some 20 ms, in which control stands
+)
 
 _Result = TypeVar("_Result")
 
@@ -79,10 +86,19 @@ async def ask_own(row: EndpointRow, port: int = 0) -> Answer:
     for each in row.targets:
         target = each.at(max(0, port - each.port)) if each.port_count > 1 else each
         within_s = row.connect_s if row.probe is None else row.probe.timeout_s
-        found = await _number_of(_ask_application(row, _Question(target)), within_s)
+        found = await _number_of(_ask_application(row, target), within_s)
         if found == why.NOTHING:
             break
     return Answer(found)
+
+
+async def ask_direct(row: EndpointRow, target: TargetRow) -> Answer:
+    """Ask one of several applications that no other relay stands before: this machine's own, or of a bare machine.
+
+    Takes the timeout of the probe, or of connecting.
+    """
+    within_s = row.connect_s if row.probe is None else row.probe.timeout_s
+    return Answer(await _number_of(_ask_application(row, target), within_s), 0)
 
 
 async def ask_door(row: EndpointRow, target: TargetRow) -> Answer:
@@ -116,6 +132,8 @@ async def _number_of(question: Awaitable[int], within_s: float) -> int | None:
         return why.no_answer(within_s)
     except _Answered as answer:
         return answer.number
+    except ssl.SSLCertVerificationError as error:
+        return why.of_certificate(error.verify_code)
     except ssl.SSLError:
         return why.NO_TLS
     except OSError as error:
@@ -211,15 +229,29 @@ class _Question:
         return data.removeprefix(asking.WELL) or None if first and self.knows else data
 
 
-class _Tls:
-    """TLS on a line: whether the application serves, and not who it is. relay does not know the certificate's name."""
+@lru_cache(maxsize=1)
+def _trusting(_turn: int) -> ssl.SSLContext:
+    """Verifies by this machine's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR; read anew for each turn."""
+    return ssl.create_default_context()
 
-    def __init__(self, line: _Question) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+class _Tls:
+    """TLS on a line. Unless it verifies: whether the application serves, and not who it is."""
+
+    def __init__(self, line: _Question, *, verifies: bool) -> None:
+        target = line.target
+        if verifies:
+            context, name = _trusting(int(time.monotonic() // _TRUST_S)), target.name or target.host
+        else:
+            context, name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), target.name
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self._line = line
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._came, self._goes)
+        self._tls = context.wrap_bio(self._came, self._goes, server_hostname=name or None)
+
+    async def begin(self) -> None:
+        """Agree with the other side. Raises OSError; SSLCertVerificationError where it is not who it should be."""
+        await self._do(self._tls.do_handshake)
 
     async def send(self, data: bytes) -> None:
         """Raises OSError."""
@@ -253,13 +285,13 @@ class _Tls:
 
 async def _ask_by_relay(row: EndpointRow, line: _Question, endpoint: str = "") -> int:
     assert row.probe is not None
-    by_relay = row.probe.kind == "relay"
+    by_relay = row.probe.kind == "relay"  # whose own probe asks more
     # A relay that does not know the first of two questions answers the second.
     asked = (asking.RELAY,) if by_relay else (asking.TAKEN, asking.THROUGH)
     async with line:
         await line.send(asking.header(*asked, endpoint=endpoint))
-        if row.probe.path:
-            return await _ask_http(row, line)
+        if row.probe.asks_more and not by_relay:
+            return await _ask_more(row, line)
         if not by_relay:
             line.finish()
         return await _stands(line, row.probe.timeout_s)
@@ -272,13 +304,21 @@ async def _ask_relay(line: _Question, endpoint: str) -> int:
         return why.NOTHING
 
 
-async def _ask_application(row: EndpointRow, line: _Question) -> int:
-    async with line:
-        if row.send_proxy:
+async def _ask_application(row: EndpointRow, target: TargetRow) -> int:
+    asked = _at_probes_port(row, target)
+    async with _Question(asked) as line:
+        if row.send_proxy and asked is target:  # whoever listens at another port was told of no header
             await line.send(proxyproto.LOCAL_V1 if row.send_proxy == "v1" else proxyproto.LOCAL_V2)
-        if row.probe is not None and row.probe.path:
-            return await _ask_http(row, line)
-        return why.NOTHING
+        return await _ask_more(row, line)
+
+
+def _at_probes_port(row: EndpointRow, target: TargetRow) -> TargetRow:
+    """Where the application is asked: the target itself, unless the probe has another port. A Unix socket is of here."""
+    port = 0 if row.probe is None else row.probe.port
+    if port in (0, target.port):
+        return target
+    host = target.host or "127.0.0.1"
+    return replace(target, text=join_host_port(host, port), host=host, port=port, path="", port_count=1)
 
 
 async def _ask_tcp(line: _Question, within_s: float) -> int:
@@ -294,12 +334,40 @@ async def _stands(line: _Question, within_s: float) -> int:
     return why.NOTHING
 
 
-async def _ask_http(row: EndpointRow, line: _Question) -> int:
-    assert row.probe is not None
-    host = "localhost" if line.target.path else line.target.text
-    talk = _Tls(line) if row.protocol == "https" else line
+async def _ask_more(row: EndpointRow, line: _Question) -> int:
+    """What the probe asks of who has taken the connection; well if that is nothing."""
+    probe = row.probe
+    if probe is None or not probe.asks_more:
+        return why.NOTHING
+    talk: _Question | _Tls = line
+    # What an endpoint's protocol says is of its own port.
+    by_default = probe.tls == "auto" and bool(probe.path) and row.protocol == "https" and not probe.port
+    if probe.tls in ("on", "verify") or by_default:
+        talk = _Tls(line, verifies=probe.tls == "verify")
+        await talk.begin()
+    if probe.path:
+        return await _ask_http(probe, talk, line.target)
+    return await _ask_text(probe, talk) if probe.send or probe.expect else why.NOTHING
+
+
+async def _ask_text(probe: ProbeRow, talk: _Question | _Tls) -> int:
+    """Say what is to be said, and read until it is known whether the answer is the right one."""
+    expected = probe.expect.encode("latin-1")
+    if probe.send:
+        await talk.send(probe.send.encode("latin-1"))
+    came = b""
+    while expected.startswith(came) and len(came) < max(1, len(expected)):
+        if not (more := await talk.receive()):
+            return why.UNEXPECTED if came else why.CLOSED
+        came += more
+    return why.NOTHING if came.startswith(expected) else why.UNEXPECTED
+
+
+async def _ask_http(probe: ProbeRow, talk: _Question | _Tls, target: TargetRow) -> int:
+    name = join_host_port(target.name, target.port) if target.name else target.text
+    host = "localhost" if target.path else name
     head = f"Host: {host}\r\nUser-Agent: relay-probe\r\nConnection: close"
-    await talk.send(f"GET {row.probe.path} HTTP/1.1\r\n{head}\r\n\r\n".encode())
+    await talk.send(f"GET {probe.path} HTTP/1.1\r\n{head}\r\n\r\n".encode())
     answer = b""
     while b"\n" not in answer and len(answer) < _LINE_MAX_BYTES and (more := await talk.receive()):
         answer += more
@@ -309,4 +377,4 @@ async def _ask_http(row: EndpointRow, line: _Question) -> int:
     if found is None:
         return why.NOT_HTTP
     status = int(found[1])
-    return why.NOTHING if status == _GOOD_STATUS else why.http_status(status)
+    return why.NOTHING if status in (probe.statuses or _GOOD_STATUSES) else why.http_status(status)

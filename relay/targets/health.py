@@ -104,12 +104,16 @@ def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool
     return TargetHealth(now, reasons.NOTHING if answered else dial_why & _WHY, since_ns, dialled_ns, True)
 
 
-def of_endpoint(ledger: Ledger, row: EndpointRow) -> TargetHealth:
-    """How the services are behind an endpoint of this machine's own: as one, since any of them will do."""
+def of_endpoint(ledger: Ledger, row: EndpointRow, *, by_dials: bool = False) -> TargetHealth:
+    """How the services are behind an endpoint of this machine's own: as one, since any of them will do.
+
+    `by_dials`: by the last dial as well, also where probes alone decide.
+    """
     if row.distribution is not None:
         return _of_all([of_target(ledger, row, target) for target in row.targets])
     words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
-    return own_health(words, rows, proves=row.dial_proves)
+    decided = not by_dials and row.probe is not None and row.probe.decides
+    return own_health(words, rows, proves=row.dial_proves, decided=decided)
 
 
 def _of_all(found: list[TargetHealth]) -> TargetHealth:
@@ -120,9 +124,9 @@ def _of_all(found: list[TargetHealth]) -> TargetHealth:
     return max(found, key=lambda each: each.since_ns, default=TargetHealth())
 
 
-def own_health(words: memoryview, rows: tuple[int, ...], *, proves: bool) -> TargetHealth:
-    """The same, from where the endpoint's counters begin in every worker."""
-    dial, dial_why = _last_dial(words, rows, Count.TARGET_UP, Count.DIAL_WHY)
+def own_health(words: memoryview, rows: tuple[int, ...], *, proves: bool, decided: bool = False) -> TargetHealth:
+    """The same, from where the endpoint's counters begin in every worker. `decided`: by probes alone, and no dial counts."""
+    dial, dial_why = (0, 0) if decided else _last_dial(words, rows, Count.TARGET_UP, Count.DIAL_WHY)
     return latest(words[rows[0] + Count.HEALTH], words[rows[0] + Count.LOOKED_NS], dial, dial_why, proves=proves)
 
 
@@ -135,12 +139,12 @@ def _last_dial(words: memoryview, rows: tuple[int, ...], when: int, why: int) ->
 def of_target(ledger: Ledger, row: EndpointRow, target: TargetRow) -> TargetHealth:
     """How one of several targets is.
 
-    On an edge its relay takes every connection, so an answered dial proves nothing.
+    On an edge its relay takes every connection, so an answered dial proves nothing; nor does it where probes decide.
     """
     words, rows = ledger.words, ledger.worker(0).target_counts_at(target.slot)
     dial, dial_why = _last_dial(words, rows, TargetCount.DIALLED, TargetCount.DIAL_WHY)
     found, looked_ns = words[health_at(target.slot)], words[rows[0] + TargetCount.LOOKED_NS]
-    return latest(found, looked_ns, dial, dial_why, proves=row.dial_proves and not row.is_edge)
+    return latest(found, looked_ns, dial, dial_why, proves=not row.is_judged)
 
 
 def share_of(ledger: Ledger, row: EndpointRow, target: TargetRow) -> int:

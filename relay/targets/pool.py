@@ -39,8 +39,6 @@ class Pool:
         self._all_counts_at = rows
         self._health = [health_at(each.slot) for each in row.targets]
         self._forbids = row.is_judged  # a target that is down gets nobody
-        # Whether a dial that was answered says that the target is up.
-        self._proves = row.dial_proves and not row.is_edge
         self._knows = [knows_at(ledger, each.slot) for each in row.targets]
         self._looked = [first + TargetCount.LOOKED_NS for first, *_ in rows]
         self._dial_proves = row.dial_proves
@@ -114,7 +112,7 @@ class Pool:
         return holds_row and is_found_down(self._words[self._health[place]])
 
     def _latest(self) -> Iterator[TargetHealth]:
-        words, proves = self._words, self._proves
+        words, proves = self._words, not self._forbids  # else no dial says that a target is up
         for found, looked, at in zip(self._health, self._looked, self._counts_at, strict=True):
             dialled, dial_why = words[at + TargetCount.DIALLED], words[at + TargetCount.DIAL_WHY]
             yield latest(words[found], words[looked], dialled, dial_why, proves=proves)

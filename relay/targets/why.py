@@ -28,12 +28,17 @@ _OTHERS: Final = (
     "its relay says that it is down",
     "its relay refuses this client: see its log",
     "holds new connections (`relay hold`)",
+    "the answer is not what is expected",
+    "its certificate is not valid for its name or address",
+    "its certificate is not valid at this time",
+    "its certificate is signed by nobody whom this machine trusts",
 )
 """Texts of the kind that has no value of its own, in the order of their numbers, which count from 1."""
 
-NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD, DENIED, HELD = (
-    _OTHER << _VALUE_BITS | n for n in range(1, len(_OTHERS) + 1)
-)
+(
+    NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, TOLD, DENIED, HELD,
+    UNEXPECTED, NOT_ITS_NAME, NOT_NOW, NOT_TRUSTED,
+) = (_OTHER << _VALUE_BITS | n for n in range(1, len(_OTHERS) + 1))  # fmt: skip
 _OF_RELAY: Final = 1 << 21  # on an edge: it is the relay of the instance that does not answer
 RESET: Final = _ERRNO << _VALUE_BITS | errno.ECONNRESET
 
@@ -53,6 +58,13 @@ def http_status(status: int) -> int:
     return _STATUS << _VALUE_BITS | min(status, _VALUE_MAX)
 
 
+def of_certificate(verify_code: int) -> int:
+    """TLS found the other side's certificate wrong. Source: X509_STORE_CTX_get_error(3) of OpenSSL, for its numbers."""
+    if verify_code in (62, 64):  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+        return NOT_ITS_NAME
+    return NOT_NOW if verify_code in (9, 10) else NOT_TRUSTED  # X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
+
+
 def of_relay(number: int) -> int:
     """The same, but that it is the target's own relay, and not the application behind it, that failed."""
     return number | _OF_RELAY
@@ -68,6 +80,7 @@ def read(text: bytes) -> int:
     number = int(text) if text.isdigit() and len(text) <= 8 else 0
     known = number >> _VALUE_BITS in (_ERRNO, _NO_ANSWER, _STATUS) or number in (
         NOT_HTTP, CLOSED, NO_TLS, NOT_A_SOCKET, BACKLOG_FULL, BUSY, DENIED, HELD,
+        UNEXPECTED, NOT_ITS_NAME, NOT_NOW, NOT_TRUSTED,
     )  # fmt: skip
     return number if known else TOLD
 

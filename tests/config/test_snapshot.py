@@ -45,6 +45,22 @@ def test_json_comes_back_equal(instance: str) -> None:
         assert Snapshot.from_json(snapshot.to_json()) == snapshot
 
 
+PROBES = st.builds(
+    ProbeRow,
+    st.text(),
+    st.floats(0.001, 86400),
+    st.floats(0.001, 86400),
+    port=st.integers(0, 65535),
+    send=st.text(st.characters(max_codepoint=255)),
+    expect=st.text(st.characters(max_codepoint=255)),
+    statuses=st.lists(st.integers(200, 599)).map(tuple),
+    tls=st.sampled_from(["auto", "off", "on", "verify"]),
+    rise=st.integers(1, 100),
+    fall=st.integers(1, 100),
+    on_down=st.sampled_from(["keep", "cut"]),
+)
+
+
 @examples(50)
 @given(
     st.builds(
@@ -59,7 +75,7 @@ def test_json_comes_back_equal(instance: str) -> None:
         ).map(tuple),
         edges=st.lists(st.text()).map(tuple),
         distribution=st.sampled_from([None, "five-tuple", "source-ip", "least-connections", "instance"]),
-        probe=st.none() | st.builds(ProbeRow, st.text(), st.floats(0.001, 86400), st.floats(0.001, 86400)),
+        probe=st.none() | PROBES,
         dial_from=st.text(),
         transparent=st.booleans(),
         port_count=st.integers(1, 1024),
@@ -112,6 +128,10 @@ def test_what_has_its_default_is_not_written() -> None:
     assert "readable_from" not in json.loads(snapshot_of().to_json())
     [row] = json.loads(snapshot_of(endpoint_row(transparent=True, dead_s=3.0)).to_json())["endpoints"]
     assert (row["transparent"], row["dead_s"]) == (True, 3.0)
+    for probe in (ProbeRow("/", 1.0, 2.0), ProbeRow("/", 1.0, 2.0, "relay", fall=2)):
+        [row] = json.loads(snapshot_of(endpoint_row(probe=probe)).to_json())["endpoints"]
+        fall = {"fall": 2} if probe.fall > 1 else {}
+        assert row["probe"] == {"path": "/", "interval_s": 1.0, "timeout_s": 2.0, "kind": probe.kind} | fall
 
 
 @pytest.mark.parametrize("key", ["endpoints", "generation", "service"])

@@ -48,3 +48,5 @@ roles:
         for roster, rows in ((few, (own,)), (many, (own,)), (few, (probed, own)), (few, ()))
     ]
     assert found == [7.2, 7.75, 12.0, 7.2]
+    by_relay = service(text.replace("interval: 10s", "port: 8008, interval: 2s"))
+    assert round(draining._untold_s(by_relay, many, snapshot_of(own)), 3) == 10.5, "these relays are asked as well"

@@ -1,5 +1,6 @@
-"""What an edge makes of the answers to its probes."""
+"""What is made of the answers to probes."""
 
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -84,10 +85,54 @@ def test_no_answer_while_down_is_no_fall() -> None:
     assert judge.hear(GOOD, now_s + 11) == UP
 
 
-def test_who_asked_for_nobody_has_not_fallen() -> None:
+@pytest.mark.parametrize("asked_for", [why.BUSY, why.HELD])
+def test_who_asked_for_nobody_has_not_fallen(asked_for: int) -> None:
     judge = Judge(PROBE, UP)
     for n in range(10):
-        assert [judge.hear(why.BUSY, 2.0 * n), judge.hear(GOOD, 2.0 * n + 1)] == [DOWN, UP]
+        assert [judge.hear(asked_for, 2.0 * n), judge.hear(GOOD, 2.0 * n + 1)] == [DOWN, UP]
+    assert Judge(replace(PROBE, fall=5), UP).hear(asked_for, 1.0) == DOWN, "and is not counted"
+
+
+@pytest.mark.parametrize("first", [GOOD, BAD])
+def test_the_first_answer_decides_whatever_is_counted(first: int) -> None:
+    assert Judge(replace(PROBE, rise=9, fall=9)).hear(first, 0.0) == (UP if first == GOOD else DOWN)
+
+
+def test_answers_in_a_row_are_counted() -> None:
+    judge = Judge(replace(PROBE, rise=3, fall=2), UP)
+    answers = [BAD, GOOD, BAD, NONE, GOOD, GOOD, BAD, GOOD, GOOD, GOOD, BAD, BAD]
+    expected = [UP, UP, UP, DOWN, DOWN, DOWN, DOWN, DOWN, DOWN, UP, UP, DOWN]
+    assert [judge.hear(answer, 1000.0 * n) for n, answer in enumerate(answers)] == expected
+
+
+@pytest.mark.parametrize(("rise", "needed"), [(1, 3), (2, 3), (5, 5)])
+def test_of_one_that_flaps_the_larger_number_counts(rise: int, needed: int) -> None:
+    judge, now_s = fallen(3)
+    judge.probe = replace(PROBE, rise=rise)
+    found = [judge.hear(GOOD, now_s + n) for n in range(needed)]
+    assert found == [*[DOWN] * (needed - 1), UP]
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.lists(st.tuples(st.sampled_from([GOOD, BAD, NONE, why.BUSY]), st.floats(0.01, 40.0)), max_size=60),
+)
+def test_what_holds_whatever_is_counted(rise: int, fall: int, steps: list[tuple[int, float]]) -> None:
+    """It goes down by `fall` in a row and no less, and up by `rise` and no less; three more than suffice where it flaps."""
+    judge, now_s, good, bad = Judge(replace(PROBE, rise=rise, fall=fall)), 0.0, 0, 0
+    for answer, step_s in steps:
+        now_s += step_s
+        before, after = judge.health, judge.hear(answer, now_s)
+        good, bad = (good + 1, 0) if answer == GOOD else (0, bad + 1)
+        if before == UP:
+            assert (after == DOWN) is (answer == why.BUSY or bad >= fall)
+        elif before == DOWN and after == UP:
+            assert good >= rise
+        elif before == DOWN:
+            assert good < max(rise, 3)
+        else:
+            assert after == (UP if answer == GOOD else DOWN)
 
 
 @given(st.lists(st.tuples(st.sampled_from([GOOD, BAD, NONE]), st.floats(0.01, 40.0)), max_size=60))

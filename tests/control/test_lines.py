@@ -227,3 +227,5 @@ def test_ways(edge: Edge) -> None:
         "web_IN_2": Way("web_IN_2", "10.0.0.2", 80, here),
     }
     assert everywhere == {*known.values(), Way("web_IN_1", "10.0.0.1", 80, here)}
+    alone = replace(public(a, b), direct=True), replace(door, direct=True)
+    assert ways(snapshot_of(*alone), edge.ledger) == (set(), {}), "no relay stands before these"

@@ -62,7 +62,7 @@ def test_a_canary_and_back(daemons: Daemons, two: list[Echo], tmp_path: Path) ->
             assert "by hand" not in daemon.relay("weight", "web/in", target, "off").stdout
         assert got(port, two) == [10, 0]
         assert echoed(client) == b"ping", "who was connected noticed nothing of it"
-    assert [event["weight"] for event in daemon.events("weight")] == [1, 0, 9, 0]
+    eventually(lambda: [event["weight"] for event in daemon.events("weight")] == [1, 0, 9, 0], "each is told")
 
 
 def test_it_outlasts_whatever_comes(daemons: Daemons, two: list[Echo], tmp_path: Path, installed: Installed) -> None:
@@ -111,7 +111,7 @@ def test_one_that_cannot_be_kept_is_in_force_and_that_is_said(
     assert done.returncode == 1
     assert "it is in force, and a restart of relay would forget it: cannot write" in done.stderr
     assert weights(daemon) == [1, 0]
-    [event] = daemon.events("weight")
+    [event] = eventually(lambda: list(daemon.events("weight")), "it is told")
     assert event["level"] == "warning"
 
 

@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,21 @@ def test_an_endpoints_own_by_the_last_dial_of_any_worker(ledger: Ledger) -> None
     assert not of_endpoint(ledger, asked).dialled, "that it takes a connection does not say that it is well"
 
 
+def test_where_probes_alone_decide_a_dial_does_not(ledger: Ledger) -> None:
+    words, (first, _) = ledger.words, ledger.worker(0).all_counts_at(4)
+    words[first + Count.HEALTH], words[first + Count.LOOKED_NS] = packed(UP, 0, 2 * S_NS), 2 * S_NS
+    words[first + Count.TARGET_UP], words[first + Count.DIAL_WHY] = dial(3, answered=False), REFUSED
+    plain = ProbeRow("", 1.0, 1.0)
+    assert of_endpoint(ledger, endpoint_row(slot=4, probe=plain)).health == DOWN
+    for probe in (replace(plain, fall=2), replace(plain, rise=2), replace(plain, on_down="cut")):
+        row = endpoint_row(slot=4, probe=probe)
+        assert of_endpoint(ledger, row) == TargetHealth(UP, 0, 2 * S_NS, 2 * S_NS)
+        assert of_endpoint(ledger, row, by_dials=True) == TargetHealth(DOWN, REFUSED, 3 * S_NS, 3 * S_NS, True)
+        words[first + Count.HEALTH], words[first + Count.TARGET_UP] = packed(DOWN, REFUSED, 1), dial(3, answered=True)
+        assert of_endpoint(ledger, row, by_dials=True).health == DOWN, "nor does it prove that it is back"
+        words[first + Count.HEALTH], words[first + Count.TARGET_UP] = packed(UP, 0, 2 * S_NS), dial(3, answered=False)
+
+
 def test_one_of_several(ledger: Ledger) -> None:
     target = TargetRow("10.0.0.4:80", host="10.0.0.4", port=80, slot=7, instance="web_IN_0")
     edge = endpoint_row(distribution="five-tuple", targets=(target,))
@@ -111,6 +127,10 @@ def test_one_of_several(ledger: Ledger) -> None:
     words[second + TargetCount.DIALLED] = dial(3, answered=True)
     assert of_target(ledger, edge, target) == TargetHealth(), "its relay takes every connection"
     assert of_target(ledger, door, target).health == UP
+    alone = replace(door, direct=True)
+    assert of_target(ledger, alone, target).health == UP
+    assert of_target(ledger, replace(alone, probe=ProbeRow("", 1.0, 1.0)), target) == TargetHealth(), "a probe decides"
+    assert of_target(ledger, replace(alone, probe=ProbeRow("", 1.0, 1.0, "never")), target).health == UP
     words[first + TargetCount.DIALLED], words[first + TargetCount.DIAL_WHY] = dial(4, answered=False), REFUSED
     assert of_target(ledger, door, target).why == of_target(ledger, edge, target).why == REFUSED
     words[health_at(7)], words[first + TargetCount.LOOKED_NS] = packed(UP, 0, 5 * S_NS), time.monotonic_ns()

@@ -28,11 +28,22 @@ from relay.targets import why
         (why.BACKLOG_FULL, "its backlog is full"),
         (why.BUSY, "asks for no new connections (`relay drain`)"),
         (why.TOLD, "its relay says that it is down"),
+        (why.UNEXPECTED, "the answer is not what is expected"),
+        (why.of_certificate(62), "its certificate is not valid for its name or address"),
+        (why.of_certificate(64), "its certificate is not valid for its name or address"),
+        (why.of_certificate(9), "its certificate is not valid at this time"),
+        (why.of_certificate(10), "its certificate is not valid at this time"),
+        (why.of_certificate(18), "its certificate is signed by nobody whom this machine trusts"),
     ],
 )
 def test_in_words(number: int, words: str) -> None:
     assert why.text_of(number) == words
     assert number < 1 << why.BITS
+
+
+def test_what_a_number_means_never_changes() -> None:
+    """Relays of other versions are told it."""
+    assert tuple((4 << 16) + n for n in (1, 9, 10, 13)) == (why.NOT_HTTP, why.HELD, why.UNEXPECTED, why.NOT_TRUSTED)
 
 
 def test_of_a_file_with_its_path() -> None:
@@ -44,7 +55,8 @@ def test_of_a_file_with_its_path() -> None:
 
 
 def test_what_another_relay_wrote_is_read_and_what_makes_no_sense_is_down_all_the_same() -> None:
-    for number in (why.of_error(errno.ECONNREFUSED), why.no_answer(5.0), why.http_status(503), why.BUSY):
+    told = (why.UNEXPECTED, why.NOT_ITS_NAME, why.NOT_NOW, why.NOT_TRUSTED)
+    for number in (why.of_error(errno.ECONNREFUSED), why.no_answer(5.0), why.http_status(503), why.BUSY, *told):
         assert why.read(str(number).encode()) == number
     for text in (b"", b"x", b"-1", b"0", b"65536000000", b"9999999", str(why.TOLD).encode(), "²".encode()):
         assert why.read(text) == why.TOLD
