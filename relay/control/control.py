@@ -29,11 +29,13 @@ from relay.control.registry_follower import Follower
 from relay.control.reload import Prepared, back, follow, reload, service_of
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
+from relay.control.sources_follower import SourcesFollower
 from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
 from relay.control.troubles import unserved
 from relay.control.upgrading import Upgrading
 from relay.errors import ConfigError, OperatorError, ReplacedError, os_reason
+from relay.fleet.numbering import everybody
 from relay.kernel import channel, memory, messages
 from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
@@ -70,6 +72,8 @@ class Control:
         self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
+        here = inherited.settings, self._in_force, inherited.ledger, self._log
+        self._sources = SourcesFollower(*here, partial(self._roster, None))
 
     async def run(self) -> None:
         """Serve until SIGTERM."""
@@ -97,7 +101,7 @@ class Control:
         if (listener := inherited.listeners.get("discovery")) is not None:
             serving.append(await admin.serve_discovery(listener, self._discovery, self._log))
         if (listener := inherited.listeners.get("metrics")) is not None:
-            collector = LedgerCollector(self._ledger, self._in_force)
+            collector = LedgerCollector(self._ledger, self._in_force, self._sources.status)
             serving.append(await admin.serve_metrics(listener, collector, self._log))
         self._admin_socket = AdminSocket(inherited.settings.admin.socket, serving[0], self._hand_socket, self._log)
         self._naming.follow(self._discovery.fleet())
@@ -105,6 +109,7 @@ class Control:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
         self._lines.follow(self._in_force.snapshot)
+        self._sources.follow()
         self._delivery.catch_up(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
@@ -126,6 +131,7 @@ class Control:
                 group.create_task(self._looker.run(), name="look at targets"),
                 group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
+                group.create_task(self._sources.run(), name="follow sources"),
             ]
             await self._stopped.wait()
             for task in going:
@@ -209,19 +215,26 @@ class Control:
         self._log.level = snapshot.log_level
         self._looker.follow(snapshot)
         self._lines.follow(snapshot)
+        self._sources.follow()
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
         return late
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
-    async def _roster(self, members: tuple[Member, ...], gone: tuple[str, ...]) -> str:
-        """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or ""."""
+    async def _roster(self, registered: tuple[Member, ...] | None, gone: tuple[str, ...] | None = None) -> str:
+        """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or "".
+
+        None: as it is known. Who is there by names and files is as their follower has it.
+        """
         trouble = ""
         async with self._reloading:
             if is_draining(self._ledger) or self._upgrading.is_being_replaced:
                 return ""  # we are called again
-            before = self._in_force.roster
+            before, service = self._in_force.roster, self._in_force.service
+            registered = self._registered() if registered is None else registered
+            members = everybody(service, registered, self._sources.members(service))
+            gone = self._in_force.snapshot.gone if gone is None else gone
             try:
                 changed = partial(follow, self._inherited.settings, self._in_force, members, gone)
                 prepared = await self._loop.run_in_executor(None, changed)
@@ -344,7 +357,8 @@ class Control:
         registry = self._follower.status(self._in_force.counted()) if self._follower is not None else None
         here = self._in_force.snapshot, os.getppid(), self._upgrading.program
         failed, crashes = self._upgrading.failed, self._crashes()
-        return status(self._ledger, *here, registry, self._told(), failed, control_crashes=crashes)
+        sources = self._sources.status()
+        return status(self._ledger, *here, registry, self._told(), failed, control_crashes=crashes, sources=sources)
 
     def _told(self) -> ToldStatus:
         return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)

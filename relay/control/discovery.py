@@ -51,7 +51,7 @@ def roles(fleet: Fleet) -> list[answers.RoleAnswer]:
     found: list[answers.RoleAnswer] = [
         {
             "name": name,
-            "kind": "counted" if role.counted else "listed",
+            "kind": "counted" if role.counted else "named" if role.named else "listed",
             "count": role.count,
             "instances": [member.id for member in fleet.roster.of(name)],
             "endpoints": list(role.endpoints),
@@ -91,6 +91,7 @@ def instance_view(fleet: Fleet, member: Member) -> answers.InstanceAnswer:
         "role": member.role,
         "ordinal": member.ordinal,
         "address": member.address,
+        "name": member.name,
         "metrics": metrics_of(fleet, member),
         "healthy": is_healthy(fleet, member),
         "busy": member.busy,
@@ -122,7 +123,8 @@ def unhealthy(fleet: Fleet) -> frozenset[str]:
 def _endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
     for name, endpoint in fleet.service.roles[member.role].endpoints.items():
         healthy = member.serves(name) and member.id not in fleet.avoided
-        yield _port(f"{member.role}/{name}", endpoint, member.address, endpoint.listen_ports, healthy)
+        ports = Ports(member.port, member.port) if member.port else endpoint.listen_ports
+        yield _port(f"{member.role}/{name}", endpoint, member.address, ports, healthy)
 
 
 def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
@@ -183,7 +185,7 @@ def _endpoint_view(fleet: Fleet, role_name: str, role: Role, name: str, endpoint
         "instances": [
             {
                 "instance": member.id,
-                "address": join_host_port(member.address, endpoint.listen_ports.first),
+                "address": join_host_port(member.address, member.port or endpoint.listen_ports.first),
                 "healthy": member.serves(name) and member.id not in fleet.avoided,
             }
             for member in fleet.roster.of(role_name)
