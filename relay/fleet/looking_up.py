@@ -19,9 +19,10 @@ import dns.name
 import dns.rdatatype
 import dns.resolver
 
+from relay.address import join_host_port
 from relay.config import reading
 from relay.config.instances import SOURCES_MAX, Listed
-from relay.errors import OperatorError, SourceError
+from relay.errors import OperatorError, SourceError, os_reason
 from relay.fleet.listed_file import SIZE_MAX_BYTES, Entry, entries_of
 from relay.fleet.local_names import LOOK_S, Local, LocalNames
 from relay.fleet.places import Answer, Place, in_order, shares, usable
@@ -209,12 +210,14 @@ def _bounded(ttl_s: float) -> float:
 
 def _why(error: Exception) -> str:
     """Why there is no answer, by server where that is known."""
-    tried = getattr(error, "kwargs", {}).get("errors") or ()
     said: dict[str, None] = {}
-    for each in tried:
-        server, failure = str(each[0]).removeprefix("Do53:"), each[3]
-        what = "does not answer" if isinstance(failure, dns.exception.Timeout) else str(failure)
-        said[f"{server} {what}" if isinstance(failure, dns.exception.Timeout) else f"{server}: {what}"] = None
+    for server, _, _, failure, _ in getattr(error, "kwargs", {}).get("errors") or ():
+        where = str(server).removeprefix("Do53:").rsplit("@", 1)
+        if isinstance(failure, dns.exception.Timeout):
+            what = "does not answer"
+        else:
+            what = f"cannot be asked: {os_reason(failure)}" if isinstance(failure, OSError) else f"answered {failure}"
+        said[f"{join_host_port(where[0], int(where[-1]))} {what}"] = None
     if said:
         return "; ".join(said)
     if isinstance(error, (dns.exception.Timeout, TimeoutError)):

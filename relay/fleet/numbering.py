@@ -106,8 +106,8 @@ def known(role: Role, members: Iterable[Member]) -> dict[Key, tuple[Place, ...]]
 
 
 def _labels(text: str, labels: Iterable[str]) -> list[str]:
-    parts = text.split(_BETWEEN)
-    return [label for label in labels if label in parts or label == text]
+    whole = f"{_BETWEEN}{text}{_BETWEEN}"
+    return [label for label in labels if f"{_BETWEEN}{label}{_BETWEEN}" in whole]
 
 
 def everybody(service: Service, registered: Iterable[Member], looked_up: Iterable[Member]) -> tuple[Member, ...]:
