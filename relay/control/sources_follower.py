@@ -163,7 +163,10 @@ class SourcesFollower:
         elif heard.verdict == "believed":
             tell("warning", f"it has stayed so, and is believed: it has {count} now")
         elif heard.verdict == "doubted" and not was_doubting:
-            tell("warning", f"it says that half of its addresses or more are gone; until it stays so, {count} stand")
+            tell(
+                "warning",
+                f"it says that half of its addresses or more are gone; until it stays so, all stand ({count})",
+            )
         elif heard.verdict == "same" and was_doubting:
             tell("info", f"it has {count} as before")
 

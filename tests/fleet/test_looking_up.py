@@ -7,10 +7,12 @@ from typing import Any, Literal
 import dns.rcode
 import pytest
 
+from relay.config import reading
 from relay.config.instances import Listed
 from relay.config.values import HostPort
 from relay.errors import SourceError
 from relay.fleet import local_names, looking_up
+from relay.fleet.listed_file import SIZE_MAX_BYTES
 from relay.fleet.local_names import LocalNames
 from relay.fleet.looking_up import TTL_MAX_S, TTL_MIN_S, LookUp
 from relay.fleet.places import Answer, Place
@@ -241,7 +243,7 @@ async def test_a_file_is_read_when_it_changes(asked: Asked, monkeypatch: pytest.
     assert found.places == (Place.of("10.0.0.4"), Place.of("127.0.0.1", 5432))
     assert (found.ttl_s, found.left_out) == (1.0, ("0.0.0.0 is no machine's",))
     reads: list[Any] = []
-    monkeypatch.setattr(looking_up.reading, "read_bytes", lambda *_, **__: reads.append(1))
+    monkeypatch.setattr(reading, "read_bytes", lambda *_, **__: reads.append(1))
     assert await look_up.ask() == found
     assert not reads
     monkeypatch.undo()
@@ -261,7 +263,7 @@ async def test_a_path_from_the_top_and_one_that_is_no_file(asked: Asked, tmp_pat
     assert at(await asked.look_up("file", str(tmp_path / "t.json")).ask()) == ["10.0.0.4"]
     with pytest.raises(SourceError, match="is a directory, not a file"):
         await asked.look_up("file", str(tmp_path)).ask()
-    (tmp_path / "large").write_bytes(b" " * (looking_up.SIZE_MAX_BYTES + 1))
+    (tmp_path / "large").write_bytes(b" " * (SIZE_MAX_BYTES + 1))
     with pytest.raises(SourceError, match="is larger than 1 MiB"):
         await asked.look_up("file", "large").ask()
 
