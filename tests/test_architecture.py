@@ -44,6 +44,7 @@ PURE: Final = (
     "relay.config.roster",
     "relay.config.snapshot",
     "relay.config.compile",
+    "relay.config.named",
     "relay.config.plan",
     "relay.csdef.read",
     "relay.csdef.definition",
@@ -57,6 +58,10 @@ PURE: Final = (
     "relay.fleet.entries",
     "relay.fleet.believed",
     "relay.fleet.gateway",
+    "relay.fleet.places",
+    "relay.fleet.standing_answer",
+    "relay.fleet.numbering",
+    "relay.fleet.listed_file",
     "relay.names.wire",
     "relay.names.zone",
     "relay.cli.tables",
@@ -67,6 +72,7 @@ PURE: Final = (
     "relay.control.described",
     "relay.control.openapi",
     "relay.control.senders",
+    "relay.control.source_status",
 )
 IMPURE: Final = frozenset({"asyncio", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"})
 
@@ -81,6 +87,7 @@ TESTED_ELSEWHERE: Final = {
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.inherits": "what control begins with; every end-to-end test has one",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",
+    "relay.control.source_status": "a type alone; the tests of following sources and of the document go by it",
     "relay.control.done": "types alone; every answer of the end-to-end tests is held against their schemas",
     "relay.control.described": "the tests of the document go through it",
     "relay.dataplane.open_ports": "the tests of the worker open, take over and close ports",

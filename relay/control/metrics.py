@@ -266,6 +266,8 @@ class LedgerCollector(Collector):
 
     def _of_sources(self) -> Iterator[Metric]:
         """Of names, service records and files that say where instances are; control alone knows of them."""
+        if not (found := self._sources()):
+            return
         labels = ("role", "source")
         age = GaugeMetricFamily(
             "relay_source_age_seconds", "Since the source's last good answer; absent before the first.", labels=labels
@@ -279,7 +281,7 @@ class LedgerCollector(Collector):
         left_out = GaugeMetricFamily(
             "relay_source_left_out", "Addresses of the role that have no place: there are too many.", labels=("role",)
         )
-        for each in (found := self._sources()):
+        for each in found:
             at = each["role"], each["source"]
             if each["age_s"] is not None:
                 age.add_metric(at, each["age_s"])

@@ -25,7 +25,7 @@ from relay.config.instances import SOURCES_MAX, Listed
 from relay.errors import OperatorError, SourceError, os_reason
 from relay.fleet.listed_file import SIZE_MAX_BYTES, Entry, entries_of
 from relay.fleet.local_names import LOOK_S, Local, LocalNames
-from relay.fleet.places import Answer, Place, in_order, shares, usable
+from relay.fleet.places import Place, SourceAnswer, in_order, shares, usable
 from relay.kernel.aside import aside
 
 TTL_MIN_S: Final = 1.0
@@ -43,7 +43,7 @@ _BOTH: Final = frozenset(_VERSIONS)
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The addresses of one name, for so long. `unsure` and `trouble` as in `Answer`."""
+    """The addresses of one name, for so long. `unsure` and `trouble` as in `SourceAnswer`."""
 
     addresses: tuple[str, ...]
     ttl_s: float
@@ -65,7 +65,7 @@ class LookUp:
         self._entries: tuple[Entry, ...] = ()
         self._remembered: dict[str, tuple[float, _Found]] = {}  # of a file's names, until when
 
-    async def ask(self) -> Answer:
+    async def ask(self) -> SourceAnswer:
         """What the source says now. Raises SourceError where that is not to be had."""
         if self._item.kind == "file":
             return await self._ask_file()
@@ -76,7 +76,7 @@ class LookUp:
         if found.unsure == _BOTH:
             raise SourceError(found.trouble)
         places = in_order(Place.of(address) for address in found.addresses)
-        return Answer(places, found.ttl_s, found.unsure, found.trouble, found.left_out)
+        return SourceAnswer(places, found.ttl_s, found.unsure, found.trouble, found.left_out)
 
     # --- DNS ----------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,7 @@ class LookUp:
             return _Found((), TTL_MAX_S, frozenset({version}), str(error))
         return _Found(tuple(record.address for record in records), ttl_s)
 
-    async def _ask_service(self, local: Local) -> Answer:
+    async def _ask_service(self, local: Local) -> SourceAnswer:
         records, ttl_s = await self._records(local, self._item.text, "SRV", search=True)
         records = [record for record in records if record.target != dns.name.root][:SOURCES_MAX]
         names = list(dict.fromkeys(record.target.to_text() for record in records))
@@ -109,7 +109,7 @@ class LookUp:
             for record, share in zip(alike, shares(record.weight for record in alike), strict=True):
                 addresses = by_name[record.target.to_text()].addresses
                 places += [Place.of(each, record.port, share, priority != first) for each in addresses]
-        return Answer(in_order(places), whole.ttl_s, whole.unsure, whole.trouble, whole.left_out)
+        return SourceAnswer(in_order(places), whole.ttl_s, whole.unsure, whole.trouble, whole.left_out)
 
     async def _records(self, local: Local, name: str, kind: str, *, search: bool) -> tuple[list[Any], float]:
         """The records of this kind that a name leads to, if it has any; and for how long, with all aliases on the way."""
@@ -129,7 +129,7 @@ class LookUp:
 
     # --- files --------------------------------------------------------------------------------------------------
 
-    async def _ask_file(self) -> Answer:
+    async def _ask_file(self) -> SourceAnswer:
         """What the file lists. It is looked at each second, so that is for how long an answer counts."""
         try:
             await aside(self._read)
@@ -145,7 +145,7 @@ class LookUp:
             places += [Place.of(address, port) for address in given.addresses]
             left_out += given.left_out
         whole = _together(by_name.values())
-        return Answer(in_order(places), LOOK_S, whole.unsure, whole.trouble, tuple(dict.fromkeys(left_out)))
+        return SourceAnswer(in_order(places), LOOK_S, whole.unsure, whole.trouble, tuple(dict.fromkeys(left_out)))
 
     def _read(self) -> None:
         """Read it, if it has changed since. Raises OperatorError."""

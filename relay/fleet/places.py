@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SourceAnswer:
     """What a source says now, each place once and in one order; it may be asked again after `ttl_s` seconds.
 
     `unsure` are the IP versions of which not all could be asked, and `trouble` why. `left_out` are addresses that can be no

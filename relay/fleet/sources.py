@@ -16,7 +16,7 @@ from relay.errors import SourceError
 from relay.fleet.local_names import LocalNames
 from relay.fleet.looking_up import LookUp
 from relay.fleet.numbering import Key, known, numbered, own_port, sources_of
-from relay.fleet.places import Answer, Place
+from relay.fleet.places import Place, SourceAnswer
 from relay.fleet.standing_answer import StandingAnswer, Verdict
 
 AT_ONCE_S: Final = 2.0
@@ -84,7 +84,7 @@ class Source:
             self.was_asked = True
         return self._heard(answer)
 
-    def _heard(self, answer: Answer) -> Heard:
+    def _heard(self, answer: SourceAnswer) -> Heard:
         now_s = time.monotonic()
         places = tuple(place.at_port(self._own) for place in answer.places)
         verdict = self._standing.hear(replace(answer, places=places), now_s)

@@ -8,7 +8,7 @@ away everything, or half, is believed only when it has stayed so for a while.
 import math
 from typing import Final, Literal
 
-from relay.fleet.places import Answer, Place, in_order
+from relay.fleet.places import Place, SourceAnswer, in_order
 
 DOUBT_S: Final = 30.0
 """An answer that is empty, or at most half of what stands, is believed after it stayed so for so long."""
@@ -34,7 +34,7 @@ class StandingAnswer:
         """Whether the last answer does not stand."""
         return self._doubted_since_s < math.inf
 
-    def hear(self, answer: Answer, now_s: float) -> Verdict:
+    def hear(self, answer: SourceAnswer, now_s: float) -> Verdict:
         """This was answered now. Of an IP version that is unsure, what stands stays."""
         kept = (place for place in self.places if place.version in answer.unsure)
         heard = in_order((*answer.places, *kept))

@@ -15,7 +15,7 @@ from relay.fleet import local_names, looking_up
 from relay.fleet.listed_file import SIZE_MAX_BYTES
 from relay.fleet.local_names import LocalNames
 from relay.fleet.looking_up import TTL_MAX_S, TTL_MIN_S, LookUp
-from relay.fleet.places import Answer, Place
+from relay.fleet.places import Place, SourceAnswer
 from tests.fleet.dnses import HOST, NOTHING, NXDOMAIN, SERVFAIL, SILENCE, Lying, Says
 
 V4, V6 = frozenset({4}), frozenset({6})
@@ -42,10 +42,10 @@ class Asked:
     def look_up(self, kind: Literal["name", "srv", "file"], text: str) -> LookUp:
         return LookUp(self.names, Listed(kind, text), str(self.directory))
 
-    async def name(self, text: str = "db.test") -> Answer:
+    async def name(self, text: str = "db.test") -> SourceAnswer:
         return await self.look_up("name", text).ask()
 
-    async def srv(self, text: str = "_pg._tcp.test") -> Answer:
+    async def srv(self, text: str = "_pg._tcp.test") -> SourceAnswer:
         return await self.look_up("srv", text).ask()
 
 
@@ -54,7 +54,7 @@ def asked(server: Lying, tmp_path: Path) -> Asked:
     return Asked(server, tmp_path)
 
 
-def at(answer: Answer) -> list[str]:
+def at(answer: SourceAnswer) -> list[str]:
     return [place.address for place in answer.places]
 
 
@@ -64,7 +64,7 @@ def at(answer: Answer) -> list[str]:
 async def test_both_versions_in_one_order(server: Lying, asked: Asked) -> None:
     server.say("db.test", "A", "10.0.0.5", "10.0.0.4", ttl_s=60)
     server.say("db.test", "AAAA", "2001:db8::1", ttl_s=30)
-    assert await asked.name() == Answer(tuple(map(Place.of, ("10.0.0.4", "10.0.0.5", "2001:db8::1"))), 30.0)
+    assert await asked.name() == SourceAnswer(tuple(map(Place.of, ("10.0.0.4", "10.0.0.5", "2001:db8::1"))), 30.0)
 
 
 @pytest.mark.parametrize(("ttl_s", "for_s"), [(0, TTL_MIN_S), (60, 60.0), (86400, TTL_MAX_S)])
@@ -86,7 +86,7 @@ async def test_the_shortest_time_of_a_chain(server: Lying, asked: Asked) -> None
 async def test_nothing_is_an_answer(server: Lying, asked: Asked, says: Says) -> None:
     server.does("db.test", "A", says)
     server.does("db.test", "AAAA", says)
-    assert await asked.name() == Answer((), 1.0)
+    assert await asked.name() == SourceAnswer((), 1.0)
 
 
 @pytest.mark.parametrize(

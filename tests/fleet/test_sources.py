@@ -15,7 +15,7 @@ from relay.config.settings import Settings
 from relay.errors import SourceError
 from relay.fleet.local_names import LocalNames
 from relay.fleet.looking_up import LookUp
-from relay.fleet.places import Answer, Place
+from relay.fleet.places import Place, SourceAnswer
 from relay.fleet.sources import AT_ONCE_S, Heard, Source, members_at_once, sources, too_many_text
 from tests.config.rig import service
 from tests.fleet.dnses import SERVFAIL, SILENCE, Lying, Says
@@ -52,9 +52,9 @@ class Says1(LookUp):
 
     def __init__(self) -> None:
         super().__init__(LocalNames(), Listed("name", "db.test"), "")
-        self.answer: Answer | None = None
+        self.answer: SourceAnswer | None = None
 
-    async def ask(self) -> Answer:
+    async def ask(self) -> SourceAnswer:
         if self.answer is None:
             raise SourceError("it is away")
         return self.answer
@@ -74,7 +74,7 @@ async def test_a_source() -> None:
         waits_s.append(source.wait_s())
     assert waits_s == [1, 2, 4, 5, 5]
     assert (source.failures, source.trouble, source.has_answered, source.was_asked) == (5, "it is away", False, True)
-    look_up.answer = Answer(at("10.0.0.1", "10.0.0.2", port=5432), 7.0, left_out=("::1 no",))
+    look_up.answer = SourceAnswer(at("10.0.0.1", "10.0.0.2", port=5432), 7.0, left_out=("::1 no",))
     assert await source.ask() == Heard("changed", "", ("::1 no",))
     assert (source.places, source.ttl_s, source.wait_s(), source.trouble) == (at("10.0.0.1", "10.0.0.2"), 7, 7, "")
     assert source.good_at_s >= before_s
@@ -89,11 +89,11 @@ async def test_its_age_goes_on_while_it_is_doubted_or_not_whole() -> None:
     look_up = Says1()
     source = Source("db", Listed("name", "db.test"), look_up, 0, at("10.0.0.1"), 5.0)
     assert (source.has_answered, source.good_at_s) == (True, 5.0)
-    look_up.answer = Answer((), 60.0)
+    look_up.answer = SourceAnswer((), 60.0)
     assert (await source.ask()).verdict == "doubted"
     assert (source.good_at_s, source.is_doubting) == (5.0, True)
     assert 4.9 < source.wait_s() <= 5
-    look_up.answer = Answer(at("10.0.0.1"), 60.0, frozenset({6}), "AAAA does not answer")
+    look_up.answer = SourceAnswer(at("10.0.0.1"), 60.0, frozenset({6}), "AAAA does not answer")
     assert await source.ask() == Heard("same", "AAAA does not answer")
     assert (source.good_at_s, source.failures, source.wait_s()) == (5.0, 1, 1)
 
@@ -101,10 +101,10 @@ async def test_its_age_goes_on_while_it_is_doubted_or_not_whole() -> None:
 async def test_a_part_is_better_than_nothing_at_first() -> None:
     look_up = Says1()
     source = Source("db", Listed("name", "db.test"), look_up, 0, None, 0.0)
-    look_up.answer = Answer((), 60.0, frozenset({4}), "A does not answer")
+    look_up.answer = SourceAnswer((), 60.0, frozenset({4}), "A does not answer")
     assert (await source.ask()).trouble
     assert not source.has_answered
-    look_up.answer = Answer(at("2001:db8::1"), 60.0, frozenset({4}), "A does not answer")
+    look_up.answer = SourceAnswer(at("2001:db8::1"), 60.0, frozenset({4}), "A does not answer")
     assert (await source.ask()).verdict == "changed"
     assert source.has_answered
 

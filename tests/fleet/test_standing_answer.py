@@ -5,15 +5,15 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.fleet.places import Answer, Place, in_order
+from relay.fleet.places import Place, SourceAnswer, in_order
 from relay.fleet.standing_answer import AGAIN_S, DOUBT_S, StandingAnswer
 from tests.harness import examples
 
 ALL = tuple(Place.of(f"10.0.0.{n}") for n in range(1, 9))
 
 
-def says(*numbers: int, unsure: tuple[int, ...] = ()) -> Answer:
-    return Answer(tuple(Place.of(f"10.0.0.{n}") for n in numbers), 60.0, frozenset(unsure))
+def says(*numbers: int, unsure: tuple[int, ...] = ()) -> SourceAnswer:
+    return SourceAnswer(tuple(Place.of(f"10.0.0.{n}") for n in numbers), 60.0, frozenset(unsure))
 
 
 def standing(count: int) -> StandingAnswer:
@@ -83,13 +83,13 @@ def test_of_a_version_that_was_not_asked_all_stays() -> None:
     assert found.hear(says(1, 2, unsure=(6,)), 0) == "same"
     assert found.hear(says(3, unsure=(6,)), 1) == "changed"
     assert found.places == (Place.of("10.0.0.3"), six)
-    assert found.hear(Answer((), 1, frozenset({4, 6})), 2) == "same"
+    assert found.hear(SourceAnswer((), 1, frozenset({4, 6})), 2) == "same"
     assert found.hear(says(3), 3) == "doubted"
 
 
 def test_another_weight_is_a_change() -> None:
     found = standing(1)
-    assert found.hear(Answer((Place.of("10.0.0.1", share=2),), 1), 0) == "changed"
+    assert found.hear(SourceAnswer((Place.of("10.0.0.1", share=2),), 1), 0) == "changed"
 
 
 ANSWERS = st.lists(st.tuples(st.integers(0, 12), st.frozensets(st.sampled_from(ALL))), max_size=40)
@@ -104,7 +104,7 @@ def test_any_answers_at_any_times(steps: list[tuple[int, frozenset[Place]]]) -> 
     for wait_s, places in steps:
         now_s += wait_s
         before = found.places
-        found.hear(Answer(in_order(places), 1.0), now_s)
+        found.hear(SourceAnswer(in_order(places), 1.0), now_s)
         heard.append((now_s, len(places)))
         assert found.places in (before, in_order(places))
         small = bool(before) and 2 * len(places) <= len(before)
@@ -121,7 +121,7 @@ def test_any_answers_at_any_times(steps: list[tuple[int, frozenset[Place]]]) -> 
 @given(st.integers(1, 8), st.integers(0, 4), st.lists(st.floats(0.1, 5), min_size=1, max_size=400))
 def test_what_stays_so_is_believed_in_the_end(stands: int, left: int, waits_s: list[float]) -> None:
     found, now_s = standing(stands), 0.0
-    answer = Answer(ALL[:left], 1.0)
+    answer = SourceAnswer(ALL[:left], 1.0)
     times_s = [now_s := now_s + wait_s for wait_s in waits_s]
     for at_s in times_s:
         found.hear(answer, at_s)
