@@ -4,6 +4,7 @@ An item is an address. In a role without relay on its machines it may also be a 
 file in the form of Prometheus' file_sd; then the items are sources of addresses, of none or of many each.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -22,10 +23,13 @@ SOURCES_MAX: Final = 1024
 
 def _address_or_name(value: object) -> str:
     """An address as `str(IPv4Address)` writes it, or a name in lower case."""
-    looks_like_a_name = isinstance(value, str) and not set(value) <= set("0123456789abcdefABCDEF.:[]/%")
-    if looks_like_a_name and ":" not in str(value) and "/" not in str(value):
+    if isinstance(value, str) and value and not _MEANT_AS_ADDRESS.search(value):
         return references.dns_name(value)
     return str(values.address(value))
+
+
+# Of an address alone; or three numbers and another one, which is mistyped: no name ends like that.
+_MEANT_AS_ADDRESS: Final = re.compile(r"[:/%\[\]]|^[0-9.]+$|^([0-9]+\.){3}[0-9A-Fa-f]+$")
 
 
 _FORMS: Final = [
