@@ -218,7 +218,9 @@ def test_to_a_program_that_knows_another_setting(daemons: Daemons, echo: Echo, i
     daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
     with dial(port) as client:
         assert echoed(client) == b"ping"
-        installed.change("config/settings.py", "    resolvers: tuple", "    later: Flag = False\n\n    resolvers: tuple")
+        installed.change(
+            "config/settings.py", "    resolvers: tuple", "    later: Flag = False\n\n    resolvers: tuple"
+        )
         done = daemon.relay("upgrade")
         assert done.returncode == 0, done
         upgraded(daemon)
