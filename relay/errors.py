@@ -9,6 +9,7 @@ RelayError
 │   ├── IdentityError      which instance this machine is cannot be told
 │   ├── ListenError        a declared port cannot be listened on
 │   ├── RegistryError      the registry does not answer, or refused the request
+│   ├── SourceError        a name, service record or file of instances gives no answer
 │   ├── UnknownError       no role, instance or endpoint of this name is in the service
 │   ├── ClashError         two names of the file become one where they are needed apart
 │   ├── ReplacedError      relay's control is just being replaced: the new one does it, when asked again
@@ -108,6 +109,10 @@ class ListenError(OperatorError):
 
 class RegistryError(OperatorError):
     """No endpoint of the registry answers, or it answered with a refusal."""
+
+
+class SourceError(OperatorError):
+    """A name, service record or file that says where instances are gives no answer. The message says why."""
 
 
 class UnknownError(OperatorError):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for a reader: a command must not wait for what the types ar
         WorkerStatus,
     )
     from relay.control.done import Busy, Hold, Reloaded, WouldReload
+    from relay.control.source_status import SourceStatus
 
 _RULES_SHOWN: Final = 12  # up to the one that decides: its neighbourhood, and a screen stays a screen
 _CUTS_SHOWN: Final = 20
@@ -43,6 +44,7 @@ def status_text(status: "Status") -> str:
         head.append(f"UPGRADE: it has not come to its end: {status['upgrade_failed']}")
     head += _unguarded(status["workers"])
     head += _registry(status["registry"])
+    head += _troubled_sources(status.get("sources", ()))  # a daemon of the program before has none
     if audited := [endpoint["name"] for endpoint in status["endpoints"] if endpoint["enforce"] == "audit"]:
         head.append(f"AUDIT: the envelope of {', '.join(audited)} refuses nobody, it only counts (`enforce: audit`)")
     head += [
@@ -80,7 +82,8 @@ def status_text(status: "Status") -> str:
         "RECEIVED",
         "SENT",
     )
-    return "\n".join([*head, "", table(titles, rows), *target_sets(status["endpoints"])])
+    tables = [*target_sets(status["endpoints"]), *_sources(status.get("sources", ()))]
+    return "\n".join([*head, "", table(titles, rows), *tables])
 
 
 def _restarts(status: "Status") -> str:
@@ -122,6 +125,36 @@ def _registry(registry: "RegistryStatus | None") -> list[str]:
         why = "the file has no place for them, or their address is another's"
         lines.append(f"LEFT OUT: {', '.join(registry['left_out'])}; {why}")
     return lines
+
+
+def _troubled_sources(sources: "Sequence[SourceStatus]") -> list[str]:
+    """A line for each name, service record or file that says where instances are and does not do well."""
+    lines = []
+    for each in sources:
+        stand = f"{each['targets']} addresses stand"
+        if each["age_s"] is not None:
+            stand += f", as it said {age(each['age_s'])} ago"
+        if each["trouble"]:
+            lines.append(f"SOURCE: {each['source']} of role {each['role']}: {each['trouble']}; {stand}")
+        elif each["doubted"]:
+            why = "it says that half of them or more are gone, and is not believed yet"
+            lines.append(f"SOURCE: {each['source']} of role {each['role']}: {why}; {stand}")
+    return lines
+
+
+def _sources(sources: "Sequence[SourceStatus]") -> list[str]:
+    """Names, service records and files that say where instances are, as a table of their own."""
+    rows = [
+        (
+            each["role"],
+            each["source"],
+            str(each["targets"]),
+            "-" if each["age_s"] is None else f"{age(each['age_s'])} ago",
+            "-" if each["ttl_s"] is None else age(each["ttl_s"]),
+        )
+        for each in sources
+    ]
+    return ["", table(("ROLE", "SOURCE", "ADDRESSES", "ANSWERED", "TTL"), rows)] if rows else []
 
 
 def route_text(answer: "RouteAnswer") -> str:
@@ -243,17 +276,20 @@ def identity_text(answer: "Identity") -> str:
 
 def instances_text(instances: Sequence["InstanceAnswer"]) -> str:
     """`GET /v1/instances` as a table; this machine has an asterisk."""
+    are_named = any(each.get("name") for each in instances)
     rows = [
         (
             each["id"] + ("*" if each["self"] else ""),
             each["address"],
+            *((each.get("name") or "-",) if are_named else ()),
             _health(each),
             each["metrics"] or "-",
             " ".join(f"{port['name']}={port['address']}" for port in each["endpoints"]) or "-",
         )
         for each in instances
     ]
-    return table(("INSTANCE", "ADDRESS", "IS", "METRICS", "ENDPOINTS"), rows) if rows else "no such instance is there"
+    titles = ("INSTANCE", "ADDRESS", *(("NAME",) if are_named else ()), "IS", "METRICS", "ENDPOINTS")
+    return table(titles, rows) if rows else "no such instance is there"
 
 
 def _health(instance: "InstanceAnswer") -> str:

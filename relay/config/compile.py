@@ -14,6 +14,7 @@ from relay.config.admission import drop_filter, envelope_rules
 from relay.config.endpoint import Endpoint, Timeouts
 from relay.config.fields import PerSource
 from relay.config.model import Door, Role, Service
+from relay.config.named import targets_here
 from relay.config.probe import Probe
 from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
@@ -84,7 +85,7 @@ def compile_snapshot(
         generation=generation,
         service=service.service,
         instance=instance,
-        endpoints=_with_slots(rows, slots, file),
+        endpoints=_with_slots(targets_here(service, roster, me, rows, slots), slots, file),
         drain_s=settings.drain_s,
         log_level=settings.log.level,
         roster=roster,

@@ -23,9 +23,13 @@ SOURCES_MAX: Final = 1024
 
 def _address_or_name(value: object) -> str:
     """An address as `str(IPv4Address)` writes it, or a name in lower case."""
-    if isinstance(value, str) and not re.fullmatch(r"[0-9.]*", value) and not set(value) & set(":/[%"):
+    if isinstance(value, str) and value and not _MEANT_AS_ADDRESS.search(value):
         return references.dns_name(value)
     return str(values.address(value))
+
+
+# Of an address alone; or three numbers and another one, which is mistyped: no name ends like that.
+_MEANT_AS_ADDRESS: Final = re.compile(r"[:/%\[\]]|^[0-9.]+$|^([0-9]+\.){3}[0-9A-Fa-f]+$")
 
 
 _FORMS: Final = [

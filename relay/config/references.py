@@ -68,6 +68,14 @@ def name_server(value: object) -> HostPort:
     return where
 
 
+def resolver(value: object) -> HostPort:
+    """The address and port of a DNS server: no name, which it would take one to look up."""
+    where = host_port(value)
+    if where.host == "localhost" or ip_address(where.host).is_unspecified:
+        raise WrongValue(f"{shown(value)} is not the address of a DNS server", "write one such as `10.0.0.2:53`")
+    return where
+
+
 def lease(value: object) -> float:
     """A duration of whole seconds from 2 on: etcd's shortest lease with its default election timeout."""
     seconds = duration(value)

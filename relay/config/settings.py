@@ -127,6 +127,9 @@ class Names(Keys):
     ttl_s: Duration = Field(default=5.0, alias="ttl", json_schema_extra={"default": "5s"})
     """How long whoever asked may remember an answer."""
 
+    resolvers: tuple[Annotated[HostPort, *text(references.resolver, values.HOST_PORT_PATTERN, "10.0.0.2:53")], ...] = ()
+    """The DNS servers that are asked for instances by name. Default: those that `/etc/resolv.conf` names."""
+
 
 def _metrics_or_false(written: object) -> object:
     if written is False:

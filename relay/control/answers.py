@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # typing's own says too little about it
 
 from relay.control.described import Says, Within
 from relay.control.senders import ToldStatus
+from relay.control.source_status import SourceStatus
 
 Count = Annotated[int, Within(0)]
 Port = Annotated[int, Within(1, 65535)]
@@ -72,7 +73,8 @@ class RoleAnswer(TypedDict):
     """A role, and who of it is there. `count`: how many there may be."""
 
     name: str
-    kind: Literal["listed", "counted", "bare"]
+    kind: Literal["listed", "counted", "named"]
+    bare: bool
     count: Count
     instances: list[str]
     endpoints: list[str]
@@ -91,12 +93,16 @@ class EndpointOfInstance(TypedDict):
 
 
 class InstanceAnswer(TypedDict):
-    """One instance. `self`: it is this machine. `reasons`: why it is down: by endpoint, and under its id as found here."""
+    """One instance. `self`: it is this machine. `reasons`: why it is down: by endpoint, and under its id as found here.
+
+    `name`: the name, service record or file that says it is there; empty: the service file has its address, or a registry.
+    """
 
     id: str
     role: str
     ordinal: Count
     address: str
+    name: str
     metrics: AddressText | None
     healthy: bool
     busy: bool
@@ -308,6 +314,7 @@ class Status(ToldStatus):
     busy_for_s: float
     reload: ReloadStatus
     registry: RegistryStatus | None
+    sources: list[SourceStatus]
     endpoints: list[EndpointStatus]
 
 

@@ -10,10 +10,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
-from relay import __version__
 from relay import log as logging
 from relay.config.roster import Member, difference
-from relay.control import admin, answers, done, upgrade
+from relay.control import admin, answers, done
 from relay.control.admin_socket import AdminSocket
 from relay.control.delivery import Delivery
 from relay.control.draining import told
@@ -27,23 +26,25 @@ from relay.control.metrics import LedgerCollector
 from relay.control.name_service import Naming
 from relay.control.registry_follower import Follower
 from relay.control.reload import Prepared, back, follow, reload, service_of, weigh
+from relay.control.replacing import Replacing
 from relay.control.routes import Discovery
 from relay.control.senders import ToldStatus
+from relay.control.sources_follower import SourcesFollower
 from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
 from relay.control.troubles import unserved
 from relay.control.upgrading import Upgrading
 from relay.control.weighing import keep, weighed_now, with_one
 from relay.errors import ConfigError, OperatorError, ReplacedError, os_reason
-from relay.kernel import channel, memory, messages
+from relay.fleet.numbering import everybody
+from relay.kernel import channel, messages
 from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
 from relay.ledger import clocks
-from relay.ledger.layout import DaemonWord, Word
+from relay.ledger.layout import DaemonWord
 from relay.log import Logger
 
-_TRIALS: Final = 5  # of an upgrade: what they were told may be old when they have come to their end
 _REFRESH_S: Final = 1.0  # a target that is down is looked at as often
 
 
@@ -65,12 +66,15 @@ class Control:
         self._stopped = asyncio.Event()
         self._began_s = self._loop.time()
         self._upgrading = Upgrading(inherited.ledger, self._loop.time, self._stopped)
+        self._replacing = Replacing(inherited, self._in_force, self._upgrading, self._reloading, self._log)
         self._tasks: set[asyncio.Task[None]] = set()
         self._looker = Looker(inherited.ledger, self._log)
         self._lines = Lines(inherited.ledger, self._log, self._looker)
         self._discovery = Discovery(inherited.ledger, inherited.settings, self._in_force)
         self._naming = Naming(inherited.settings.names, inherited.ledger, self._log)
         self._follower: Follower | None = None
+        here = inherited.settings, self._in_force, inherited.ledger, self._log
+        self._sources = SourcesFollower(*here, partial(self._roster, None))
 
     async def run(self) -> None:
         """Serve until SIGTERM."""
@@ -91,7 +95,7 @@ class Control:
                 weigh=self._weigh,
                 reload=self._reload,
                 dry_run=self._dry_run,
-                upgrade=self._upgrade,
+                upgrade=self._replacing.upgrade,
                 discovery=self._discovery,
                 log=self._log,
             )
@@ -99,7 +103,7 @@ class Control:
         if (listener := inherited.listeners.get("discovery")) is not None:
             serving.append(await admin.serve_discovery(listener, self._discovery, self._log))
         if (listener := inherited.listeners.get("metrics")) is not None:
-            collector = LedgerCollector(self._ledger, self._in_force)
+            collector = LedgerCollector(self._ledger, self._in_force, self._sources.status)
             serving.append(await admin.serve_metrics(listener, collector, self._log))
         self._admin_socket = AdminSocket(inherited.settings.admin.socket, serving[0], self._hand_socket, self._log)
         self._naming.follow(self._discovery.fleet())
@@ -107,6 +111,7 @@ class Control:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
         self._lines.follow(self._in_force.snapshot)
+        self._sources.follow()
         self._delivery.catch_up(self._in_force.snapshot)
         self._announce()
         await self._work_until_stopped()
@@ -128,6 +133,7 @@ class Control:
                 group.create_task(self._looker.run(), name="look at targets"),
                 group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
+                group.create_task(self._sources.run(), name="follow sources"),
             ]
             await self._stopped.wait()
             for task in going:
@@ -226,19 +232,26 @@ class Control:
         self._log.level = snapshot.log_level
         self._looker.follow(snapshot)
         self._lines.follow(snapshot)
+        self._sources.follow()
         self._discovery.changed()
         self._naming.follow(self._discovery.fleet())
         return late
 
     # --- the roster ---------------------------------------------------------------------------------------------
 
-    async def _roster(self, members: tuple[Member, ...], gone: tuple[str, ...]) -> str:
-        """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or ""."""
+    async def _roster(self, registered: tuple[Member, ...] | None, gone: tuple[str, ...] | None = None) -> str:
+        """Put in force who is registered and which addresses are gone, by the files that are; why that cannot be, or "".
+
+        None: as it is known. Who is there by names and files is as their follower has it.
+        """
         trouble = ""
         async with self._reloading:
             if is_draining(self._ledger) or self._upgrading.is_being_replaced:
                 return ""  # we are called again
-            before = self._in_force.roster
+            before, service = self._in_force.roster, self._in_force.service
+            registered = self._registered() if registered is None else registered
+            members = everybody(service, registered, self._sources.members(service))
+            gone = self._in_force.snapshot.gone if gone is None else gone
             try:
                 changed = partial(follow, self._inherited.settings, self._in_force, members, gone)
                 prepared = await self._loop.run_in_executor(None, changed)
@@ -266,46 +279,6 @@ class Control:
         told = self._follower.members if self._follower is not None else ()
         return told or self._in_force.roster.members
 
-    # --- live upgrade -------------------------------------------------------------------------------------------
-
-    async def _upgrade(self) -> done.Upgrading:
-        """Try the installed code out and let the keeper replace its program. Raises OperatorError: nothing has changed."""
-        ledger = self._ledger
-        if is_draining(ledger):
-            raise OperatorError("relay is stopping; nothing is upgraded")
-        if any(ledger.worker(n)[Word.UNSHARED] for n in range(ledger.workers)):
-            what = "a worker has no shared descriptor table (see the log), so its connections would be cut"
-            raise OperatorError(f"{what}; restart relay instead: it lets open connections end first")
-        try:
-            with self._upgrading.beginning():
-                for _ in range(_TRIALS):
-                    if (version := await self._try_out()) is not None:
-                        return {"from": __version__, "to": version, "program": ledger.words[DaemonWord.PROGRAM] + 1}
-            what = "the configuration changed again and again while the installed code was tried out"
-            raise OperatorError(f"{what}; nothing has changed: upgrade again")
-        except OperatorError as error:
-            self._log.event("error", "upgrade failed", message=str(error))
-            raise
-
-    async def _try_out(self) -> str | None:
-        """The version that is installed: it starts, and the keeper is asked to go over to it. None: the trial is too old.
-
-        No reload waits for it, so another snapshot may be in force when it has come to its end. Raises OperatorError.
-        """
-        inherited, snapshot, result = self._inherited, self._in_force.snapshot, memory.create("relay-trial")
-        try:
-            told = upgrade.facts(inherited.files, snapshot, inherited.settings, self._ledger.fd, result)
-            version = await upgrade.try_out(told)
-            async with self._reloading:
-                if self._in_force.snapshot is not snapshot:
-                    return None
-                # From here on the keeper may be of the new program, which does not read what this one writes.
-                self._upgrading.asked()
-                channel.send(inherited.keeper, messages.plain(messages.UPGRADE), (result,))
-                return version
-        finally:
-            os.close(result)
-
     # --- what others say ----------------------------------------------------------------------------------------
 
     def _on_worker(self, sock: socket.socket) -> None:
@@ -324,7 +297,7 @@ class Control:
             elif kind == messages.FAILED:
                 self._upgrading.heard(message["message"])
                 self._announce()
-            doing = {messages.RELOAD: self._reload, messages.UPGRADE: self._upgrade}.get(kind)
+            doing = {messages.RELOAD: self._reload, messages.UPGRADE: self._replacing.upgrade}.get(kind)
             if doing is not None:
                 task = self._loop.create_task(self._by_signal(doing), name=f"{kind} by signal")
                 self._tasks.add(task)
@@ -361,7 +334,8 @@ class Control:
         registry = self._follower.status(self._in_force.counted()) if self._follower is not None else None
         here = self._in_force.snapshot, os.getppid(), self._upgrading.program
         failed, crashes = self._upgrading.failed, self._crashes()
-        return status(self._ledger, *here, registry, self._told(), failed, control_crashes=crashes)
+        sources = self._sources.status()
+        return status(self._ledger, *here, registry, self._told(), failed, control_crashes=crashes, sources=sources)
 
     def _told(self) -> ToldStatus:
         return told(self._ledger, self._in_force, self._follower.told_busy if self._follower is not None else None)

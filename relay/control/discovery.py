@@ -51,7 +51,8 @@ def roles(fleet: Fleet) -> list[answers.RoleAnswer]:
     found: list[answers.RoleAnswer] = [
         {
             "name": name,
-            "kind": "bare" if role.bare else "counted" if role.counted else "listed",
+            "kind": "counted" if role.counted else "named" if role.named else "listed",
+            "bare": role.bare,
             "count": role.count,
             "instances": [member.id for member in fleet.roster.of(name)],
             "endpoints": list(role.endpoints),
@@ -65,7 +66,17 @@ def roles(fleet: Fleet) -> list[answers.RoleAnswer]:
     if fleet.service.edge is not None:
         there = [member.id for member in fleet.roster.of(EDGE)]
         count = len(fleet.service.edge.instances)
-        found.append({"name": EDGE, "kind": "listed", "count": count, "instances": there, "endpoints": [], "uses": {}})
+        found.append(
+            {
+                "name": EDGE,
+                "kind": "listed",
+                "bare": False,
+                "count": count,
+                "instances": there,
+                "endpoints": [],
+                "uses": {},
+            }
+        )
     return found
 
 
@@ -91,6 +102,7 @@ def instance_view(fleet: Fleet, member: Member) -> answers.InstanceAnswer:
         "role": member.role,
         "ordinal": member.ordinal,
         "address": member.address,
+        "name": member.name,
         "metrics": metrics_of(fleet, member),
         "healthy": is_healthy(fleet, member),
         "busy": member.busy,
@@ -122,7 +134,8 @@ def unhealthy(fleet: Fleet) -> frozenset[str]:
 def _endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
     for name, endpoint in fleet.service.roles[member.role].endpoints.items():
         healthy = member.serves(name) and member.id not in fleet.avoided
-        yield _port(f"{member.role}/{name}", endpoint, member.address, endpoint.listen_ports, healthy)
+        ports = Ports(member.port, member.port) if member.port else endpoint.listen_ports
+        yield _port(f"{member.role}/{name}", endpoint, member.address, ports, healthy)
 
 
 def _edge_endpoints(fleet: Fleet, member: Member) -> Iterator[answers.EndpointOfInstance]:
@@ -183,7 +196,7 @@ def _endpoint_view(fleet: Fleet, role_name: str, role: Role, name: str, endpoint
         "instances": [
             {
                 "instance": member.id,
-                "address": join_host_port(member.address, endpoint.listen_ports.first),
+                "address": join_host_port(member.address, member.port or endpoint.listen_ports.first),
                 "healthy": member.serves(name) and member.id not in fleet.avoided,
             }
             for member in fleet.roster.of(role_name)

@@ -1,6 +1,6 @@
 """Prometheus metrics: one collector that renders the ledger at each scrape. Labels come from the configuration alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from relay import __version__
 from relay.config.snapshot import EndpointRow
 from relay.control.in_force import InForce
+from relay.control.source_status import SourceStatus
 from relay.control.status import is_busy, survives_crash, worker_connections, worker_restarts
 from relay.ledger import clocks
 from relay.ledger.layout import (
@@ -73,9 +74,12 @@ _TARGET_COUNTERS = (
 class LedgerCollector(Collector):
     """Renders the ledger by the snapshot in force."""
 
-    def __init__(self, ledger: Ledger, in_force: InForce) -> None:
+    def __init__(
+        self, ledger: Ledger, in_force: InForce, sources: Callable[[], Sequence[SourceStatus]] = tuple[SourceStatus]
+    ) -> None:
         self._ledger = ledger
         self._in_force = in_force
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family, for one scrape."""
@@ -99,6 +103,7 @@ class LedgerCollector(Collector):
             (Count.DURATION_BUCKETS, Count.DURATION_SUM_NS),
         )
         yield from self._daemon()
+        yield from self._of_sources()
 
     def _counters(self, rows: tuple[EndpointRow, ...]) -> Iterator[Metric]:
         for name, text, count in _COUNTERS:
@@ -264,6 +269,33 @@ class LedgerCollector(Collector):
         build = GaugeMetricFamily("relay_build_info", "The version of relay.", labels=("version",))
         build.add_metric((__version__,), 1)
         yield build
+
+    def _of_sources(self) -> Iterator[Metric]:
+        """Of names, service records and files that say where instances are; control alone knows of them."""
+        if not (found := self._sources()):
+            return
+        labels = ("role", "source")
+        age = GaugeMetricFamily(
+            "relay_source_age_seconds", "Since the source's last good answer; absent before the first.", labels=labels
+        )
+        targets = GaugeMetricFamily(
+            "relay_source_targets", "Instances that the source says are there, by what stands.", labels=labels
+        )
+        failures = CounterMetricFamily(
+            "relay_source_failures", "Questions to the source that were not answered, or not as a whole.", labels=labels
+        )
+        left_out = GaugeMetricFamily(
+            "relay_source_left_out", "Addresses of the role that have no place: there are too many.", labels=("role",)
+        )
+        for each in found:
+            at = each["role"], each["source"]
+            if each["age_s"] is not None:
+                age.add_metric(at, each["age_s"])
+            targets.add_metric(at, each["targets"])
+            failures.add_metric(at, each["failures"])
+        for role, count in {each["role"]: each["left_out"] for each in found}.items():
+            left_out.add_metric((role,), count)
+        yield from (age, targets, failures, left_out)
 
 
 def render(collector: LedgerCollector) -> bytes:

@@ -25,6 +25,8 @@ from relay.control.weighing import recall
 from relay.errors import IdentityError, OperatorError, Problem
 from relay.fleet.identity import Vacancy, identify
 from relay.fleet.join import Joined, abandon, join, known_at_start
+from relay.fleet.numbering import everybody
+from relay.fleet.sources import members_at_once
 from relay.kernel.listening import close_all, filter_refusal, open_listener, try_listener
 
 # What a running daemon does not change: a reload says so instead of pretending.
@@ -98,11 +100,14 @@ class Who:
 def start(files: ConfigFiles) -> Prepared:
     """Read the files and open all that they declare. The registry is asked who is there; a number is taken if need be.
 
+    So are the sources of instances, for 2 s at most: what gives no answer by then is only said.
+
     Raises OperatorError (ConfigError, IdentityError, ListenError, RegistryError), and then nothing was opened.
     """
     service, settings = _read(files)
     who = _at_start(service.value, settings.value, files)
     try:
+        who = _with_sources(who, service, settings.value)
         weights, note = recall(settings.value, service.value.service)
         snapshot = _compile(service, settings.value, who, 1, NO_SLOTS, weights=weights)
         notes = (*who.notes, *([note] if note else []))
@@ -119,7 +124,8 @@ def reload(
 ) -> Prepared:
     """Read the files and open what must be opened beyond what is in force.
 
-    `running` are the settings that the daemon started with; `registered` are whom the registry told of.
+    `running` are the settings that the daemon started with; `registered` are whom the registry told of. Sources of instances
+    that are new are asked, for 2 s at most.
     A `dry_run` tries the addresses and opens nothing. Raises OperatorError as `start` does; then nothing was opened.
     """
     service, new = _read(files)
@@ -127,10 +133,12 @@ def reload(
     old = in_force.snapshot
     # What etcd knows this machine by must stay.
     _refuse_another_life(split_instance(old.instance)[0], in_force.service, service.value, settings)
-    who = _still(service.value, settings, files, Who.of(old), registered)
+    looked_up, unanswered = members_at_once(service.value, settings, service.document.path, old.roster)
+    there = everybody(service.value, registered, looked_up)
+    who = _still(service.value, settings, files, Who.of(old), there)
     gone, weights = who.roster.absent(old.gone), from_plain(old.weights)
     snapshot = _compile(service, settings, who, old.generation + 1, old.slots, gone, weights)
-    warnings, notes = (*service.warnings, *new.warnings), _needs_restart(new.value, running)
+    warnings, notes = (*service.warnings, *new.warnings), (*unanswered, *_needs_restart(new.value, running))
     return _opened(service, snapshot, settings, old, warnings, notes, dry_run=dry_run)
 
 
@@ -232,6 +240,16 @@ def _at_start(service: Service, settings: Settings, files: ConfigFiles) -> Who:
     if isinstance(found, str):
         return Who(found, Roster.of_service(service, registered), at_ns)
     return _joined(service, settings, found)
+
+
+def _with_sources(who: Who, service: Loaded[Service], settings: Settings) -> Who:
+    """Before a start: the same machine, when the sources of instances are asked."""
+    if not service.value.named:
+        return who
+    looked_up, unanswered = members_at_once(service.value, settings, service.document.path)
+    there = everybody(service.value, who.roster, looked_up)
+    roster = Roster.of_service(service.value, there, me=who.roster.get(who.instance))
+    return replace(who, roster=roster, notes=(*who.notes, *unanswered))
 
 
 def _still(service: Service, settings: Settings, files: ConfigFiles, known: Who, registered: Iterable[Member]) -> Who:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Final, Literal
 
 from typing_extensions import TypedDict
@@ -12,6 +13,7 @@ from relay.control import answers, done
 from relay.control.faults import reason_of
 from relay.control.holds import hold_for_s
 from relay.control.senders import NOBODY, ToldStatus
+from relay.control.source_status import SourceStatus
 from relay.control.troubles import troubles
 from relay.ledger import clocks
 from relay.ledger.layout import (
@@ -48,6 +50,7 @@ def status(
     upgrade_failed: str = "",
     *,
     control_crashes: int = 0,
+    sources: Sequence[SourceStatus] = (),
 ) -> answers.Status:
     """The answer to `GET /v1/status`. `told`: whom `relay drain` tells. `control_crashes`: how often in a row it ended.
 
@@ -85,6 +88,7 @@ def status(
             "failed": words[DaemonWord.RELOADS_FAILED],
         },
         "registry": registry,
+        "sources": list(sources),
         "endpoints": [endpoint(ledger, row) for row in snapshot.endpoints],
     }
 

@@ -141,7 +141,7 @@ def _compiled(files: ConfigFiles, told: Facts) -> Tried:
     except ConfigError as error:
         raise OperatorError(f"it does not take the files:\n{error}") from None
     fixed = _fixed(settings)
-    if changed := [key for key, value in told.fixed.items() if key in fixed and fixed[key] != value]:
+    if changed := [key for key, value in told.fixed.items() if key in fixed and not _agrees(value, fixed[key])]:
         what = f"{', '.join(f'`{key}`' for key in changed)} in the settings changed, and that takes a restart"
         raise OperatorError(f"{what}; put it back, or stop and start relay instead")
     listens = {row.name: row.listen for row in snapshot.endpoints}
@@ -155,6 +155,13 @@ def _compiled(files: ConfigFiles, told: Facts) -> Tried:
 def _fixed(settings: Settings) -> dict[str, Any]:
     plain: dict[str, Any] = settings.model_dump(mode="json", include=set(FIXED))
     return plain
+
+
+def _agrees(told: Any, now: Any) -> bool:
+    """Whether a setting is as the running program told it. One that it has not told of, it does not know."""
+    if isinstance(told, dict) and isinstance(now, dict):
+        return all(key in now and _agrees(value, now[key]) for key, value in told.items())
+    return bool(told == now)
 
 
 def take(fd: int) -> Tried:

@@ -99,7 +99,9 @@ class DaemonWord:
     WORKERS_AT: Final = 32  # index of the first worker's words
     RELOAD_OK_AT_MONOTONIC_NS: Final = 33
     BUSY_TAKEN_NS: Final = 34  # the BUSY_UNTIL_NS that BUSY_UNTIL_MONOTONIC_NS was written for
-    END: Final = 35
+    # CLOCK_MONOTONIC: the oldest last good answer of a source of instances; 0: there is none. A new control begins with it.
+    ANSWERED_AT_MONOTONIC_NS: Final = 35
+    END: Final = 36
 
 
 class Word:

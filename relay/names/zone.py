@@ -207,8 +207,9 @@ class Zone:
                 self._add(_labels(address.reverse_pointer), wire.PTR, wired)
         self.roles[label] = tuple(nodes)
         self._sets.setdefault(name, {})
-        for node in _preferred(nodes):
-            self._add(name, node.type, node.packed)
+        # Of those that are told by names several may have one address, with another port each: a record is there once.
+        for type_, packed in dict.fromkeys((node.type, node.packed) for node in _preferred(nodes)):
+            self._add(name, type_, packed)
         for endpoint, port in endpoints.items():
             self._add_endpoint(role, endpoint, port, name, nodes, unhealthy)
 
@@ -229,7 +230,7 @@ class Zone:
         named = [node for node in nodes if node.label]
         serving = [node for node in named if node.member.id not in unhealthy and node.member.serves(endpoint)]
         for node in serving or named:
-            data = struct.pack("!HHH", 0, 0, port) + node.wired
+            data = struct.pack("!HHH", 0, 0, node.member.port or port) + node.wired
             self._add(name, wire.SRV, data, (node.wired, node.type, node.packed))
 
     def _add(self, name: Labels, type_: int, data: bytes, *glue: tuple[bytes, int, bytes]) -> None:

@@ -231,3 +231,34 @@ def test_how_an_instance_is(keys: dict[str, Any], told: str) -> None:
 
 def test_no_instances() -> None:
     assert instances_text([]) == "no such instance is there"
+
+
+def test_names_that_say_where_instances_are() -> None:
+    source = {"role": "db", "source": "db.test", "kind": "name", "targets": 2, "age_s": 3.2, "ttl_s": 60.0}
+    well = {**source, "doubted": False, "trouble": "", "failures": 0, "left_out": 0}
+    never = {**well, "source": "file: t.yaml", "targets": 0, "age_s": None, "ttl_s": None, "trouble": "no such file"}
+    text = status_text(status(sources=[well, {**well, "source": "a.test", "doubted": True}, never]))
+    assert [line for line in text.splitlines() if line.startswith("SOURCE")] == [
+        "SOURCE: a.test of role db: it says that half of them or more are gone, and is not believed yet; "
+        "2 addresses stand, as it said 3.2s ago",
+        "SOURCE: file: t.yaml of role db: no such file; 0 addresses stand",
+    ]
+    assert text.endswith(
+        "ROLE  SOURCE        ADDRESSES  ANSWERED  TTL\n"
+        "db    db.test       2          3.2s ago  1.0m\n"
+        "db    a.test        2          3.2s ago  1.0m\n"
+        "db    file: t.yaml  0          -         -"
+    )
+
+
+def test_instances_by_name() -> None:
+    common: dict[str, Any] = {"self": False, "healthy": True, "metrics": None, "endpoints": []}
+    there: Any = [
+        {**common, "id": "db_IN_0", "address": "10.0.0.4", "name": "db.test"},
+        {**common, "id": "web_IN_0", "address": "10.0.0.5", "name": ""},
+    ]
+    assert instances_text(there).splitlines() == [
+        "INSTANCE  ADDRESS   NAME     IS       METRICS  ENDPOINTS",
+        "db_IN_0   10.0.0.4  db.test  healthy  -        -",
+        "web_IN_0  10.0.0.5  -        healthy  -        -",
+    ]

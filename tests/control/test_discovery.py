@@ -43,6 +43,7 @@ def test_an_instance() -> None:
         "role": "web",
         "ordinal": 0,
         "address": "10.0.0.4",
+        "name": "",
         "metrics": "10.0.0.4:9464",
         "healthy": False,
         "busy": False,
@@ -251,3 +252,33 @@ def test_a_file_that_changes_an_endpoint_changes_those_who_have_it() -> None:
     same = fleet(text=TEXT + "# a comment\n")
     assert same.service is not SHOP
     assert kinds(fleet(), same) == []
+
+
+NAMED = """\
+version: 1
+service: shop
+roles:
+  store: {instances: [10.0.1.4], uses: {db: {endpoint: db/pg, listen: "127.0.0.1:5432"}}}
+  db:
+    bare: true
+    instances: [db.test, {srv: _pg._tcp.db.test}]
+    endpoints: {pg: {type: internal, port: 5432}}
+"""
+
+
+def test_instances_by_name_are_where_the_name_says() -> None:
+    there = (
+        Member("db", 0, "10.0.2.4", name="db.test"),
+        Member("db", 7, "10.0.2.4", port=5433, name="srv: _pg._tcp.db.test"),
+    )
+    known = fleet(*there, text=NAMED)
+    (role,) = [each for each in discovery.roles(known) if each["name"] == "db"]
+    assert (role["kind"], role["count"], role["instances"]) == ("named", 1024, ["db_IN_0", "db_IN_7"])
+    found = discovery.instances(known, "db")
+    assert [(each["name"], each["address"], each["endpoints"][0]["address"]) for each in found] == [
+        ("db.test", "10.0.2.4", "10.0.2.4:5432"),
+        ("srv: _pg._tcp.db.test", "10.0.2.4", "10.0.2.4:5433"),
+    ]
+    assert [each["endpoints"][0]["ports"]["last"] for each in found] == [5432, 5433]
+    (endpoint,) = discovery.endpoints(known, "db")
+    assert [each["address"] for each in endpoint["instances"]] == ["10.0.2.4:5432", "10.0.2.4:5433"]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -375,3 +376,21 @@ def test_it_renders_by_the_snapshot_in_force(ledger: Ledger) -> None:
     assert b'endpoint="api"' in render(collector)
     current.snapshot = snapshot_of(SNAPSHOT.endpoints[0])
     assert b'endpoint="api"' not in render(collector)
+
+
+def test_sources(ledger: Ledger) -> None:
+    common = {"role": "db", "kind": "name", "ttl_s": 5.0, "doubted": False, "trouble": "", "left_out": 2}
+    told: Any = [
+        {**common, "source": "db.test", "targets": 3, "age_s": 1.5, "failures": 4},
+        {**common, "source": "file: t.yaml", "targets": 0, "age_s": None, "failures": 0},
+    ]
+    text = render(LedgerCollector(ledger, standing(SNAPSHOT), lambda: told)).decode()
+    lines = [line for line in text.splitlines() if line.startswith("relay_source_") and "_created" not in line]
+    assert lines == [
+        'relay_source_age_seconds{role="db",source="db.test"} 1.5',
+        'relay_source_targets{role="db",source="db.test"} 3.0',
+        'relay_source_targets{role="db",source="file: t.yaml"} 0.0',
+        'relay_source_failures_total{role="db",source="db.test"} 4.0',
+        'relay_source_failures_total{role="db",source="file: t.yaml"} 0.0',
+        'relay_source_left_out{role="db"} 2.0',
+    ]

@@ -211,3 +211,17 @@ def is_worker(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().startswith("relay-worker")
     return False
+
+
+def test_to_a_program_that_knows_another_setting(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """What the one before has not told of, it did not know: that is no change of what a running daemon keeps."""
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        installed.change(
+            "config/settings.py", "    resolvers: tuple", "    later: Flag = False\n\n    resolvers: tuple"
+        )
+        done = daemon.relay("upgrade")
+        assert done.returncode == 0, done
+        upgraded(daemon)
+        assert echoed(client) == b"ping"

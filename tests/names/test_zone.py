@@ -104,6 +104,21 @@ def test_an_endpoint_that_is_down_on_an_instance() -> None:
     assert len(found(names, "_admin-v1._tcp.store.shop.internal.", "SRV")) == 2
 
 
+def test_two_instances_at_one_address_with_a_port_each() -> None:
+    names = zone(Member("store", 0, "10.0.1.4", port=6001), Member("store", 1, "10.0.1.4", port=6002))
+    asked = dns.message.make_query("store.shop.internal.", "A")
+    read = dns.message.from_wire(names.answer(asked.to_wire(), False) or b"", one_rr_per_rrset=True)
+    assert [str(one) for each in read.answer for one in each] == ["10.0.1.4"], "a record is there once (RFC 2181, 5)"
+    assert found(names, "_postgres._tcp.store.shop.internal.", "SRV") == {
+        "0 0 6001 store-0.store.shop.internal.",
+        "0 0 6002 store-1.store.shop.internal.",
+    }
+    assert found(names, "4.1.0.10.in-addr.arpa.", "PTR") == {
+        "store-0.store.shop.internal.",
+        "store-1.store.shop.internal.",
+    }
+
+
 def test_where_nobody_is_healthy_everybody_is_given_out() -> None:
     names = zone(unhealthy={"web_IN_0", "web_IN_1", "web_IN_2"})
     assert found(names, WEB, "A") == {"10.0.0.4", "10.0.0.5"}
