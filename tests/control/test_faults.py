@@ -3,19 +3,21 @@
 import errno
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from relay.config.snapshot import ProbeRow, TargetRow
-from relay.control.faults import avoided, own_faults
+from relay.control.faults import avoided, own_faults, reason_of
 from relay.ledger.layout import Count, Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets import why
-from relay.targets.health import packed
+from relay.targets.health import TargetHealth, packed
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.ledger.rig import new_ledger
 
 REFUSED = why.of_error(errno.ECONNREFUSED)
+BESIDE = ProbeRow("", 1.0, 1.0, port=8008)
 
 
 @pytest.fixture
@@ -66,3 +68,20 @@ def test_other_machines_that_are_down(ledger: Ledger) -> None:
         "web_IN_1": "out (permission denied: /run/app)",
         "web_IN_2": "out (its relay: connection refused)",
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "expected"),
+    [
+        (TargetRow("unix:/run/a", path="/run/a"), {"direct": True}, "connection refused: /run/a"),
+        (TargetRow("10.0.0.4:1", instance="web_IN_0"), {"path_behind": "/run/b"}, "connection refused: /run/b"),
+        (TargetRow("127.0.0.1:1"), {"direct": True}, "connection refused"),
+        (TargetRow("unix:/run/a", path="/run/a"), {"direct": True, "probe": BESIDE}, "connection refused"),
+    ],
+)
+def test_the_path_is_of_who_was_asked(target: TargetRow, keys: dict[str, Any], expected: str) -> None:
+    """One of several, or the only one, unless a port beside it is asked."""
+    found, row = TargetHealth(Health.DOWN, REFUSED), endpoint_row(targets=(target,), **keys)
+    assert reason_of(row, target, found) == expected
+    if row.direct:
+        assert reason_of(row, None, found) == expected
