@@ -27,6 +27,7 @@ def test_roles() -> None:
     assert web == {
         "name": "web",
         "kind": "counted",
+        "bare": False,
         "count": 3,
         "instances": ["web_IN_0", "web_IN_2"],
         "endpoints": ["http-in", "each", "metrics"],
