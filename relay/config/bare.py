@@ -16,6 +16,7 @@ _OF_OWN_RELAY: Final = {
     "target_distribution": "`port` is where the application itself listens",
     "unsafe_target": "`port` is where the application itself listens",
     "source_addresses": "only a target at a loopback address is dialled from several",
+    "transparent": "its answers to a client's own address would not come by way of the edge, and `send_proxy` tells it",
 }
 
 

@@ -87,8 +87,8 @@ def _audits(service: Service, document: Document) -> Iterator[Problem]:
 
 
 def _transparent(service: Service, document: Document) -> Iterator[Problem]:
-    for _, _, endpoint, path in endpoints(service):
-        if endpoint.transparent:
+    for role_name, _, endpoint, path in endpoints(service):
+        if endpoint.transparent and not service.roles[role_name].bare:
             elsewhere = [
                 target
                 for target in endpoint.targets
