@@ -232,7 +232,10 @@ def explain_text(answer: "Explanation") -> str:
         lines.append("  (and is let in all the same, and counted: `enforce: audit`)")
     if answer["edges"]:
         lines.append(f"  (by way of the edge, {', '.join(answer['edges'])}: directly nobody else connects here)")
-    if answer["verdict"] == "permit":
+    if answer.get("bare") and answer["looked_at"]:
+        lines.append("  (at the edge: whoever reaches these machines by another way is asked by nobody)")
+    by_nobody = answer.get("bare") and answer["listen"].startswith("port ")
+    if answer["verdict"] == "permit" and not by_nobody:
         lines.append("  (its limits and its protocol may still refuse a connection)")
         if (share := answer["per_source"]) is not None:
             lines.append(f"  (of {share['network']} together at most {share['limit']} are open: `limits.per_source`)")

@@ -363,9 +363,13 @@ Explanation = TypedDict(
         "otherwise": Permission,
         "why": str,
         "per_source": SourceShare | None,
+        "bare": bool,
     },
 )
-"""The envelope's verdict on a source, and the rules that were looked at, in order."""
+"""The envelope's verdict on a source, and the rules that were looked at, in order.
+
+`bare`: it is an edge's, or nobody's; on the machines themselves there is no relay.
+"""
 
 
 class RouteAnswer(TypedDict):

@@ -6,16 +6,16 @@ The same envelope that a worker asks, from the same snapshot.
 import ipaddress
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from relay.address import packed_host
 from relay.config.compile import compile_snapshot
 from relay.config.load import load_service
 from relay.config.model import Service
-from relay.config.roster import Member, Roster
+from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.config.snapshot import BY_INSTANCE, EndpointRow, Snapshot, TargetRow
 from relay.control import answers, done
 from relay.control.holds import hold_for_s
 from relay.control.in_force import InForce
@@ -31,6 +31,7 @@ from relay.targets.health import knows_at, may_be_back, share_of, state_in
 # nobody's, because what goes there is thrown away (RFC 6666).
 _SOMEWHERE: Final = "100::"
 _BY_ADDRESS: Final = {False: "yes", True: "by address"}
+_UNENFORCED: Final = "not enforced"
 # What a source is called in a summary: a customer's usual network, so that a thousand of its addresses are one line.
 _SUMMARY_BITS: Final = {4: 24, 6: 64}
 
@@ -77,9 +78,11 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
     role = to.partition("/")[0]
     if role not in service.roles or not service.roles[role].count:
         raise OperatorError(f"no role `{role}` with instances in {path}; `--to` is ROLE/ENDPOINT")
+    file = os.path.basename(path)
+    if service.roles[role].bare:
+        return _explain_bare(service, file, to, address, instance)
     me = Member(role, 0, _SOMEWHERE) if service.roles[role].counted else None
     roster = Roster.of_service(service, me=me)
-    file = os.path.basename(path)
     snapshot = compile_snapshot(service, Settings(), f"{role}_IN_0", generation=0, file=file, roster=roster)
     row = find_endpoint(snapshot, to)
     answer = explain(row, find_source(snapshot, address, instance))
@@ -94,6 +97,38 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
     if service.roles[role].counted:
         answer["listen"] = f"port {row.listen_port}"
     return answer
+
+
+def _explain_bare(
+    service: Service, file: str, to: str, address: str | None, instance: str | None
+) -> answers.Explanation:
+    """Of a role without relay: an edge's answer, where there is one that leads there; else nobody is asked."""
+    role, _, name = to.partition("/")
+    endpoint = service.roles[role].endpoints.get(name)
+    if endpoint is None:
+        here = ", ".join(f"{role}/{each}" for each in service.roles[role].endpoints) or "none"
+        raise OperatorError(f"no endpoint `{to}`; role `{role}` has {here}")
+    if endpoint.type == "input" and service.edge is not None:
+        snapshot = compile_snapshot(service, Settings(), f"{EDGE}_IN_0", generation=0, file=file)
+        row = next((row for row in snapshot.endpoints if row.name.removesuffix(BY_INSTANCE) == to), None)
+        if row is not None:
+            return explain(row, find_source(snapshot, address, instance))
+    roster = Snapshot(0, service.service, "", (), 0.0, "info", roster=Roster.of_service(service))
+    return {
+        "from": find_source(roster, address, instance),
+        "to": to,
+        "listen": f"port {endpoint.listen_ports}",
+        "edges": [],
+        "verdict": "permit",
+        "reason": None,
+        "enforce": endpoint.enforce,
+        "rule": None,
+        "looked_at": [],
+        "otherwise": "permit",
+        "why": "there is no relay on the machines of a bare role, and nobody is refused",
+        "per_source": None,
+        "bare": True,
+    }
 
 
 def explain(row: EndpointRow, source: str) -> answers.Explanation:
@@ -115,6 +150,7 @@ def explain(row: EndpointRow, source: str) -> answers.Explanation:
         "per_source": None
         if row.per_source is None
         else {"limit": row.per_source, "network": _counted_as(row, source)},
+        "bare": row.direct and not row.is_own and row.type != "door",
     }
 
 
@@ -244,7 +280,10 @@ def matrix(service: Service) -> list[answers.Reach]:
     stand_ins = [Member(name, 0, f"{_SOMEWHERE}{n:x}") for n, name in enumerate(service.counted)]
     roster = Roster.of_service(service, stand_ins)
     for role_name, role in service.roles.items():
-        if not role.count or role.bare:
+        if role.bare:
+            found += _matrix_of_bare(service, role_name)
+            continue
+        if not role.count:
             continue
         snapshot = compile_snapshot(service, Settings(), f"{role_name}_IN_0", generation=0, file="", roster=roster)
         for row in snapshot.endpoints:
@@ -259,6 +298,19 @@ def matrix(service: Service) -> list[answers.Reach]:
             }
             found.append({"endpoint": row.name, "type": row.type, "outside": _outside(row), "roles": by_role})
     return found
+
+
+def _matrix_of_bare(service: Service, role_name: str) -> Iterator[answers.Reach]:
+    """Of a role without relay: what an edge says of the outside, and that nobody enforces anything on its machines."""
+    edge = (
+        compile_snapshot(service, Settings(), f"{EDGE}_IN_0", generation=0, file="").endpoints if service.edge else ()
+    )
+    rows = {row.name.removesuffix(BY_INSTANCE): row for row in edge}
+    for name, endpoint in service.roles[role_name].endpoints.items():
+        row = rows.get(f"{role_name}/{name}")
+        outside = _UNENFORCED if row is None else f"{_outside(row)}, by the edge"
+        roles = dict.fromkeys(service.roles, _UNENFORCED)
+        yield {"endpoint": f"{role_name}/{name}", "type": endpoint.type, "outside": outside, "roles": roles}
 
 
 def _packed(member: Member) -> bytes:
