@@ -81,11 +81,7 @@ class SourcesFollower:
             del self._sources[at]
             if (task := self._tasks.pop(at, None)) is not None:
                 task.cancel()
-        for at, source in found.items():
-            if at in self._sources:
-                self._sources[at].item = source.item  # another weight
-            else:
-                self._sources[at] = source
+        self._sources = found | self._sources
         self._too_many = {name: count for name, count in self._too_many.items() if name in service.named}
         if self._began_s < math.inf:
             self._begin()

@@ -43,7 +43,7 @@ def numbered(
     numbers: dict[tuple[str, int], int] = {}
     for member in before:
         at = member.address, member.port
-        if member.role == name and at in wanted and at not in numbers and 0 <= member.ordinal < SOURCES_MAX:
+        if member.role == name and at in wanted and 0 <= member.ordinal < SOURCES_MAX:
             numbers[at] = member.ordinal
     taken = set(numbers.values())
     free = (number for number in range(SOURCES_MAX) if number not in taken)
