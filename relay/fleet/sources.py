@@ -165,7 +165,8 @@ def members_at_once(
 
 def too_many_text(count: int) -> str:
     """What is said of so many addresses that have no number."""
-    return f"{count} addresses have no place, for a role has {SOURCES_MAX} instances at most; split the role"
+    have = "1 address has" if count == 1 else f"{count} addresses have"
+    return f"{have} no place, for a role has {SOURCES_MAX} instances at most; split the role"
 
 
 async def _asked(

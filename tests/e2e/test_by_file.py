@@ -129,7 +129,7 @@ def test_too_many_are_an_error_that_fails_nothing(daemons: Daemons) -> None:
         service = daemon.service_file.read_text()
         daemon.service_file.write_text(service.replace("- file: targets.json", "- file: targets.json\n    - 10.8.0.1"))
         done = daemon.relay("reload")
-        told = "1 addresses have no place, for a role has 1024 instances at most; split the role"
+        told = "1 address has no place, for a role has 1024 instances at most; split the role"
         assert (done.returncode, told in done.stdout) == (0, True)
         assert len(there(daemon)) == 1024
         assert one.target in there(daemon).values()
