@@ -11,6 +11,7 @@ import dns.query
 import dns.reversename
 
 from tests.conftest import Daemons
+from tests.e2e.installed import upgraded
 from tests.harness import Daemon, Echo, dial, echoed, eventually, patched
 from tests.ports import free_port, free_ports
 
@@ -195,3 +196,17 @@ def test_beside_a_registry_each_keeps_what_the_other_knows(daemons: Daemons, tmp
     (registry / "web_IN_1.yaml").unlink()
     del expected["web_IN_1"]
     eventually(lambda: ids() == expected, "who leaves the registry takes nobody along")
+
+
+def test_an_upgrade_of_as_many_as_there_can_be(daemons: Daemons) -> None:
+    """What the running program tells the new one of them is longer than an argument may be (execve(2))."""
+    with Echo((ONE, 0)) as one:
+        most = [f"10.9.{n // 250}.{n % 250}:{6000 + n}" for n in range(1023)]
+        daemon = edge(daemons, port := free_port(), one.target, *most)
+        before = there(daemon)
+        with dial(port):
+            assert len(before) == 1024
+            done = daemon.relay("upgrade")
+            assert done.returncode == 0, done
+            upgraded(daemon)
+            assert there(daemon) == before
