@@ -125,9 +125,9 @@ class SourcesFollower:
                 async with asyncio.timeout(_TICK_S):
                     await self._changed.wait()
             self._changed.clear()
+            self._note()
             if not (service := self._in_force.service).named:
                 continue
-            self._note()
             # At a start all that were not asked yet may be about to answer: one roster is better than one for each.
             waiting = time.monotonic() - self._began_s < AT_ONCE_S and not self._have_been_asked()
             if not waiting:
