@@ -304,3 +304,16 @@ async def test_one_that_is_late_is_not_waited_for_long(
     monkeypatch.setattr(slow._look_up, "ask", asyncio.Event().wait)
     async with at_work(edge):
         await until(lambda: edge.there == {"10.0.0.1": 0})
+
+
+async def test_who_is_no_target_here_is_said_once(edge: Edge, server: Lying) -> None:
+    server.say("db.test", "A", "198.51.100.10", "10.0.0.1", ttl_s=0)
+    async with at_work(edge):
+        await until(lambda: edge.the()["trouble"])
+        asked = server.asked["db.test", "A", "udp"]
+        await until(lambda: server.asked["db.test", "A", "udp"] > asked + 3)
+        message = "db/pg: db_IN_1 at 198.51.100.10 port 5432 is no target: that is this machine itself"
+        assert edge.the()["trouble"] == message
+        assert edge.said() == ["it has 2 addresses now", message]
+        server.say("db.test", "A", "10.0.0.1", "10.0.0.2", ttl_s=0)
+        await until(lambda: not edge.the()["trouble"])
