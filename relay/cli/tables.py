@@ -131,7 +131,7 @@ def _troubled_sources(sources: "Sequence[SourceStatus]") -> list[str]:
     """A line for each name, service record or file that says where instances are and does not do well."""
     lines = []
     for each in sources:
-        stand = f"{each['targets']} addresses stand"
+        stand = "1 address stands" if each["targets"] == 1 else f"{each['targets']} addresses stand"
         if each["age_s"] is not None:
             stand += f", as it said {age(each['age_s'])} ago"
         if each["trouble"]:

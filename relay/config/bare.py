@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from relay.config.document import Document, KeyPath
+from relay.config.instances import SOURCES_MAX
 from relay.config.model import Role, Service
 from relay.errors import Problem
 
@@ -50,6 +51,9 @@ def _of_bare(document: Document, name: str, role: Role) -> Iterator[Problem]:
             what = "each port leads to the instance with a number, and which address has it is not known here"
             fix = "remove it, or list addresses under `instances`"
             yield document.problem((*here, "instance_ports"), what, fix)
+    if role.named and len(role.items) > SOURCES_MAX:
+        what = f"has {len(role.items)} items, and a role whose instances names or files tell has {SOURCES_MAX} at most"
+        yield document.problem((*path, "instances"), what, "split the role")
     carrying = [index for index, each in enumerate(role.items) if each.kind in ("srv", "file")]
     if carrying and len(role.endpoints) > 1:
         what = "it says the port as well, and the role has several endpoints"

@@ -48,6 +48,7 @@ class SourcesFollower:
         self._changed = asyncio.Event()
         self._began_s = math.inf
         self._too_many: dict[str, int] = {}  # by role: how many have no number
+        self._unreached: dict[str, list[str]] = {}  # by role: who of it is no target here, and why
         self._hindrance = ""
         self._said: dict[str, str] = {}  # of roles: what is wrong with them
 
@@ -81,11 +82,7 @@ class SourcesFollower:
             del self._sources[at]
             if (task := self._tasks.pop(at, None)) is not None:
                 task.cancel()
-        for at, source in found.items():
-            if at in self._sources:
-                self._sources[at].item = source.item  # another weight
-            else:
-                self._sources[at] = source
+        self._sources = found | self._sources
         self._too_many = {name: count for name, count in self._too_many.items() if name in service.named}
         if self._began_s < math.inf:
             self._begin()
@@ -129,9 +126,9 @@ class SourcesFollower:
                 async with asyncio.timeout(_TICK_S):
                     await self._changed.wait()
             self._changed.clear()
+            self._note()
             if not (service := self._in_force.service).named:
                 continue
-            self._note()
             # At a start all that were not asked yet may be about to answer: one roster is better than one for each.
             waiting = time.monotonic() - self._began_s < AT_ONCE_S and not self._have_been_asked()
             if not waiting:
@@ -176,8 +173,15 @@ class SourcesFollower:
         for name, count in self._too_many.items():
             if count:
                 now[f"{name}: numbers"] = f"role {name}: {too_many_text(count)}"
+        several: dict[tuple[str, str, str], list[str]] = {}
         for each in left_out(self._in_force.service, self._in_force.snapshot):
-            now[f"{each.endpoint} {each.target}"] = f"{each.endpoint}: {each.target} is no target: {each.why}"
+            several.setdefault((each.role, each.endpoint, each.why), []).append(each.target)
+        self._unreached = {}
+        for (role, endpoint, why), targets in several.items():
+            who = targets[0] if len(targets) == 1 else f"{targets[0]} (and {len(targets) - 1} more)"
+            message = f"{endpoint}: {who} is no target: {why}"
+            now[message] = message
+            self._unreached.setdefault(role, []).append(message)
         if self._hindrance:
             now[""] = f"who is there by names and files does not come into force: {self._hindrance}"
         for key, message in now.items():
@@ -207,7 +211,8 @@ class SourcesFollower:
                 if source is None or item.kind == "address":
                     continue
                 too_many = self._too_many.get(name, 0)
-                troubles = (source.trouble, too_many_text(too_many) if too_many else "", self._hindrance)
+                of_role = [*self._unreached.get(name, ()), *([too_many_text(too_many)] if too_many else [])]
+                troubles = (source.trouble, *of_role, self._hindrance)
                 yield {
                     "role": name,
                     "source": str(item),

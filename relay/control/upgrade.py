@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from relay.processes import handover
 
 _TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
 _KILL_S: Final = 1.0
+_ARGUMENT_MAX_BYTES: Final = 100_000  # Linux takes 128 KiB of one argument: execve(2); a roster of 1,000 may be longer
 _TEXT_MAX: Final = 4000  # of a failed trial's output: the end of a traceback says what is wrong
 
 
@@ -84,13 +85,14 @@ def facts(files: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd:
 
 async def try_out(told: Facts) -> str:
     """Let the installed code try itself out; its version. Raises OperatorError with what it says when it does not start."""
-    trial = await asyncio.create_subprocess_exec(
-        *(sys.executable, *handover.module("relay"), "trial", json.dumps(asdict(told))),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=(told.ledger_fd, told.result_fd),
-    )
+    with _argument(json.dumps(asdict(told))) as (argument, fds):
+        trial = await asyncio.create_subprocess_exec(
+            *(sys.executable, *handover.module("relay"), "trial", argument),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(told.ledger_fd, told.result_fd, *fds),
+        )
     try:
         async with asyncio.timeout(_TRIAL_S):
             out, err = await trial.communicate()
@@ -106,6 +108,19 @@ async def try_out(told: Facts) -> str:
     return out.decode().strip()
 
 
+@contextlib.contextmanager
+def _argument(text: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The trial's argument, and descriptors that it needs: one with the text, where the kernel takes no argument so long."""
+    if len(text) <= _ARGUMENT_MAX_BYTES:  # and JSON is ASCII; also a version takes it that knows no other way
+        yield text, ()
+        return
+    fd = memory.create("relay-facts", text.encode())
+    try:
+        yield json.dumps({"facts_fd": fd}), (fd,)
+    finally:
+        os.close(fd)
+
+
 # --- in the installed code ----------------------------------------------------------------------------------------------
 
 
@@ -115,6 +130,8 @@ def trial(text: str, rehearse: Callable[[Snapshot], None]) -> None:
     `rehearse` has a worker come up, and raises that where none does.
     """
     raw: dict[str, Any] = json.loads(text)
+    if "facts_fd" in raw:
+        raw = json.loads(memory.read(raw["facts_fd"]))
     advice = "stop and start relay instead: it lets open connections end first, for up to `drain`"
     if raw["handover_format"] != handover.FORMAT:
         raise OperatorError(f"relay {__version__} cannot take over from the running version; {advice}")

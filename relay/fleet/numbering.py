@@ -1,7 +1,7 @@
 """Which instance is where, of a role whose items are sources: numbers that stay with their addresses. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.config.instances import SOURCES_MAX, Listed
 from relay.config.model import Role, Service
@@ -37,42 +37,50 @@ def numbered(
     get the lowest free ones in the order of the file. An address from two items is one instance: with the first one's weight,
     and no backup if either is none.
     """
-    wanted: dict[tuple[str, int], list[tuple[Listed, int, bool]]] = {}
-    for item, place, weight in _places(role, answers):
-        wanted.setdefault((place.address, place.port), []).append((item, weight, item.backup or place.backup))
+    own = own_port(role)
+    wanted: dict[tuple[str, int], list[_Told]] = {}
+    for told in _all_told(role, answers):
+        wanted.setdefault((told.place.address, told.place.port or own), []).append(told)
     numbers: dict[tuple[str, int], int] = {}
     for member in before:
-        at = member.address, member.port
-        if member.role == name and at in wanted and at not in numbers and 0 <= member.ordinal < SOURCES_MAX:
+        at = member.address, member.port or own
+        if member.role == name and at in wanted and 0 <= member.ordinal < SOURCES_MAX:
             numbers[at] = member.ordinal
     taken = set(numbers.values())
     free = (number for number in range(SOURCES_MAX) if number not in taken)
     fresh = [at for at in wanted if at not in numbers]
     numbers.update(zip(fresh, free, strict=False))
-    found = [_member(name, numbers[at], at, wanted[at]) for at in wanted if at in numbers]
+    found = [_member(name, numbers[at], told) for at, told in wanted.items() if at in numbers]
     return tuple(sorted(found)), len(wanted) - len(found)
 
 
-def _member(name: str, number: int, at: tuple[str, int], items: list[tuple[Listed, int, bool]]) -> Member:
-    labels = dict.fromkeys(str(item) for item, _, _ in items if item.kind != "address")
+class _Told(NamedTuple):
+    """A place, and by which item of the file; with its weight among that item's."""
+
+    item: Listed
+    place: Place
+    weight: int
+
+
+def _member(name: str, number: int, told: list[_Told]) -> Member:
+    """The instance that all of these tell of. A port that is told is kept, also where it is the endpoint's own now."""
     return Member(
         name,
         number,
-        at[0],
-        weight=items[0][1],
-        backup=all(backup for _, _, backup in items),
-        port=at[1],
-        name=_BETWEEN.join(labels),
+        told[0].place.address,
+        weight=told[0].weight,
+        backup=all(each.item.backup or each.place.backup for each in told),
+        port=max(each.place.port for each in told),
+        name=_BETWEEN.join(dict.fromkeys(str(each.item) for each in told if each.item.kind != "address")),
     )
 
 
-def _places(role: Role, answers: Mapping[Key, Sequence[Place]]) -> Iterable[tuple[Listed, Place, int]]:
-    """Every place of every item with its weight, in the file's order."""
-    own = own_port(role)
+def _all_told(role: Role, answers: Mapping[Key, Sequence[Place]]) -> Iterable[_Told]:
+    """Every place of every item, in the file's order."""
     for item in role.items:
         places = (Place.of(item.text),) if item.kind == "address" else answers.get(key_of(item), ())
         for place, weight in zip(places, _weights(item, places), strict=True):
-            yield item, place.at_port(own), weight
+            yield _Told(item, place, weight)
 
 
 def own_port(role: Role) -> int:
@@ -101,7 +109,8 @@ def known(role: Role, members: Iterable[Member]) -> dict[Key, tuple[Place, ...]]
             key, item = labels[label]
             share = member.weight / item.weight if item.weight else 1.0
             backup = member.backup and not item.backup
-            found.setdefault(key, []).append(Place.of(member.address, member.port, share, backup))
+            port = 0 if item.kind == "name" else member.port
+            found.setdefault(key, []).append(Place.of(member.address, port, share, backup))
     return {key: tuple(places) for key, places in found.items()}
 
 

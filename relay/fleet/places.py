@@ -1,7 +1,7 @@
 """What a name, a service record or a file says of where instances are. Pure: plain data, and what of it can be believed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -27,10 +27,6 @@ class Place:
         """At this address. Raises ValueError for a text that is none."""
         found = ip_address(address)
         return cls(found.version, int(found), str(found), port, share, backup)
-
-    def at_port(self, own: int) -> "Place":
-        """The same, where the endpoint's own port is `own`: told, or not told, it is one."""
-        return replace(self, port=0) if own and self.port == own else self
 
 
 @dataclass(frozen=True, slots=True)

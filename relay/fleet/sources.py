@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from relay.config.instances import SOURCES_MAX, Listed
@@ -15,7 +15,7 @@ from relay.config.settings import Settings
 from relay.errors import SourceError
 from relay.fleet.local_names import LocalNames
 from relay.fleet.looking_up import LookUp
-from relay.fleet.numbering import Key, known, numbered, own_port, sources_of
+from relay.fleet.numbering import Key, known, numbered, sources_of
 from relay.fleet.places import Place, SourceAnswer
 from relay.fleet.standing_answer import StandingAnswer, Verdict
 
@@ -41,9 +41,9 @@ class Source:
     """One item of a role's `instances` that is not a plain address. Times are CLOCK_MONOTONIC, in seconds."""
 
     def __init__(
-        self, role: str, item: Listed, look_up: LookUp, own: int, stands: tuple[Place, ...] | None, good_at_s: float
+        self, role: str, item: Listed, look_up: LookUp, stands: tuple[Place, ...] | None, good_at_s: float
     ) -> None:
-        """`own`: the port of the role's only endpoint. `stands` is what it said before, `good_at_s` when; None: nothing."""
+        """`stands` is what it said before, `good_at_s` when; None: nothing."""
         self.role = role
         self.item = item
         self.good_at_s = good_at_s if stands is not None else -math.inf
@@ -51,7 +51,6 @@ class Source:
         self.trouble = ""
         self.failures = 0
         self.was_asked = False
-        self._own = own
         self._look_up = look_up
         self._standing = StandingAnswer(stands)
         self._failures_in_a_row = 0
@@ -86,8 +85,7 @@ class Source:
 
     def _heard(self, answer: SourceAnswer) -> Heard:
         now_s = time.monotonic()
-        places = tuple(place.at_port(self._own) for place in answer.places)
-        verdict = self._standing.hear(replace(answer, places=places), now_s)
+        verdict = self._standing.hear(answer, now_s)
         self.ttl_s, self.trouble = answer.ttl_s, answer.trouble
         fresh = tuple(why for why in answer.left_out if why not in self._said_left_out)
         self._said_left_out = frozenset(answer.left_out)
@@ -131,7 +129,7 @@ def sources(
         stands = known(role, (member for member in there if member.role == name))
         for key, item in sources_of(role).items():
             look_up = LookUp(local, item, os.path.dirname(path))
-            yield name, key, Source(name, item, look_up, own_port(role), stands.get(key), good_at_s)
+            yield name, key, Source(name, item, look_up, stands.get(key), good_at_s)
 
 
 def members_at_once(
@@ -165,7 +163,8 @@ def members_at_once(
 
 def too_many_text(count: int) -> str:
     """What is said of so many addresses that have no number."""
-    return f"{count} addresses have no place, for a role has {SOURCES_MAX} instances at most; split the role"
+    have = "1 address has" if count == 1 else f"{count} addresses have"
+    return f"{have} no place, for a role has {SOURCES_MAX} instances at most; split the role"
 
 
 async def _asked(

@@ -344,3 +344,13 @@ def test_the_relays_own_port_is_nobody_elses(port: int, what: str) -> None:
     found = check_service(Service.model_validate(document.data), document)
     assert [each.what for each in found] == ([what] if what else [])
     assert {(each.line, each.path) for each in found} <= {(3, "relay_port")}
+
+
+@pytest.mark.parametrize(("sources", "count"), [(1, 1025), (1, 1024), (0, 1025)])
+def test_more_items_than_a_role_by_names_can_have(sources: int, count: int) -> None:
+    items = [f"10.1.{n // 250}.{n % 250}" for n in range(count - sources)] + ["db.test"] * sources
+    found = check(f"""
+        db: {{bare: true, instances: [{", ".join(items)}], endpoints: {{pg: {{type: internal, port: 1}}}}}}
+    """)
+    expected = ["has 1025 items, and a role whose instances names or files tell has 1024 at most"]
+    assert [each.what for each in found] == (expected if sources and count > 1024 else [])

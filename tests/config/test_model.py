@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from relay.config.endpoint import Endpoint
 from relay.config.fields import PerSource, Rule
-from relay.config.model import Service
+from relay.config.model import Role, Service
 from relay.config.schema import service_schema, settings_schema
 from relay.config.settings import Settings
 from relay.config.values import HostPort, Ports, Target
@@ -289,3 +289,19 @@ def test_the_schema_and_the_model_agree(keys: dict[str, Any], fits: bool) -> Non
     else:
         with pytest.raises(ValidationError):
             Service.model_validate(service)
+
+
+def bare(*items: Any) -> Role:
+    return Role.model_validate({"bare": True, "instances": list(items)})
+
+
+@pytest.mark.parametrize("name", ["db", "cafe", "Dead.Beef", "db.", "a1", "10.0.0.com", "4a"])
+def test_a_name_may_look_like_a_number_in_hex(name: str) -> None:
+    (item,) = bare(name).items
+    assert (item.kind, item.text) == ("name", name.lower().removesuffix("."))
+
+
+@pytest.mark.parametrize("text", ["10.0.0.4a", "10.0.0.400", "10.0.0", "10.0.0.4/32", "[::1]", "fe80::g", "12", ""])
+def test_what_is_meant_as_an_address_is_no_name(text: str) -> None:
+    with pytest.raises(ValidationError):
+        bare(text)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,11 +270,50 @@ async def test_a_mistake_of_relays_own_stops_nobody(edge: Edge, server: Lying, m
     ] * 2
 
 
-async def test_before_all_were_asked_nothing_is_brought(edge: Edge, server: Lying, tmp_path: Path) -> None:
+async def test_before_all_were_asked_nothing_is_brought(
+    edge: Edge, server: Lying, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One roster is better than one for each source; and who is there stays until whoever knows has been asked."""
+    monkeypatch.setattr(sources_follower, "AT_ONCE_S", HANG_S)
     server.say("db.test", "A", "10.0.0.1", ttl_s=0)
     edge.reload(["db.test", {"file": "t.yaml"}])
     (tmp_path / "t.yaml").write_text('- targets: ["10.0.0.2"]\n')
-    began_s = time.monotonic()
+    (_, slow), may = edge.follower._sources.values(), asyncio.Event()
+    real = slow._look_up.ask
+
+    async def ask() -> Any:
+        await may.wait()
+        return await real()
+
+    monkeypatch.setattr(slow._look_up, "ask", ask)
     async with at_work(edge):
-        await until(lambda: edge.there)
-        assert len(edge.there) == 2 or time.monotonic() - began_s > sources.AT_ONCE_S
+        await until(lambda: server.asked["db.test", "A", "udp"] > 3)
+        assert (edge.puts, edge.there) == (0, {})
+        may.set()
+        await until(lambda: edge.there == {"10.0.0.1": 0, "10.0.0.2": 1})
+        assert edge.puts == 1
+
+
+async def test_one_that_is_late_is_not_waited_for_long(
+    edge: Edge, server: Lying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_follower, "AT_ONCE_S", 0.05)
+    server.say("db.test", "A", "10.0.0.1", ttl_s=0)
+    edge.reload(["other.test", "db.test"])
+    slow, _ = edge.follower._sources.values()
+    monkeypatch.setattr(slow._look_up, "ask", asyncio.Event().wait)
+    async with at_work(edge):
+        await until(lambda: edge.there == {"10.0.0.1": 0})
+
+
+async def test_who_is_no_target_here_is_said_once(edge: Edge, server: Lying) -> None:
+    server.say("db.test", "A", "198.51.100.10", "10.0.0.1", ttl_s=0)
+    async with at_work(edge):
+        await until(lambda: edge.the()["trouble"])
+        asked = server.asked["db.test", "A", "udp"]
+        await until(lambda: server.asked["db.test", "A", "udp"] > asked + 3)
+        message = "db/pg: db_IN_1 at 198.51.100.10 port 5432 is no target: that is this machine itself"
+        assert edge.the()["trouble"] == message
+        assert edge.said() == ["it has 2 addresses now", message]
+        server.say("db.test", "A", "10.0.0.1", "10.0.0.2", ttl_s=0)
+        await until(lambda: not edge.the()["trouble"])

@@ -11,6 +11,7 @@ import dns.query
 import dns.reversename
 
 from tests.conftest import Daemons
+from tests.e2e.installed import upgraded
 from tests.harness import Daemon, Echo, dial, echoed, eventually, patched
 from tests.ports import free_port, free_ports
 
@@ -129,7 +130,7 @@ def test_too_many_are_an_error_that_fails_nothing(daemons: Daemons) -> None:
         service = daemon.service_file.read_text()
         daemon.service_file.write_text(service.replace("- file: targets.json", "- file: targets.json\n    - 10.8.0.1"))
         done = daemon.relay("reload")
-        told = "1 addresses have no place, for a role has 1024 instances at most; split the role"
+        told = "1 address has no place, for a role has 1024 instances at most; split the role"
         assert (done.returncode, told in done.stdout) == (0, True)
         assert len(there(daemon)) == 1024
         assert one.target in there(daemon).values()
@@ -151,3 +152,61 @@ def test_a_change_of_more_than_half_is_believed_after_a_while(daemons: Daemons) 
         eventually(lambda: there(daemon) == {"db_IN_0": one.target}, "it is back at once")
         with dial(port) as client:
             assert echoed(client) == b"ping"
+
+
+def test_beside_a_registry_each_keeps_what_the_other_knows(daemons: Daemons, tmp_path: Path) -> None:
+    registry = tmp_path / "instances"
+    registry.mkdir()
+    (registry / "web_IN_0.yaml").write_text(f"address: {HERE}\n")
+    pg = {"type": "internal", "port": 5432, "from": ["web"]}
+    uses = {"db": {"endpoint": "db/pg", "listen": f"127.0.0.1:{free_port()}"}}
+    roles = {
+        "web": {"instances": 3, "uses": uses},
+        "db": {"bare": True, "instances": [{"file": "targets.json"}], "endpoints": {"pg": pg}},
+    }
+    daemon = daemons.make(
+        {"version": 1, "service": "shop", "roles": roles}, {"workers": 1, "registry": {"directory": str(registry)}}
+    )
+    write(daemon.directory, "10.0.2.1")
+    daemon.start()
+
+    def ids() -> dict[str, str]:
+        return {each["id"]: each["address"] for each in daemon.ask("GET", "/v1/instances")[1]}
+
+    expected = {"web_IN_0": HERE, "db_IN_0": "10.0.2.1"}
+    assert ids() == expected
+    write(daemon.directory, "10.0.2.1", "10.0.2.2")
+    expected["db_IN_1"] = "10.0.2.2"
+    eventually(lambda: ids() == expected, "the file's is there")
+    (registry / "db_IN_5.yaml").write_text("address: 10.6.6.6\n")
+    (registry / "web_IN_1.yaml").write_text("address: 10.0.0.5\n")
+    expected["web_IN_1"] = "10.0.0.5"
+    eventually(lambda: ids() == expected, "the registry's is there, in its own role alone")
+    write(daemon.directory, "10.0.2.3", "10.0.2.2")
+    expected["db_IN_0"] = "10.0.2.3"
+    eventually(lambda: ids() == expected, "another one has the number")
+    assert daemon.relay("reload").returncode == 0
+    assert ids() == expected
+    pid = daemon.status()["control"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: another(daemon, pid), "there is another control")
+    write(daemon.directory, "10.0.2.3", "10.0.2.2", "10.0.2.4")
+    expected["db_IN_2"] = "10.0.2.4"
+    eventually(lambda: ids() == expected, "it goes on")
+    (registry / "web_IN_1.yaml").unlink()
+    del expected["web_IN_1"]
+    eventually(lambda: ids() == expected, "who leaves the registry takes nobody along")
+
+
+def test_an_upgrade_of_as_many_as_there_can_be(daemons: Daemons) -> None:
+    """What the running program tells the new one of them is longer than an argument may be (execve(2))."""
+    with Echo((ONE, 0)) as one:
+        most = [f"10.9.{n // 250}.{n % 250}:{6000 + n}" for n in range(1023)]
+        daemon = edge(daemons, port := free_port(), one.target, *most)
+        before = there(daemon)
+        with dial(port):
+            assert len(before) == 1024
+            done = daemon.relay("upgrade")
+            assert done.returncode == 0, done
+            upgraded(daemon)
+            assert there(daemon) == before

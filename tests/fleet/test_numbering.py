@@ -26,8 +26,8 @@ def role(*items: Any, endpoints: Mapping[str, Any] = ENDPOINT) -> Role:
     return Role.model_validate({"bare": True, "instances": list(items), "endpoints": endpoints})
 
 
-def at(*texts: str, **keys: Any) -> tuple[Place, ...]:
-    return tuple(Place.of(text, **keys) for text in texts)
+def at(*texts: str, port: int = 0) -> tuple[Place, ...]:
+    return tuple(Place.of(text, port) for text in texts)
 
 
 def test_the_lowest_free_numbers_in_the_order_of_the_file() -> None:
@@ -60,7 +60,7 @@ def test_the_same_address_from_two_items_is_one_instance() -> None:
     answers = {NAME: at("10.0.0.1", "10.0.0.2"), SRV: (*at("10.0.0.1", port=5432), *at("10.0.0.2", port=5433))}
     found, _ = numbered("db", items, answers, ())
     assert found == (
-        Member("db", 0, "10.0.0.1", weight=2, name="db.test, srv: _pg._tcp.test"),
+        Member("db", 0, "10.0.0.1", weight=2, port=5432, name="db.test, srv: _pg._tcp.test"),
         Member("db", 1, "10.0.0.2", weight=2, backup=True, name="db.test"),
         Member("db", 2, "10.0.0.2", weight=3, port=5433, name="srv: _pg._tcp.test"),
     )
@@ -94,6 +94,28 @@ def test_the_port_of_the_only_endpoint() -> None:
     two = {**ENDPOINT, "other": {"type": "internal", "port": 5433}}
     assert (own_port(role("db.test")), own_port(role("db.test", endpoints=two))) == (5432, 0)
     assert own_port(role("db.test", endpoints={})) == 0
+
+
+def test_a_port_that_is_told_stays_when_the_endpoint_goes_to_another_one() -> None:
+    before_items, after_items = (
+        role("db.test", {"srv": "_pg._tcp.test"}, endpoints={"pg": {"type": "internal", "port": port}})
+        for port in (5432, 6432)
+    )
+    answers = {NAME: at("10.0.0.1", "10.0.0.2"), SRV: at("10.0.0.2", "10.0.0.3", port=5432)}
+    before, _ = numbered("db", before_items, answers, ())
+    assert [(member.address, member.port) for member in before] == [
+        ("10.0.0.1", 0),
+        ("10.0.0.2", 5432),
+        ("10.0.0.3", 5432),
+    ]
+    for told in (answers, known(before_items, before)):
+        found, _ = numbered("db", after_items, told, before)
+        assert {(member.address, member.port): member.ordinal for member in found} == {
+            ("10.0.0.1", 0): 0,
+            ("10.0.0.2", 5432): 1,
+            ("10.0.0.3", 5432): 2,
+            ("10.0.0.2", 0): 3,
+        }
 
 
 def test_sources_are_there_once() -> None:
@@ -135,6 +157,11 @@ def steps(draw: st.DrawFn) -> tuple[Role, list[dict[Key, list[Place]]]]:
     return role(*draw(st.permutations(items))), draw(st.lists(answers, min_size=1, max_size=6))
 
 
+def reached(member: Member) -> tuple[str, int]:
+    """Where its only endpoint is."""
+    return member.address, member.port or 5432
+
+
 @examples(200)
 @given(steps())
 def test_any_answers(given_: tuple[Role, list[dict[Key, list[Place]]]]) -> None:
@@ -143,10 +170,10 @@ def test_any_answers(given_: tuple[Role, list[dict[Key, list[Place]]]]) -> None:
     before: tuple[Member, ...] = ()
     for each in answers:
         found, too_many = numbered("db", items, each, before)
-        numbers = {(member.address, member.port): member.ordinal for member in found}
+        numbers = {reached(member): member.ordinal for member in found}
         assert len(set(numbers.values())) == len(found)
         assert too_many == 0
-        kept = {(m.address, m.port): m.ordinal for m in before if (m.address, m.port) in numbers}
+        kept = {reached(member): member.ordinal for member in before if reached(member) in numbers}
         assert kept.items() <= numbers.items()
         fresh = sorted(number for where, number in numbers.items() if where not in kept)
         free = [number for number in range(40) if number not in kept.values()]

@@ -58,12 +58,6 @@ def test_an_address_and_port_is_there_once_and_the_order_is_always_the_same() ->
     assert in_order([six, first, second, other, port]) == (second, port, first, six)
 
 
-def test_the_endpoints_own_port_is_no_other() -> None:
-    place = Place.of("10.0.0.4", 5432, 2, True)
-    assert place.at_port(5432) == Place.of("10.0.0.4", 0, 2, True)
-    assert place.at_port(5433) == place.at_port(0) == place
-
-
 def test_shares_of_service_records() -> None:
     assert shares([0, 1, 256]) == [1, 1, 256]
     assert shares([0, 65535]) == [1, 256]

@@ -60,13 +60,13 @@ class Says1(LookUp):
         return self.answer
 
 
-def at(*texts: str, port: int = 0) -> tuple[Place, ...]:
-    return tuple(Place.of(text, port) for text in texts)
+def at(*texts: str) -> tuple[Place, ...]:
+    return tuple(Place.of(text) for text in texts)
 
 
 async def test_a_source() -> None:
     look_up, before_s = Says1(), time.monotonic()
-    source = Source("db", Listed("name", "db.test"), look_up, 5432, None, before_s)
+    source = Source("db", Listed("name", "db.test"), look_up, None, before_s)
     assert (source.has_answered, source.good_at_s, source.was_asked) == (False, -math.inf, False)
     waits_s = []
     for _ in range(5):
@@ -74,7 +74,7 @@ async def test_a_source() -> None:
         waits_s.append(source.wait_s())
     assert waits_s == [1, 2, 4, 5, 5]
     assert (source.failures, source.trouble, source.has_answered, source.was_asked) == (5, "it is away", False, True)
-    look_up.answer = SourceAnswer(at("10.0.0.1", "10.0.0.2", port=5432), 7.0, left_out=("::1 no",))
+    look_up.answer = SourceAnswer(at("10.0.0.1", "10.0.0.2"), 7.0, left_out=("::1 no",))
     assert await source.ask() == Heard("changed", "", ("::1 no",))
     assert (source.places, source.ttl_s, source.wait_s(), source.trouble) == (at("10.0.0.1", "10.0.0.2"), 7, 7, "")
     assert source.good_at_s >= before_s
@@ -87,7 +87,7 @@ async def test_a_source() -> None:
 
 async def test_its_age_goes_on_while_it_is_doubted_or_not_whole() -> None:
     look_up = Says1()
-    source = Source("db", Listed("name", "db.test"), look_up, 0, at("10.0.0.1"), 5.0)
+    source = Source("db", Listed("name", "db.test"), look_up, at("10.0.0.1"), 5.0)
     assert (source.has_answered, source.good_at_s) == (True, 5.0)
     look_up.answer = SourceAnswer((), 60.0)
     assert (await source.ask()).verdict == "doubted"
@@ -100,7 +100,7 @@ async def test_its_age_goes_on_while_it_is_doubted_or_not_whole() -> None:
 
 async def test_a_part_is_better_than_nothing_at_first() -> None:
     look_up = Says1()
-    source = Source("db", Listed("name", "db.test"), look_up, 0, None, 0.0)
+    source = Source("db", Listed("name", "db.test"), look_up, None, 0.0)
     look_up.answer = SourceAnswer((), 60.0, frozenset({4}), "A does not answer")
     assert (await source.ask()).trouble
     assert not source.has_answered
