@@ -184,7 +184,9 @@ class Writer:
         """The first row that this server took, asked for after that moment."""
 
         def found() -> Write | None:
-            return next((each for each in list(self.written) if (each.server, each.began_s > since_s) == (server, True)), None)
+            return next(
+                (each for each in list(self.written) if (each.server, each.began_s > since_s) == (server, True)), None
+            )
 
         write: Write = eventually(found, f"{self.address} leads to {server}")
         return write
@@ -206,7 +208,8 @@ class Writer:
             self._stop.wait(_PACE_S)
 
     def _through(self, psql: "subprocess.Popen[str]", began_s: float) -> None:
-        assert psql.stdin is not None and psql.stdout is not None
+        assert psql.stdin is not None
+        assert psql.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             while not self._stop.is_set():
                 psql.stdin.write(_INSERT + "\n")

@@ -15,7 +15,9 @@ from tests.e2e.netns import Network
 from tests.e2e.programs import answers_at, program, run
 from tests.harness import Daemon
 
-FILES: Final = Path(__file__).parents[2] / "config" / "recipes"
+_ROOT: Final = Path(__file__).parents[2]
+FILES: Final = _ROOT / "config" / "recipes"
+PAGE: Final = _ROOT / "docs" / "recipes.md"
 
 
 @contextlib.contextmanager

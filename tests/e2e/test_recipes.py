@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import re
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Daemons
-from tests.e2e import restarts
-from tests.e2e.apps import App
-from tests.e2e.netns import Network
-from tests.e2e.recipes import health, iis, machines, started, targets, worker
+from tests.e2e.programs import program
+from tests.e2e.recipes import PAGE, health, iis, machines, started, targets, worker
 from tests.e2e.restarts import Application, Load
 from tests.harness import HANG_S, Daemon, Echo, denied, echoed, eventually
 
@@ -102,12 +103,18 @@ def test_four_processes_restarted_one_after_the_other(daemons: Daemons, director
         mounted = ("unshare", "--mount", "sh", "-c", f'mount --bind {directory} /run && exec "$@"', "sh")
         web = started(daemons, network, "web", "four-processes", {"state": str(directory)}, wrapper=mounted)
         eventually(lambda: health(web, "web/http-in") == ["up"] * 4, "all are up")
-        names = list(targets(web, "web/http-in"))
         with network.inside("client"), Load(("10.0.0.4", 80)).running() as load:
-            for name, each in zip(names, workers, strict=True):
-                restart(web, name, each)
-                load.go_on()
-            assert targets(web, "web/http-in")[names[3]]["share"] < 1, "it begins slowly"
+            with typed(web, directory) as release:
+                for number, each in enumerate(workers, 1):
+                    asked = directory / f"shop@{number}"
+                    eventually(lambda asked=asked: asked.exists() or release.poll() is not None, "its turn")  # type: ignore[misc]
+                    each.stop()
+                    load.go_on()
+                    each.start()
+                    asked.unlink()
+                assert release.wait(HANG_S) == 0
+            assert [each["weight"] for each in targets(web, "web/http-in").values()] == [1] * 4
+            assert list(targets(web, "web/http-in").values())[3]["share"] < 1, "it begins slowly"
         assert (load.failed, set(web.endpoint("web/http-in")["closed"])) == ([], {"target_fin"})
         for each in workers:
             each.stop()
@@ -119,14 +126,27 @@ def test_four_processes_restarted_one_after_the_other(daemons: Daemons, director
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def restart(web: Daemon, name: str, app: App) -> None:
-    """One process, as the page says."""
-    assert web.relay("weight", "web/http-in", name, "0").returncode == 0
-    eventually(lambda: targets(web, "web/http-in")[name]["active"] == 0, "nobody is there")
-    app.stop()
-    app.start()
-    assert web.relay("weight", "web/http-in", name, "off").returncode == 0
-    eventually(lambda: targets(web, "web/http-in")[name]["health"] == "up", "it is back")
+@contextlib.contextmanager
+def typed(web: Daemon, directory: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """The page's release of all four, on their machine. `systemctl` asks for a restart by a file, and waits for it."""
+    (script,) = re.findall(r"```sh\n(release.*?)```", PAGE.read_text(), re.DOTALL)
+    programs = {
+        "relay": f'exec {sys.executable} -m relay "$@" --settings {web.settings_file}',
+        "systemctl": f'touch {directory}/"$2"; while [ -e {directory}/"$2" ]; do sleep 1; done',
+        "sleep": f"exec {program('sleep')} 0.05",
+    }
+    places = directory / "bin"
+    places.mkdir()
+    for name, line in programs.items():
+        (places / name).write_text(f"#!/bin/sh\n{line}\n")
+        (places / name).chmod(0o755)
+    with subprocess.Popen(
+        ["sh", "-eu", "-c", script], env={**os.environ, "PATH": f"{places}:{os.environ['PATH']}"}
+    ) as made:
+        try:
+            yield made
+        finally:
+            made.kill()
 
 
 def test_a_canary_and_back(daemons: Daemons, directory: Path) -> None:

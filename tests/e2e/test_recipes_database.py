@@ -87,20 +87,19 @@ def door(provider: Provider, daemons: Daemons, tmp_path: Path) -> Iterator[Daemo
 def test_a_name_that_leads_elsewhere(provider: Provider, door: Daemon) -> None:
     """By a switch that leaves the old machine at work, and by one that does not; TLS is between the two ends alone."""
     assert provider.who_answers() == ONE
-    with provider.network.inside("web"):
-        with Writer(("127.0.0.1", 5432)).writing() as writer:
-            writer.wait_for(ONE)
-            provider.leads_to(TWO)
-            eventually(lambda: list(targets(door, DOOR)) == [f"{TWO}:5432"], "the name leads to the new one")
-            assert provider.who_answers() == TWO
-            assert writer.written[-1].server == ONE, "who is there stays, until its lifetime is over"
-            eventually(lambda: door.endpoint(DOOR)["active"] == 1, "it alone")
-            provider.leads_to(ONE)
-            eventually(lambda: list(targets(door, DOOR)) == [f"{ONE}:5432"], "it leads back")
-            provider.network.cable("one", plugged=False)
-            eventually(lambda: door.endpoint(DOOR)["closed"].get("target_down") == 1, "who is there is cut off")
-            provider.leads_to(TWO)
-            writer.wait_for(TWO)
+    with provider.network.inside("web"), Writer(("127.0.0.1", 5432)).writing() as writer:
+        writer.wait_for(ONE)
+        provider.leads_to(TWO)
+        eventually(lambda: list(targets(door, DOOR)) == [f"{TWO}:5432"], "the name leads to the new one")
+        assert provider.who_answers() == TWO
+        assert writer.written[-1].server == ONE, "who is there stays, until its lifetime is over"
+        eventually(lambda: door.endpoint(DOOR)["active"] == 1, "it alone")
+        provider.leads_to(ONE)
+        eventually(lambda: list(targets(door, DOOR)) == [f"{ONE}:5432"], "it leads back")
+        provider.network.cable("one", plugged=False)
+        eventually(lambda: door.endpoint(DOOR)["closed"].get("target_down") == 1, "who is there is cut off")
+        provider.leads_to(TWO)
+        writer.wait_for(TWO)
 
 
 def test_without_dns_the_last_answer_stands(provider: Provider, door: Daemon) -> None:

@@ -172,7 +172,18 @@ def test_readers_reach_the_standbys_alone(site: Site) -> None:
         each.api.says = "primary" if each is site.primary else "replica"
     expected = ["down" if each is site.primary else "up" for each in site.databases.values()]
     eventually(lambda: health(door, "web/read") == expected, "it knows them")
-    asked = ("-h", "127.0.0.1", "-p", "5433", "-U", "relay", "-d", "postgres", "-Atqc", "SELECT host(inet_server_addr())")
+    asked = (
+        "-h",
+        "127.0.0.1",
+        "-p",
+        "5433",
+        "-U",
+        "relay",
+        "-d",
+        "postgres",
+        "-Atqc",
+        "SELECT host(inet_server_addr())",
+    )
     with site.network.inside("web"):
         found = {run("psql", *asked).decode().strip() for _ in range(4)}
     assert found == set(DATABASES.values()) - {site.primary.address}
