@@ -137,7 +137,10 @@ def _ports(service: Service, document: Document) -> Iterator[Problem]:
         for (holder, written), port in [each for each in holders if each[0] != mine][:1]:
             if not mine[1][-1] == written[-1] == "public_port":  # which is a problem of its own
                 what = f"port {port} is a port of `{holder}` (line {document.mark(written)[0]}) already"
-                yield document.problem(mine[1], what, "give each endpoint of a role a `port` of its own")
+                fix = "give each endpoint of a role a `port` of its own"
+                if service.roles[role_name].bare:  # whose application is where it is
+                    fix = "declare this endpoint in a further bare role that has the same `instances`"
+                yield document.problem(mine[1], what, fix)
 
 
 def _public_ports(service: Service, document: Document) -> Iterator[Problem]:

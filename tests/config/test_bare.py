@@ -11,6 +11,7 @@ from relay.config.model import Service
 from relay.config.roster import Member, Roster
 from relay.config.settings import Settings
 from relay.config.snapshot import EndpointRow
+from relay.errors import ConfigError
 
 WEB = """
 version: 1
@@ -144,3 +145,12 @@ def test_without_an_edge_nobody_listens() -> None:
     text = WEB.replace("edge: {instances: [198.51.100.10]}\n", "").replace("relay_port: 7000\n", "")
     told = "there is no edge, and no relay on these machines: nobody listens on its public port"
     assert f"roles.old.endpoints.http.type: {told}" in warnings(text=text)
+
+
+def test_a_second_endpoint_on_one_port_is_for_a_further_role() -> None:
+    """Nobody moves the application, so another port, which is the remedy elsewhere, would be none."""
+    with pytest.raises(ConfigError) as raised:
+        loaded(text=WEB.replace("port: 5433", "port: 8080"))
+    (problem,) = (each for each in raised.value.problems if each.severity == "error")
+    assert problem.path == "roles.old.endpoints.pg.port"
+    assert problem.fix == "declare this endpoint in a further bare role that has the same `instances`"
