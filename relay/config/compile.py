@@ -304,8 +304,8 @@ def _probe_before_relays(endpoint: Endpoint) -> ProbeRow:
     if not endpoint.probe:
         return replace(DEFAULT_PROBE, kind="relay")
     probe = _asking(endpoint.probe)
-    # Whose word is what comes of all answers that it counts: to count again would take as long again.
-    return replace(probe, kind="relay", rise=1, fall=1) if endpoint.probe.of_own_machine else probe
+    # Whose word is what comes of all answers that it counts: to count again would take as long again. See judge.py of `fall`.
+    return replace(probe, kind="relay", rise=1) if endpoint.probe.of_own_machine else probe
 
 
 def _asking(probe: Probe) -> ProbeRow:

@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 
-from relay.address import join_host_port
+from relay.address import join_host_port, packed_host
 from relay.config.roster import Roster
 from relay.envelope.rules import Envelope, RuleRow
 
@@ -54,6 +54,16 @@ class TargetRow:
             return self
         port = self.port + offset
         return TargetRow(join_host_port(self.host, port), host=self.host, port=port)
+
+    def includes(self, one: "TargetRow") -> bool:
+        """Whether it is this target, or one port of its range."""
+        return (self.host, self.path) == (one.host, one.path) and 0 <= one.port - self.port < self.port_count
+
+    def may_be(self, there: "TargetRow") -> bool:
+        """Whether a socket whose peer is called `there` may be connected to this target, which is called otherwise."""
+        if self.path or there.path:  # a service may have named its socket from its own directory, or past a link
+            return bool(self.path and there.path)
+        return self.port == there.port and packed_host(self.host) == packed_host(there.host)
 
 
 @dataclass(frozen=True, slots=True)

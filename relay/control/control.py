@@ -1,6 +1,7 @@
 """The control process: configuration, admin API, metrics, and the log's pen. Forwarding goes on without it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -34,7 +35,7 @@ from relay.control.standing import STEADY_S, standing
 from relay.control.status import busy, connections, is_draining, status
 from relay.control.troubles import unserved
 from relay.control.upgrading import Upgrading
-from relay.control.weighing import keep, weighed_now, with_one
+from relay.control.weighing import keep, keep_in_force, weighed_now, with_one
 from relay.errors import ConfigError, OperatorError, ReplacedError, os_reason
 from relay.fleet.numbering import everybody
 from relay.kernel import channel, messages
@@ -134,6 +135,7 @@ class Control:
                 group.create_task(self._lines.run(), name="lines"),
                 group.create_task(self._follow_registry(), name="follow the registry"),
                 group.create_task(self._sources.run(), name="follow sources"),
+                group.create_task(self._keep_weights(), name="keep weights"),
             ]
             await self._stopped.wait()
             for task in going:
@@ -190,6 +192,15 @@ class Control:
         answer = weighed_now(self._in_force.snapshot, name, found, trouble)
         self._log.event("warning" if trouble else "info", "weight", **answer)
         return answer
+
+    async def _keep_weights(self) -> None:
+        """A control process before this one may have been killed when new weights were in force, and not written down yet."""
+        with contextlib.suppress(OperatorError):  # no thread is to be had now: the next control tries it again
+            async with self._reloading:
+                snapshot, settings = self._in_force.snapshot, self._inherited.settings
+                if trouble := await aside(partial(keep_in_force, settings, snapshot)):
+                    message = f"{trouble}. A restart of relay would forget the weights that were set by hand"
+                    self._log.event("warning", "configuration", message=message)
 
     async def _dry_run(self) -> done.WouldReload:
         """What a reload would do. Raises OperatorError as the reload would."""

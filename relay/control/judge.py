@@ -6,7 +6,7 @@ from typing import Final
 
 from relay.config.snapshot import ProbeRow
 from relay.ledger.layout import Health
-from relay.targets.why import BUSY, HELD
+from relay.targets.why import BUSY, HELD, is_of_application
 
 _FLAPS: Final = 3  # as many falls within so many intervals, and one good answer is not believed any more
 _FLAP_INTERVALS: Final = 20
@@ -34,8 +34,10 @@ class Judge:
             self._good_in_a_row = 0
             self._bad_in_a_row += 1
             is_failure = fault not in _ASKED_FOR
+            # A relay's word is what came of all answers that it has counted itself. That there is none, nobody has counted.
+            is_counted = self.probe.kind == "relay" and is_of_application(fault)
             if self.health == Health.UP and is_failure:
-                if self._bad_in_a_row < self.probe.fall:
+                if self._bad_in_a_row < self.probe.fall and not is_counted:
                     return self.health
                 self._falls_s.append(now_s)
             self.health = Health.DOWN

@@ -113,6 +113,13 @@ def keep(settings: Settings, service: str, in_force: Weights) -> str:
     return ""
 
 
+def keep_in_force(settings: Settings, snapshot: Snapshot) -> str:
+    """Write down what is in force, if a control process that was killed had yet to. Blocks. Why that cannot be, or ""."""
+    in_force = weights.from_plain(snapshot.weights)
+    kept, _ = recall(settings, snapshot.service)
+    return "" if kept == in_force else keep(settings, snapshot.service, in_force)
+
+
 def _machine(settings: Settings, service: str) -> str:
     try:
         return machine_hash(settings.machine_id, service)

@@ -301,7 +301,9 @@ def _cause(record: FlowRecord) -> str:
     """Why a flow that does not go on is over; a line, as a connection."""
     if record.state == State.LINE:
         return "told"
-    return CAUSES[record.flags >> Flag.CAUSE_SHIFT] if record.state == State.END else "error"
+    number = record.flags >> Flag.CAUSE_SHIFT
+    # A program to come may have written it, and knows causes that this one does not.
+    return CAUSES[number] if record.state == State.END and number < len(CAUSES) else "error"
 
 
 def _is_peer(fd: int, text: str) -> bool:

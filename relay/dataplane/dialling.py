@@ -30,6 +30,7 @@ from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
+from relay.targets.pool import Pool
 
 _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port left costs the kernel a search of some ms
 
@@ -37,7 +38,7 @@ _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port l
 class Dialling(Stage):
     """Connects to one target after the other. Nothing has been taken from the client yet, so a dial can begin anew."""
 
-    __slots__ = ("_deadline_s", "_holding", "_not_begun", "_retry", "_target", "_watched")
+    __slots__ = ("_deadline_s", "_fault", "_holding", "_not_begun", "_retry", "_target", "_watched")
 
     flow: Flow
 
@@ -49,6 +50,7 @@ class Dialling(Stage):
         self._deadline_s = 0.0
         self._holding: Holding | None = None  # it has waited for a target
         self._not_begun = ""  # why this machine could not even begin the last dial
+        self._fault: tuple[str, int] | None = None  # of the last one that failed: the cause that it is, and why
 
     def start(self) -> None:
         """Connect to the target whose turn it is; where that fails at once, to the next."""
@@ -68,7 +70,7 @@ class Dialling(Stage):
         elif self._not_begun:
             self._give_up(why.TOLD)
         else:
-            self._end("connect_failed", why.TOLD)
+            self._end(*self._none_left(flow.gate.pool))
 
     @step
     def resume_hold(self) -> None:
@@ -184,6 +186,13 @@ class Dialling(Stage):
         tell(self.flow, fault, self.flow.reason)
         self.flow.cut(cause)
 
+    def _none_left(self, pool: Pool) -> tuple[str, int]:
+        """Why no target is left to be dialled: the cause that it is, and what an edge that asks is told."""
+        if self._fault is None:  # none was dialled
+            self._fault = "connect_failed", pool.fault() or why.TOLD
+            self.flow.reason = self.flow.reason or why.text_of(self._fault[1])
+        return self._fault
+
     def _is_held(self) -> bool:
         """Whether it waits without a dial, as somebody has asked by hand."""
         return self.flow.gate.is_held(self.flow.context.now_ns()) and self._hold("")
@@ -242,6 +251,7 @@ class Dialling(Stage):
         flow = self.flow
         target = flow.route.target
         flow.reason, self._not_begun = why.text_of(reason, target.path if target is not None else ""), ""
+        self._fault = cause, reason
         if flow.route.failed(reason):
             return True
         self._end(cause, reason)

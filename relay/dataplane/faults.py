@@ -5,8 +5,9 @@ died at; when all kinds have been visited, it begins anew. A step is the moment 
 ledger, a descriptor or a socket, or the moment at which a call failed; between two steps nothing happens that a successor
 could see half done. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a kind of its own, and is held against
 stages.py. So a test that runs traffic meanwhile visits every window instead of hoping for it. `walk-http` is for
-an endpoint whose connections are looked at, and whose target is told who the client is; `walk-edge` is for an edge, and
-`walk-header` for an instance behind one. They have the steps of everybody and their own, which never come elsewhere.
+an endpoint whose connections are looked at, and whose target is told who the client is; `walk-several` for the same with
+several targets, of this machine or of a bare role; `walk-edge` is for an edge, and `walk-header` for an instance behind one.
+They have the steps of everybody and their own, which never come elsewhere.
 `walk-hold` has those of a connection that waits for a target, and no others. For tests alone: without the variable nothing
 here is imported.
 """
@@ -92,14 +93,21 @@ _HTTP: Final[_Steps] = (
     "SourceCounts.clear",
     "SourceCounts.add",
 )
+_CHOICE: Final[_Steps] = ("Pool.choose", "Pool.enter", "WorkerLedger.aim")
+_SEVERAL: Final[_Steps] = (
+    "Flow.stand LOOK",
+    "Greeting.resume",
+    "first_bytes.first_bytes",
+    "WorkerLedger.advance",
+    "dialling.introduce",
+    *_CHOICE,
+)
 _EDGE: Final[_Steps] = (
     "Flow.stand LOOK",
     "Greeting.resume",
     "first_bytes.first_bytes",
     "WorkerLedger.advance",
-    "Pool.choose",
-    "Pool.enter",
-    "WorkerLedger.aim",
+    *_CHOICE,
     "Flow.stand ASK",
     "Asking._offer",
     "Asking._send",
@@ -129,6 +137,7 @@ _HOLD: Final[_Steps] = ("Flow.stand HOLD", "Holding.wait", "Holding.go", "Dialli
 WALKS: Final = {
     "walk": _EVERYBODY + _TCP,
     "walk-http": _EVERYBODY + _HTTP,
+    "walk-several": _EVERYBODY + _SEVERAL,
     "walk-edge": _EVERYBODY + _EDGE,
     "walk-header": _EVERYBODY + _HEADER,
     "walk-hold": _HOLD,

@@ -3,6 +3,7 @@
 What the two sockets are watched for is computed from what their lanes hold, in `splice.interest`, and never toggled.
 """
 
+from socket import AF_UNIX
 from typing import Final
 
 from relay.dataplane.context import Stage
@@ -153,8 +154,7 @@ class Forwarding(Stage):
 
     def _gone(self, into: Lane) -> None:
         """The sink finished sending and now takes nothing either, before it was told that all was sent."""
-        target = self.flow.route.target
-        if into is self._up and target is not None and target.path:
+        if into is self._up and self._target.family == AF_UNIX:
             # close(2) on a Unix socket shows like this where TCP shows nothing until the next write. It is an
             # orderly end: a reset would take from the client what the target sent last.
             self._abandon(into)

@@ -8,7 +8,7 @@ that let the last one in at the same moment may both refuse it, and can never bo
 from typing import Final, Protocol
 
 from relay.address import network_of, packed_host
-from relay.config.snapshot import EndpointRow
+from relay.config.snapshot import EndpointRow, TargetRow
 from relay.kernel.sockets import AnySocket
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
@@ -207,9 +207,13 @@ class Gate:
         self._words[self.counts_at + Count.OTHER_SOURCE] += 1
         return first
 
-    def is_down(self) -> bool:
-        """Whether control has found the one target down, and not only that it asks for nobody."""
-        return is_found_down(self._words[self._all_counts_at[0] + Count.HEALTH])
+    def is_down(self, target: TargetRow) -> bool:
+        """Whether control has found this target down, and not only that it asks for nobody. Of one that has left: no."""
+        if self.pool is not None:
+            place = self.pool.place_of(target)
+            return place is not None and self.pool.is_down(place)
+        there = is_found_down(self._words[self._all_counts_at[0] + Count.HEALTH])
+        return there and any(each.includes(target) for each in self.declared.targets)
 
     def fault(self) -> int:
         """Why the application is down, as an edge is told that asks for no more (targets/why.py); 0: it may be up."""

@@ -167,9 +167,7 @@ class Route:
 
     def is_down(self) -> bool:
         """Whether its target was found down since."""
-        if self._pool is None:
-            return self._gate.is_down()
-        return self._place is not None and self._pool.is_down(self._place)
+        return self.target is not None and self._gate.is_down(self.target)
 
     def unlearn(self) -> None:
         """The target's relay does not say when its own target has taken a connection, after all."""
@@ -183,17 +181,23 @@ class Route:
         """
         self.dialled_ns, self.dials = self._now_ns(), 1
         self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
-        if self._pool is None:  # with a slot it was one of several, and they have left
-            self.target = self._own(client) if slot < 0 else _at(joined)
-            return
-        if (place := self._pool.place_of(slot)) is not None:
-            self._place, self.target = place, self._pool.targets[place]
-            self.join()
-        # Only where it is needed: thousands of connections may be taken over at once.
-        if self.target is not None and not self.target.relay_port:
+        # With a slot it was one of several. Only where it is needed is a socket asked: thousands may be taken over at once.
+        if self._pool is None and slot < 0 and not self._gate.cuts_down:
+            self.target = self._own(client)
             return
         there = _at(joined)
-        self.target = self.target or there  # it may have left the set meanwhile
+        if self._pool is None:
+            own = self._own(client) if slot < 0 else None
+            self.target = own if there is None or (own is not None and own.may_be(there)) else there
+            return
+        place = self._pool.place_in(slot) if there is None else self._pool.place_of(there, slot)
+        if place is None:  # it has left the set meanwhile
+            self.target = there
+        else:
+            self._place, self.target = place, self._pool.targets[place]
+            self.join()
+            if not self.target.relay_port:
+                return
         if there is not None and there.port:
             self.by_name = any(there.port == each.relay_port for each in self._pool.targets)
 

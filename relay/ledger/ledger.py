@@ -27,6 +27,7 @@ from relay.errors import RelayBug
 from relay.ledger import record, source_tables
 from relay.ledger.layout import (
     CAUSES,
+    CAUSES_MAX,
     CONNECT_BOUNDS_S,
     DURATION_BOUNDS_S,
     FIRST_WORKER,
@@ -221,7 +222,8 @@ class WorkerLedger:
         closed = at + Count.CLOSED
         self.words[at + Count.ACTIVE] = self.words[at + Count.HELD] = 0  # the flows that go on are counted in again
         for cause in (*ended, None):
-            missing = self.words[at + Count.ACCEPTED] - sum(self.words[closed : closed + len(CAUSES)]) - live
+            # All that there is room for: a program to come may have counted causes that this one does not know.
+            missing = self.words[at + Count.ACCEPTED] - sum(self.words[closed : closed + CAUSES_MAX]) - live
             if missing <= 0 or cause is None:
                 self.words[at + Count.ACCEPTED] -= missing
                 return

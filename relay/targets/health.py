@@ -105,12 +105,12 @@ def latest(found: int, looked_ns: int, dial: int, dial_why: int, *, proves: bool
 
 
 def of_endpoint(ledger: Ledger, row: EndpointRow, *, by_dials: bool = False) -> TargetHealth:
-    """How the services are behind an endpoint of this machine's own: as one, since any of them will do.
+    """How the services are behind an endpoint of this machine's own: as one, since any of them will do that has a weight.
 
     `by_dials`: by the last dial as well, also where probes alone decide.
     """
     if row.distribution is not None:
-        return _of_all([of_target(ledger, row, target) for target in row.targets])
+        return _of_all([of_target(ledger, row, target) for target in row.targets if target.weight])
     words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
     decided = not by_dials and row.probe is not None and row.probe.decides
     return own_health(words, rows, proves=row.dial_proves, decided=decided)

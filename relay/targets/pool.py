@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from relay.address import join_host_port
 from relay.config.roster import split_instance
-from relay.config.snapshot import EndpointRow
+from relay.config.snapshot import EndpointRow, TargetRow
 from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
 from relay.steps import step
@@ -48,6 +49,9 @@ class Pool:
         self._turns = Turns(len(row.targets), ledger.index)
         self._share([each.weight for each in row.targets])
         self._by_slot = {each.slot: n for n, each in enumerate(row.targets)}
+        self._by_text = {each.text: n for n, each in enumerate(row.targets)}
+        there = ((n, each) for n, each in enumerate(self.relays) if each is not None)
+        self._by_relay = {join_host_port(each.host, each.port): n for n, each in there}
         # The n-th port leads to the instance with that number, which may not be there.
         self._by_port = (
             {row.listen_port + split_instance(each.instance)[1]: n for n, each in enumerate(row.targets)}
@@ -101,15 +105,16 @@ class Pool:
         return any(each.why == HELD for each in self._latest())
 
     def fault(self) -> int:
-        """Why none of the targets is up, by the last that is known of each (targets/why.py); 0: one may be."""
-        found = list(self._latest())
-        down = found and all(each.health == Health.DOWN for each in found)
-        return (found[0].why or TOLD) if down else NOTHING
+        """Why none of those is up that may get a connection, by the last that is known (targets/why.py); 0: one may be."""
+        every = list(self._latest())
+        found = [every[n] for n in self._some]
+        if any(each.health != Health.DOWN for each in found):
+            return NOTHING
+        return (found[0].why if found else NOTHING) or TOLD
 
     def is_down(self, place: int) -> bool:
-        """Whether control has found this target down, and not only that it asks for nobody; not of one that has left."""
-        holds_row = self._claims_now.get(self.targets[place].slot) == self._claims[place]
-        return holds_row and is_found_down(self._words[self._health[place]])
+        """Whether control has found this target down, and not only that it asks for nobody."""
+        return is_found_down(self._words[self._health[place]])
 
     def _latest(self) -> Iterator[TargetHealth]:
         words, proves = self._words, not self._forbids  # else no dial says that a target is up
@@ -170,8 +175,18 @@ class Pool:
         assert self._distribution is not None  # a pool has one
         return self._ranking.order(bucket(self._distribution, source, source_port, port))
 
-    def place_of(self, slot: int) -> int | None:
-        """The place of the target that has this slot in the ledger; None: it is not among them any more."""
+    def place_of(self, target: TargetRow, slot: int = -1) -> int | None:
+        """The place of the one that is where this target is, or whose relay is; None: it is not among them any more.
+
+        `slot`: which had it in the ledger, once; that may be another one's by now.
+        """
+        if (place := self._by_text.get(target.text, self._by_relay.get(target.text))) is not None:
+            return place
+        place = self._by_slot.get(slot)
+        return place if place is not None and self.targets[place].may_be(target) else None
+
+    def place_in(self, slot: int) -> int | None:
+        """The place of the one that has this slot in the ledger now."""
         return self._by_slot.get(slot)
 
     def active(self, place: int) -> int:

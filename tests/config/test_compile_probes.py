@@ -75,12 +75,12 @@ def test_a_name_that_led_to_an_instance_is_kept_for_its_certificate() -> None:
     [
         ("{send: x, rise: 3, fall: 2, tls: true}", {"send": "x", "rise": 3, "fall": 2, "tls": "on"}),
         ("{protocol: http, path: /a, expect: [204]}", {"path": "/a", "statuses": (204,)}),
-        ("{port: 8008, rise: 3, fall: 2, on_down: cut}", {"kind": "relay", "port": 8008, "on_down": "cut"}),
-        ("{tls: verify, fall: 2}", {"kind": "relay", "tls": "verify"}),
+        ("{port: 8008, rise: 3, fall: 2, on_down: cut}", {"kind": "relay", "port": 8008, "fall": 2, "on_down": "cut"}),
+        ("{tls: verify, rise: 2}", {"kind": "relay", "tls": "verify"}),
     ],
 )
 def test_an_edge_asks_through_a_relay_what_it_can_and_else_takes_its_word(text: str, keys: dict[str, Any]) -> None:
-    """A relay's word has its answers counted already."""
+    """A relay's word has its answers counted already; that a relay gives none, it has not."""
     assert row("edge_IN_0", "web/in", text).probe == replace(ProbeRow("", 2.0, 5.0), **keys)
 
 

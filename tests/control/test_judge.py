@@ -42,6 +42,17 @@ def test_what_an_earlier_control_process_found_stands_until_the_first_answer() -
     assert Judge(PROBE, DOWN).hear(NONE, 1001.0) == DOWN
 
 
+def test_a_relays_word_counts_at_once_and_its_silence_as_the_probe_says() -> None:
+    """It has counted the answers of its application itself; a probe that is lost on its way to the relay it has not."""
+    probe = replace(PROBE, kind="relay", fall=3)
+    judge, silent = Judge(probe, UP), why.of_relay(NONE)
+    assert [judge.hear(silent, now_s) for now_s in (1.0, 2.0)] == [UP, UP]
+    assert judge.hear(BAD, 3.0) == DOWN
+    judge = Judge(probe, UP)
+    assert [judge.hear(silent, now_s) for now_s in (1.0, 2.0, 3.0)] == [UP, UP, DOWN]
+    assert Judge(probe, UP).hear(BAD, 1.0) == DOWN
+
+
 def fallen(times: int, every_s: float = 30.0, by: int = BAD) -> tuple[Judge, float]:
     """A judge of a target that was up and fell so many times, and when it fell last."""
     judge, now_s = Judge(PROBE), 0.0

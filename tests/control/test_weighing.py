@@ -9,7 +9,8 @@ import pytest
 
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot, TargetRow
-from relay.control.weighing import keep, path_of, recall, weighed_now, weight_in, with_one
+from relay.config.weights import to_plain
+from relay.control.weighing import keep, keep_in_force, path_of, recall, weighed_now, weight_in, with_one
 from relay.errors import OperatorError
 from tests.config.rig import endpoint_row, snapshot_of
 
@@ -80,6 +81,30 @@ def test_what_is_kept_is_recalled(settings: Settings) -> None:
     assert keep(settings, "shop", weights) == ""
     assert recall(settings, "shop") == (weights, "")
     assert recall(settings, "other") == ({}, "")
+
+
+def test_what_is_in_force_is_kept_where_a_control_that_was_killed_had_yet_to(settings: Settings) -> None:
+    before, after = {("web/in", "10.0.0.1:80"): 0}, {("web/in", "10.0.0.1:80"): 7}
+    assert keep_in_force(settings, snapshot()) == ""
+    assert not path_of(settings, "test").exists(), "there is nothing to keep"
+    keep(settings, "test", before)
+    assert keep_in_force(settings, snapshot(weights=to_plain(after))) == ""
+    assert recall(settings, "test") == (after, "")
+    written = path_of(settings, "test").stat().st_mtime_ns
+    assert keep_in_force(settings, snapshot(weights=to_plain(after))) == ""
+    assert path_of(settings, "test").stat().st_mtime_ns == written, "it stands there already"
+    assert keep_in_force(settings, snapshot()) == ""
+    assert recall(settings, "test") == ({}, ""), "the last one was taken back"
+
+
+def test_what_is_no_weights_of_this_machine_stays_unless_there_are_others(settings: Settings) -> None:
+    path = path_of(settings, "test")
+    path.write_text("damaged")
+    assert keep_in_force(settings, snapshot()) == ""
+    assert path.read_text() == "damaged"
+    weights = {("web/in", "10.0.0.1:80"): 7}
+    assert keep_in_force(settings, snapshot(weights=to_plain(weights))) == ""
+    assert recall(settings, "test") == (weights, "")
 
 
 def test_a_copied_disk_carries_another_machines(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from relay.dataplane import faults
 from tests.e2e.peers import children
-from tests.e2e.streams import WELL_ENDED, Client, Shape
+from tests.e2e.streams import SHAPES, WELL_ENDED, Client, Shape, denied
 from tests.harness import HANG_S, Daemon, eventually
 
 _WALK_S = 250  # a bound for hanging
@@ -81,6 +81,17 @@ class Streams:
             else:
                 with self._lock:
                     self.done[shape] += 1
+
+
+def assert_accounted(account: dict[str, Any], done: Counter[Shape]) -> None:
+    """The endpoint's account agrees with these streams, exactly: each ended in its own way, and was counted once."""
+    closed = dict(account["closed"])
+    expected = {causes: sum(done[shape] for shape in SHAPES if SHAPES[shape] == causes) for causes in SHAPES.values()}
+    expected.pop("")
+    found = {causes: sum(closed.pop(cause, 0) for cause in causes.split()) for causes in expected}
+    assert (found, closed) == (expected, {})
+    # A refusal is counted when it is done, so a kill between the two loses it, and never makes one up.
+    assert account["denied"].get("access", 0) <= done[denied]
 
 
 def kill_workers(

@@ -113,6 +113,7 @@ class Target:
 def target(where: str | None = None, *, introduced: bool = False, second: bool = False) -> Iterator[tuple[Target, str]]:
     """A target on a Unix path, or on TCP: (target, its address as a file has it). `introduced`: by PROXY headers.
 
+    `where`: a path, or an address and port; by default any port.
     `second`: it listens at the second address of `localhost`, and the first one refuses.
     """
     if where is None and second:
@@ -122,6 +123,10 @@ def target(where: str | None = None, *, introduced: bool = False, second: bool =
     elif where is None:
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
+    elif not where.startswith("/"):
+        host, _, number = where.rpartition(":")
+        listener = socket.create_server((host, int(number)), backlog=512)
+        address = where
     else:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(where)

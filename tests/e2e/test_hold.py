@@ -75,6 +75,38 @@ def through_a_door_that_asks(
     return address, made
 
 
+def one_of_several(
+    daemons: Callable[..., Daemon], application: Application, **keys: Any
+) -> tuple[tuple[str, int], list[Daemon]]:
+    """Two targets of one machine, of which the other one never is there."""
+    port = free_port()
+    file = one_endpoint(port, "", **keys)
+    file["roles"]["web"]["endpoints"]["in"]["target"] = [application.target, f"127.0.0.1:{free_port()}"]
+    return ("127.0.0.1", port), [daemons(file, {"workers": 2})]
+
+
+def edge_before_bare(
+    daemons: Callable[..., Daemon], application: Application, **keys: Any
+) -> tuple[tuple[str, int], list[Daemon]]:
+    """The same of two machines without a relay, behind an edge."""
+    public = free_port(EDGE)
+    own = {"type": "input", "public_port": public, "port": application.address[1], **keys}
+    role = {"bare": True, "instances": [application.address[0], INSTANCE], "endpoints": {"in": own}}
+    file = {"version": 1, "service": "test", "edge": {"instances": [EDGE]}, "roles": {"web": role}}
+    return (EDGE, public), [daemons(file, {"workers": 2}, instance="edge_IN_0")]
+
+
+def door_to_bare(
+    daemons: Callable[..., Daemon], application: Application, **keys: Any
+) -> tuple[tuple[str, int], list[Daemon]]:
+    """The same behind a door out."""
+    door, host = free_port(), application.address[0]
+    pg = {"type": "internal", "port": application.address[1], "from": ["web"], **keys}
+    file = web_and_store([EDGE], [host, INSTANCE], f"127.0.0.1:{door}", {"pg": pg})
+    file["roles"]["store"]["bare"] = True
+    return ("127.0.0.1", door), [daemons(file, {"workers": 2}, instance="web_IN_0")]
+
+
 Way = Callable[..., tuple[tuple[str, int], list[Daemon]]]
 
 
@@ -136,6 +168,23 @@ def test_the_same_while_workers_are_killed(daemons: Daemons, way: Way, keys: dic
         for daemon in made:
             kill_workers(daemon, chance, range(3), (0.0, 0.1))
     assert_none_failed(load, made[0])
+
+
+SEVERAL: Final = [(one_of_several, "web/in"), (edge_before_bare, "web/in"), (door_to_bare, "web/db")]
+
+
+@pytest.mark.parametrize(("way", "name"), SEVERAL)
+def test_the_same_where_no_relay_stands_before_several(daemons: Daemons, way: Way, name: str) -> None:
+    chance = random.Random(16)
+    with site(daemons, way, **HOLD) as (application, load, (first,)):
+        application.stop()
+        kill_workers(first, chance, range(3), (0.0, 0.1))
+        eventually(lambda: first.endpoint(name)["held"] == 4, "all clients wait")
+        kill_workers(first, chance, range(3), (0.0, 0.1))
+        application.start()
+        kill_workers(first, chance, range(3), (0.0, 0.1))
+    assert_none_failed(load, first, name)
+    eventually(lambda: first.endpoint(name)["held"] == 0, "nobody waits any more")
 
 
 @pytest.mark.slow

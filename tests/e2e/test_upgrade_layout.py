@@ -14,6 +14,7 @@ from tests.ports import free_port
 
 # What layout 4 has otherwise. It has no room for more than the causes that there were.
 BEFORE = (
+    ("CAUSES_MAX: Final = 32", "CAUSES_MAX: Final = 14"),
     ("CLEAN_CAUSES: Final =", "CAUSES = CAUSES[:14]\n\nCLEAN_CAUSES: Final ="),
     ("VERSION: Final = 5", f"VERSION: Final = {convert.BEFORE}"),
     ("WORKER_WORDS: Final = 1024", "WORKER_WORDS: Final = 512"),

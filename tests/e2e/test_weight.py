@@ -90,6 +90,11 @@ def test_it_outlasts_whatever_comes(daemons: Daemons, two: list[Echo], tmp_path:
     os.kill(control, signal.SIGKILL)
     eventually(lambda: daemon.ask("GET", "/v1/status")[1]["control"]["pid"] != control, "another control works")
     holds("after control's death")
+    (tmp_path / "test.weights.json").unlink()  # as if it had died before it was written
+    control = daemon.status()["control"]["pid"]
+    os.kill(control, signal.SIGKILL)
+    eventually((tmp_path / "test.weights.json").exists, "the next one writes it down")
+    eventually(lambda: daemon.ask("GET", "/v1/status")[1]["control"]["pid"] != control, "another control works")
     installed.release()
     assert daemon.relay("upgrade").returncode == 0
     upgraded(daemon, version=NEW)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from relay.errors import RelayBug
 from relay.ledger.layout import (
     CAUSES,
+    CAUSES_MAX,
     CONNECT_BOUNDS_S,
     DURATION_BOUNDS_S,
     REASONS,
@@ -263,6 +264,18 @@ def test_reconcile(
     assert found["accepted"] == sum(counts.values()) + live
     assert part.words[row + Count.ACTIVE] == 0, "the flows that go on are counted in again, one by one"
     assert other.words[other.counts_at(3) + Count.ACTIVE] == 9, "the other worker's row is its own"
+
+
+def test_a_cause_of_a_program_to_come_is_an_end_as_well(ledger: Ledger) -> None:
+    """Such a program was gone back from: what it counted is still there when it comes again."""
+    part = ledger.worker(0)
+    add(part, 3, Count.ACCEPTED, 5)
+    add(part, 3, Count.CLOSED + CAUSES_MAX - 1, 3)
+    part.reconcile(3, 2, ["client_fin"])
+    row = part.counts_at(3)
+    assert part.words[row + Count.ACCEPTED] == 5
+    assert part.words[row + Count.CLOSED + CAUSES_MAX - 1] == 3
+    assert sum(part.words[row + Count.CLOSED + n] for n in range(len(CAUSES))) == 0
 
 
 def test_clear_makes_a_slot_new_in_one_worker(ledger: Ledger) -> None:

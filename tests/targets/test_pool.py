@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -204,7 +205,32 @@ def test_a_port_that_leads_nowhere_any_more(port: int, ledger: Ledger) -> None:
 
 def test_the_place_of_a_target_by_its_row_in_the_ledger(ledger: Ledger) -> None:
     pool = pool_of(ledger)
-    assert [pool.place_of(FIRST_SLOT + n) for n in range(-1, 5)] == [None, 0, 1, 2, 3, None]
+    assert [pool.place_in(FIRST_SLOT + n) for n in range(-1, 5)] == [None, 0, 1, 2, 3, None]
+
+
+@pytest.mark.parametrize(
+    ("there", "slot", "place"),
+    [
+        (TargetRow("10.0.0.2:80", host="10.0.0.2", port=80), 2, 2),
+        (TargetRow("10.0.0.2:80", host="10.0.0.2", port=80), 1, 2),  # the row is another one's by now
+        (TargetRow("10.0.0.2:80", host="10.0.0.2", port=80), -1, 2),
+        (TargetRow("10.0.0.2:7400", host="10.0.0.2", port=7400), 1, 2),  # its relay
+        (TargetRow("10.0.0.9:80", host="10.0.0.9", port=80), 1, None),
+        (TargetRow("10.0.0.1:81", host="10.0.0.1", port=81), 1, None),
+        (TargetRow("[::ffff:10.0.0.1]:80", host="::ffff:10.0.0.1", port=80), 1, 1),
+        (TargetRow("unix:/run/app", path="/run/app"), 4, 4),
+        (TargetRow("unix:app", path="app"), 4, 4),  # as the service has named it in its own directory
+        (TargetRow("unix:app", path="app"), 1, None),
+        (TargetRow("unix:app", path="app"), -1, None),
+    ],
+)
+def test_the_place_of_a_target_by_where_a_socket_is_connected(
+    there: TargetRow, slot: int, place: int | None, ledger: Ledger
+) -> None:
+    tcp = [replace(each, relay_port=7400) for each in row_of().targets]
+    unix = TargetRow("unix:/run/app", path="/run/app", slot=FIRST_SLOT + 4)
+    pool = pool_of(ledger, targets=(*tcp, unix))
+    assert pool.place_of(there, slot if slot < 0 else FIRST_SLOT + slot) == place
 
 
 def test_a_worker_that_starts_again_counts_its_connections_anew_and_remembers_failures(ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from relay.ledger.layout import Health, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.targets import why
 from relay.targets.choose import BUCKETS, Ranking, Turns
-from relay.targets.health import STEPS, packed, risen_share
+from relay.targets.health import STEPS, of_endpoint, packed, risen_share
 from relay.targets.pool import Pool
 from tests.config.rig import endpoint_row
 from tests.ledger.rig import new_ledger
@@ -234,6 +234,17 @@ def test_all_are_down_only_if_each_of_them_is(ledger: Ledger) -> None:
     assert pool.fault() == why.http_status(503)
     pool.answered(1, 0.001, NOW_NS)
     assert pool.fault() == why.http_status(503), "that it takes connections proves nothing"
+
+
+def test_who_gets_nobody_is_not_asked_for_when_all_are_down(ledger: Ledger) -> None:
+    """Of those without a weight nobody is served: an edge is to have another instance."""
+    row = row_of(1, 0, probe=ProbeRow("/", 1, 1))
+    pool = Pool(row, ledger.worker(0))
+    ledger.words[health_at(0)] = packed(Health.DOWN, why.http_status(503), 1)
+    ledger.words[health_at(1)] = packed(Health.UP, 0, 1)
+    assert pool.fault() == why.http_status(503)
+    assert of_endpoint(ledger, row).health == Health.DOWN
+    assert Pool(row_of(0, 0), ledger.worker(0)).fault() == why.TOLD
 
 
 def test_without_a_probe_the_last_dial_tells(ledger: Ledger) -> None:
