@@ -67,14 +67,14 @@ def test_a_header_and_then_a_line_have_all_looks_each(stack: contextlib.ExitStac
     target = tcp_target(stack)
     scene = at_header(stack, target, protocol="http")
     long_header = (
-        LONG_HEADER[:14] + (12 + 3 + 470).to_bytes(2, "big") + LONG_HEADER[16:28] + b"\xee\x01\xd6" + bytes(470)
+        LONG_HEADER[:14] + (12 + 3 + 260).to_bytes(2, "big") + LONG_HEADER[16:28] + b"\xee\x01\x04" + bytes(260)
     )
-    assert len(long_header) < LOOKS_MAX
     dribble(scene.rig, scene.client, long_header, len(long_header) - 1)
     scene.say(long_header[-1:])
     assert scene.flow.state == State.LOOK
-    line = b"GET /" + b"a" * 480 + b" HTTP/1.1\r\n"
-    assert len(line) < LOOKS_MAX
+    line = b"GET /" + b"a" * 260 + b" HTTP/1.1\r\n"
+    # Together they are too many. Each is far from it: on a busy machine a piece may be looked at twice.
+    assert len(long_header) + len(line) > LOOKS_MAX
     dribble(scene.rig, scene.client, line, len(line) - 1)
     scene.say(line[-1:])
     assert scene.rig.receive(target.accept(scene.rig), len(line)) == line
