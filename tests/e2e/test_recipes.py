@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 EDGE = "198.51.100.10"
-CLIENTS = [f"203.0.113.{n}" for n in range(1, 61)]
+CLIENTS = [f"203.0.113.{n}" for n in range(1, 41)]
 GUEST, STRANGER = "203.0.113.200", "198.51.100.77"
 
 
@@ -105,11 +105,14 @@ def test_four_processes_restarted_one_after_the_other(daemons: Daemons, director
         eventually(lambda: health(web, "web/http-in") == ["up"] * 4, "all are up")
         with network.inside("client"), Load(("10.0.0.4", 80)).running() as load:
             with typed(web, directory) as release:
-                for number, each in enumerate(workers, 1):
-                    asked = directory / f"shop@{number}"
+                for number, each in enumerate(workers):
+                    asked = directory / f"shop@{number + 1}"
                     eventually(lambda asked=asked: asked.exists() or release.poll() is not None, "its turn")  # type: ignore[misc]
+                    now = list(targets(web, "web/http-in").values())[number]
+                    assert (now["weight"], now["active"]) == (0, 0)
                     each.stop()
                     load.go_on()
+                    eventually(lambda number=number: health(web, "web/http-in")[number] == "down", "it is seen")  # type: ignore[misc]
                     each.start()
                     asked.unlink()
                 assert release.wait(HANG_S) == 0

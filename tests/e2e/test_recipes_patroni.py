@@ -186,4 +186,4 @@ def test_readers_reach_the_standbys_alone(site: Site) -> None:
     )
     with site.network.inside("web"):
         found = {run("psql", *asked).decode().strip() for _ in range(4)}
-    assert found == set(DATABASES.values()) - {site.primary.address}
+    assert found <= set(DATABASES.values()) - {site.primary.address}
