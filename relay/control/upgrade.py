@@ -30,6 +30,8 @@ from relay.processes import handover
 _TRIAL_S: Final = 30.0  # it takes half a second; a machine that is this slow should not be upgraded now
 _KILL_S: Final = 1.0
 _ARGUMENT_MAX_BYTES: Final = 100_000  # Linux takes 128 KiB of one argument: execve(2); a roster of 1,000 may be longer
+# Keys that a section of settings came to have later, and their defaults. What has its default need not be told.
+_LATER: Final[dict[tuple[str, str], Any]] = {("names", "resolvers"): []}
 _TEXT_MAX: Final = 4000  # of a failed trial's output: the end of a traceback says what is wrong
 
 
@@ -75,7 +77,7 @@ def facts(files: ConfigFiles, snapshot: Snapshot, settings: Settings, ledger_fd:
         slots=snapshot.slots.to_plain(),
         listens={row.name: row.listen for row in snapshot.endpoints},
         roster=snapshot.roster.to_plain(),
-        fixed=_fixed(settings),
+        fixed=_told(settings),
         weights=snapshot.weights,
     )
 
@@ -171,6 +173,15 @@ def _compiled(files: ConfigFiles, told: Facts) -> Tried:
 
 def _fixed(settings: Settings) -> dict[str, Any]:
     plain: dict[str, Any] = settings.model_dump(mode="json", include=set(FIXED))
+    return plain
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """The same for a trial, which may be of a program that knew fewer keys, and compares whole sections."""
+    plain = _fixed(settings)
+    for (section, key), default in _LATER.items():
+        if plain[section][key] == default:
+            del plain[section][key]
     return plain
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Daemons
 from tests.e2e import streams
 from tests.e2e.chaos import Streams, assert_accounted, await_visits, kill_workers
+from tests.e2e.installed import Installed, upgraded
 from tests.e2e.peers import settled
 from tests.e2e.streams import DENIED_SOURCE, SHAPES, Shape, Target, target
 from tests.harness import Daemon, eventually
@@ -21,7 +22,6 @@ from tests.ports import free_port
 _SEED: Final = int(os.environ.get("RELAY_CHAOS_SEED", "20261123"))
 _EDGE: Final = "127.250.0.1"
 _BARE: Final = ("127.2.0.1", "127.2.0.2")
-_SETTINGS: Final = {"log": {"level": "warning"}}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def edge_before(public: int, bare: int) -> dict[str, Any]:
     app = told_and_looked_at(type="input", public_port=public, port=bare, distribution="five-tuple")
     app["access"] = [{"deny": DENIED_SOURCE}]
     role = {"bare": True, "instances": [{"address": _BARE[0], "weight": 2}, _BARE[1]], "endpoints": {"app": app}}
-    return {"version": 1, "service": "test", "edge": {"instances": [_EDGE]}, "roles": {"shop": role}}
+    return {"version": 1, "service": "front", "edge": {"instances": [_EDGE]}, "roles": {"shop": role}}
 
 
 @contextlib.contextmanager
@@ -91,8 +91,9 @@ def ways(daemons: Daemons, directory: Path, *, workers: int, **keys: Any) -> Ite
         own, machines = [at for at, _ in made[:3]], [at for at, _ in made[3:]]
         one, two, unix = (text for _, text in made[:3])
         file = own_and_door(port, door, bare, [one, {"address": two, "weight": 2}, unix])
-        web = daemons(file, {"workers": workers, **_SETTINGS}, instance="web_IN_0", **keys)
-        edge = daemons(edge_before(public, bare), {"workers": workers, **_SETTINGS}, instance="edge_IN_0", **keys)
+        settings = {"workers": workers, "log": {"level": "warning"}, "state": str(directory)}
+        web = daemons(file, settings, instance="web_IN_0", **keys)
+        edge = daemons(edge_before(public, bare), settings, instance="edge_IN_0", **keys)
         found = [
             Way(
                 web, "web/in", Streams(("127.0.0.1", port), _SEED, shapes(streams.cut_off)), own
@@ -114,7 +115,7 @@ def test_workers_are_killed(daemons: Daemons, tmp_path: Path, long: bool) -> Non
     with ways(daemons, tmp_path, workers=2) as found, contextlib.ExitStack() as stack:
         for way in found:
             stack.enter_context(way.streams.running(4))
-        both = sorted({way.daemon for way in found}, key=id)
+        both = list(dict.fromkeys(way.daemon for way in found))
         for _ in found[0].streams.turns(kills):
             kill_workers(chance.choice(both), chance, range(1), (0.0, 0.08))
             assert [failure for way in found for failure in way.streams.failures] == []
@@ -134,3 +135,23 @@ def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path) -> N
             stack.enter_context(way.streams.running(4))
         for way in found:
             await_visits(way.streams, {way.daemon: walk})
+
+
+@pytest.mark.slow
+def test_upgrades_with_weights_by_hand_lose_nothing(daemons: Daemons, tmp_path: Path, installed: Installed) -> None:
+    installed.patient()
+    with ways(daemons, tmp_path, workers=2, wrapper=installed.wrapper) as found, contextlib.ExitStack() as stack:
+        both = list(dict.fromkeys(way.daemon for way in found))
+        for way in found:
+            each = way.daemon.endpoint(way.name)["target_set"][-1]
+            told = way.daemon.relay("weight", way.name, each["instance"] or each["target"], "3")
+            assert told.returncode == 0, told
+            stack.enter_context(way.streams.running(3))
+        for daemon in both:
+            assert daemon.ask("POST", "/v1/upgrade")[0] == 202
+        for daemon in both:
+            upgraded(daemon)
+            assert list(daemon.events("upgrade failed")) == []
+        weights = [[each["weight"] for each in way.daemon.endpoint(way.name)["target_set"]] for way in found]
+        assert weights == [[1, 2, 3], [1, 3], [2, 3]]
+        assert [failure for way in found for failure in way.streams.failures] == []

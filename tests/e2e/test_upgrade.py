@@ -225,3 +225,17 @@ def test_to_a_program_that_knows_another_setting(daemons: Daemons, echo: Echo, i
         assert done.returncode == 0, done
         upgraded(daemon)
         assert echoed(client) == b"ping"
+
+
+def test_back_to_a_program_that_knows_fewer_settings(daemons: Daemons, echo: Echo, installed: Installed) -> None:
+    """As the ones before did, it takes a section with a key more for one that has changed."""
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=installed.wrapper)
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        known = '"10.0.0.2:53")], ...] = '
+        installed.change("config/settings.py", known + "()", known + "Field(default=(), exclude=True)")
+        installed.change("control/upgrade.py", "not _agrees(value, fixed[key])", "value != fixed[key]")
+        done = daemon.relay("upgrade")
+        assert done.returncode == 0, done
+        upgraded(daemon)
+        assert echoed(client) == b"ping"
