@@ -6,16 +6,17 @@ The same envelope that a worker asks, from the same snapshot.
 import ipaddress
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from relay.address import packed_host
 from relay.config.compile import compile_snapshot
+from relay.config.endpoint import Endpoint
 from relay.config.load import load_service
 from relay.config.model import Service
-from relay.config.roster import Member, Roster
+from relay.config.roster import EDGE, Member, Roster
 from relay.config.settings import Settings
-from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
+from relay.config.snapshot import BY_INSTANCE, EndpointRow, Snapshot, TargetRow
 from relay.control import answers, done
 from relay.control.holds import hold_for_s
 from relay.control.in_force import InForce
@@ -31,6 +32,7 @@ from relay.targets.health import knows_at, may_be_back, share_of, state_in
 # nobody's, because what goes there is thrown away (RFC 6666).
 _SOMEWHERE: Final = "100::"
 _BY_ADDRESS: Final = {False: "yes", True: "by address"}
+_UNDECIDED: Final = "nobody decides"  # there is no relay on the endpoint's machines, and none before them
 # What a source is called in a summary: a customer's usual network, so that a thousand of its addresses are one line.
 _SUMMARY_BITS: Final = {4: 24, 6: 64}
 
@@ -72,15 +74,15 @@ def find_endpoint(snapshot: Snapshot, name: str) -> EndpointRow:
 
 
 def explain_file(path: str, to: str, address: str | None, instance: str | None) -> answers.Explanation:
-    """`explain` by a service file alone, for any role's endpoint. Raises OperatorError."""
+    """`explain` by a service file alone, for any role's endpoint; of a bare role by its edge. Raises OperatorError."""
     service = load_service(path, piped=True).value
     role = to.partition("/")[0]
-    if role not in service.roles or not service.roles[role].count:
+    if role not in service.roles or not (service.roles[role].bare or service.roles[role].count):
         raise OperatorError(f"no role `{role}` with instances in {path}; `--to` is ROLE/ENDPOINT")
     me = Member(role, 0, _SOMEWHERE) if service.roles[role].counted else None
     roster = Roster.of_service(service, me=me)
-    file = os.path.basename(path)
-    snapshot = compile_snapshot(service, Settings(), f"{role}_IN_0", generation=0, file=file, roster=roster)
+    file, (decides, to) = os.path.basename(path), _who_decides(service, to)
+    snapshot = compile_snapshot(service, Settings(), decides, generation=0, file=file, roster=roster)
     row = find_endpoint(snapshot, to)
     answer = explain(row, find_source(snapshot, address, instance))
     endpoint = service.roles[role].endpoints.get(row.endpoint)
@@ -94,6 +96,25 @@ def explain_file(path: str, to: str, address: str | None, instance: str | None) 
     if service.roles[role].counted:
         answer["listen"] = f"port {row.listen_port}"
     return answer
+
+
+def _who_decides(service: Service, to: str) -> tuple[str, str]:
+    """The machine whose relay decides about the endpoint `to`, and as what it has that. Raises OperatorError if none does."""
+    role, _, name = to.partition("/")
+    if not service.roles[role].bare:
+        return f"{role}_IN_0", to
+    endpoint = service.roles[role].endpoints.get(name)
+    if endpoint is not None and not _at_edge(service, endpoint):
+        where = f"whoever reaches port {endpoint.listen_ports} of them may connect"
+        raise OperatorError(f"nobody decides about {to}: no relay is on its machines, and {where}; ask their firewall")
+    if service.edge is None:
+        raise OperatorError(f"role `{role}` has no endpoint `{name}`; `--to` is ROLE/ENDPOINT")
+    by_instance = endpoint is not None and endpoint.public_port is None
+    return f"{EDGE}_IN_0", f"{to}{BY_INSTANCE}" if by_instance else to
+
+
+def _at_edge(service: Service, endpoint: Endpoint) -> bool:
+    return endpoint.type == "input" and service.edge is not None
 
 
 def explain(row: EndpointRow, source: str) -> answers.Explanation:
@@ -244,10 +265,12 @@ def matrix(service: Service) -> list[answers.Reach]:
     stand_ins = [Member(name, 0, f"{_SOMEWHERE}{n:x}") for n, name in enumerate(service.counted)]
     roster = Roster.of_service(service, stand_ins)
     for role_name, role in service.roles.items():
-        if not role.count or role.bare:
-            continue
-        snapshot = compile_snapshot(service, Settings(), f"{role_name}_IN_0", generation=0, file="", roster=roster)
-        for row in snapshot.endpoints:
+        for name, endpoint in role.endpoints.items() if role.bare else ():
+            if not _at_edge(service, endpoint):
+                nobody = dict.fromkeys(service.roles, "-")
+                full = f"{role_name}/{name}"
+                found.append({"endpoint": full, "type": endpoint.type, "outside": _UNDECIDED, "roles": nobody})
+        for row in _decided(service, roster, role_name):
             if row.type == "door" or row.type == "relay":
                 continue
             envelope = row.envelope
@@ -259,6 +282,18 @@ def matrix(service: Service) -> list[answers.Reach]:
             }
             found.append({"endpoint": row.name, "type": row.type, "outside": _outside(row), "roles": by_role})
     return found
+
+
+def _decided(service: Service, roster: Roster, role_name: str) -> Iterator[EndpointRow]:
+    """The role's endpoints on the machine whose relay decides about them: one of its own, or of a bare role an edge."""
+    role = service.roles[role_name]
+    if service.edge is None if role.bare else not role.count:
+        return
+    decides = f"{EDGE if role.bare else role_name}_IN_0"
+    snapshot = compile_snapshot(service, Settings(), decides, generation=0, file="", roster=roster)
+    for row in snapshot.endpoints:
+        if row.name.startswith(f"{role_name}/"):
+            yield row
 
 
 def _packed(member: Member) -> bytes:

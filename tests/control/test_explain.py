@@ -163,6 +163,58 @@ def test_who_may_reach_what() -> None:
     }
 
 
+BARE = """\
+version: 1
+service: shop
+edge: {instances: [198.51.100.10]}
+roles:
+  web:
+    instances: [10.0.0.4]
+  old:
+    bare: true
+    instances: [10.0.1.4]
+    endpoints:
+      http: {type: input, public_port: 80, port: 8080, access: [{deny: 203.0.113.0/24}]}
+      rdp: {type: input, instance_ports: 3390-3391, port: 3389, access: [{permit: 192.0.2.0/24}]}
+      db: {type: internal, port: 5432, from: [web]}
+  named:
+    bare: true
+    instances: [db.example.com]
+    endpoints:
+      pg: {type: internal, port: 5433}
+"""
+
+
+def test_of_machines_without_relay_the_edge_decides_or_nobody(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(BARE)
+    answer = explain_file(str(file), "old/http", "203.0.113.9", None)
+    assert (answer["verdict"], answer["listen"], answer["edges"]) == ("deny", "198.51.100.10:80", [])
+    for to in ("old/rdp", "old/rdp@instance"):
+        assert explain_file(str(file), to, "192.0.2.9", None)["verdict"] == "permit"
+    for to, port in (("old/db", 5432), ("named/pg", 5433)):
+        with pytest.raises(OperatorError, match=f"nobody decides about {to}: no relay is .* port {port} of them"):
+            explain_file(str(file), to, "10.0.0.4", None)
+    with pytest.raises(
+        OperatorError, match="no endpoint `old/none` on edge_IN_0, which has old/http, old/rdp@instance"
+    ):
+        explain_file(str(file), "old/none", "10.0.0.4", None)
+    assert {row["endpoint"]: (row["outside"], row["roles"]) for row in matrix(service(BARE))} == {
+        "old/http": ("all but 1 network", {"web": "yes", "old": "yes", "named": "-"}),
+        "old/rdp@instance": ("only 1 network", {"web": "no", "old": "no", "named": "-"}),
+        "old/db": ("nobody decides", dict.fromkeys(("web", "old", "named"), "-")),
+        "named/pg": ("nobody decides", dict.fromkeys(("web", "old", "named"), "-")),
+    }
+
+
+def test_without_an_edge_nobody_decides_about_them(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(BARE.replace("edge: {instances: [198.51.100.10]}\n", ""))
+    for to, said in (("old/http", "nobody decides about old/http"), ("old/none", "role `old` has no endpoint `none`")):
+        with pytest.raises(OperatorError, match=said):
+            explain_file(str(file), to, "10.0.0.4", None)
+
+
 def test_where_relays_talk_to_each_other_is_no_endpoint_that_somebody_reaches() -> None:
     told = service(SERVICE.replace("service: shop", "service: shop\nrelay_port: 7400"))
     assert matrix(told) == matrix(service())
