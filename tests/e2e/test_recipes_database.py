@@ -47,7 +47,7 @@ class Provider:
             return run("psql", f"{by_tls} user=relay dbname=postgres", "-Atqc", asked).decode().strip()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(machines({"web": ["10.0.0.4"], "one": [ONE], "two": [TWO]}))
@@ -78,6 +78,7 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture
 def door(provider: Provider, daemons: Daemons, tmp_path: Path) -> Iterator[Daemon]:
     """The relay of our machine, which asks that machine's DNS; it ends before the network does."""
+    provider.names.say(NAME, "AAAA")
     provider.leads_to(ONE)
     settings = {"names": {"resolvers": ["127.0.0.1:53"]}, "state": str(tmp_path)}
     yield started(daemons, provider.network, "web", "managed-database", settings)
@@ -97,9 +98,12 @@ def test_a_name_that_leads_elsewhere(provider: Provider, door: Daemon) -> None:
         provider.leads_to(ONE)
         eventually(lambda: list(targets(door, DOOR)) == [f"{ONE}:5432"], "it leads back")
         provider.network.cable("one", plugged=False)
-        eventually(lambda: door.endpoint(DOOR)["closed"].get("target_down") == 1, "who is there is cut off")
-        provider.leads_to(TWO)
-        writer.wait_for(TWO)
+        try:
+            eventually(lambda: door.endpoint(DOOR)["closed"].get("target_down") == 1, "who is there is cut off")
+            provider.leads_to(TWO)
+            writer.wait_for(TWO)
+        finally:
+            provider.network.cable("one", plugged=True)
 
 
 def test_without_dns_the_last_answer_stands(provider: Provider, door: Daemon) -> None:
