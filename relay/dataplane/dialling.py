@@ -30,7 +30,6 @@ from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
 from relay.steps import step
 from relay.targets import why
-from relay.targets.pool import Pool
 
 _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port left costs the kernel a search of some ms
 
@@ -65,12 +64,12 @@ class Dialling(Stage):
         except Exception:  # a bug; the flow may not stand here yet, and then its end would leave the target open
             self._drop()
             raise
-        if flow.gate.pool is None:
+        if not flow.route.has_several:
             flow.cut("revoked")
         elif self._not_begun:
             self._give_up(why.TOLD)
         else:
-            self._end(*self._none_left(flow.gate.pool))
+            self._end(*self._none_left())
 
     @step
     def resume_hold(self) -> None:
@@ -186,10 +185,10 @@ class Dialling(Stage):
         tell(self.flow, fault, self.flow.reason)
         self.flow.cut(cause)
 
-    def _none_left(self, pool: Pool) -> tuple[str, int]:
+    def _none_left(self) -> tuple[str, int]:
         """Why no target is left to be dialled: the cause that it is, and what an edge that asks is told."""
         if self._fault is None:  # none was dialled
-            self._fault = "connect_failed", pool.fault() or why.TOLD
+            self._fault = "connect_failed", self.flow.route.fault() or why.TOLD
             self.flow.reason = self.flow.reason or why.text_of(self._fault[1])
         return self._fault
 

@@ -161,6 +161,15 @@ class Route:
             self._is_joined = False
             self._pool.enter(self._place, -1)
 
+    @property
+    def has_several(self) -> bool:
+        """Whether it goes to one of several targets: as declared when it began, or began anew."""
+        return self._pool is not None
+
+    def fault(self) -> int:
+        """Why none of several targets is up (targets/why.py); 0: one may be."""
+        return reasons.NOTHING if self._pool is None else self._pool.fault()
+
     def leads_to(self, hosts: Collection[str]) -> bool:
         """Whether its target is an instance at one of these addresses."""
         return self._pool is not None and self.target is not None and self.target.host in hosts

@@ -128,7 +128,8 @@ class Pool:
 
     def unlearn(self, place: int, what: int) -> None:
         """It does not, as a connection found out. Control asks again."""
-        self._words[self._knows[place]] &= ~what
+        if self._has_its_row(place):
+            self._words[self._knows[place]] &= ~what
 
     @step
     def choose(
@@ -196,6 +197,8 @@ class Pool:
 
     def answered(self, place: int, took_s: float, now_ns: int) -> None:
         """A dial was answered."""
+        if not self._has_its_row(place):
+            return
         words, at = self._words, self._counts_at[place]
         if not words[at + TargetCount.FAILED_IN_A_ROW]:  # else it has yet to be `proved`
             words[at + TargetCount.DIALLED] = now_ns << 1 | 1
@@ -204,6 +207,8 @@ class Pool:
 
     def proved(self, place: int, now_ns: int) -> None:
         """The target is as it should be: former failures do not count any more."""
+        if not self._has_its_row(place):
+            return
         words, at = self._words, self._counts_at[place]
         words[at + TargetCount.EJECTED_UNTIL_NS] = words[at + TargetCount.FAILED_IN_A_ROW] = 0
         words[at + TargetCount.DIALLED] = now_ns << 1 | 1
@@ -214,6 +219,8 @@ class Pool:
         Under load many dials fail at once. Those that had begun when the target was ejected say nothing new of it: else one
         short outage would eject it for as long as a long one.
         """
+        if not self._has_its_row(place):
+            return
         words, at = self._words, self._counts_at[place]
         words[at + TargetCount.DIAL_WHY] = why
         words[at + TargetCount.DIALLED] = now_ns << 1
@@ -230,16 +237,23 @@ class Pool:
 
     def retried(self, place: int) -> None:
         """For a connection that failed there another target is dialled."""
-        self._words[self._counts_at[place] + TargetCount.RETRIES] += 1
+        if self._has_its_row(place):
+            self._words[self._counts_at[place] + TargetCount.RETRIES] += 1
 
     @step
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
         words, at = self._words, self._counts_at[place] + TargetCount.ACTIVE
-        # A connection goes on when its target has left the set. Some reloads later another target has the slot, or the same
-        # one again, which begins at nought.
-        if self._claims_now.get(self.targets[place].slot) == self._claims[place] and (change > 0 or words[at]):
+        if self._has_its_row(place) and (change > 0 or words[at]):
             words[at] += change
+
+    def _has_its_row(self, place: int) -> bool:
+        """Whether what is counted of this target is still its own.
+
+        A connection goes on when its target has left the set, and so does a dial. Some reloads later another target has the
+        row, or the same one again, which begins at nought.
+        """
+        return self._claims_now.get(self.targets[place].slot) == self._claims[place]
 
     def recount(self) -> None:
         """Forget who is connected: a predecessor's connections are about to be counted anew."""

@@ -4,6 +4,7 @@ import errno
 import ipaddress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from relay.config.document import parse
 from relay.config.load import parse_service
 from relay.config.model import Service
 from relay.config.settings import Settings
-from relay.config.snapshot import Snapshot
+from relay.config.snapshot import ProbeRow, Snapshot, TargetRow
 from relay.control.answers import Explanation
 from relay.control.explain import explain, explain_file, find_endpoint, find_source, matrix, route, who_is_cut
 from relay.envelope.rules import RuleRow
@@ -26,6 +27,7 @@ from relay.targets.health import packed as packed_health
 from relay.targets.pool import Pool
 from tests.config.rig import endpoint_row
 from tests.control.rig import spread
+from tests.harness import examples
 from tests.ledger.rig import new_ledger
 
 SERVICE = """\
@@ -282,3 +284,39 @@ def test_a_file_with_counted_roles_tells_what_it_can(tmp_path: Path) -> None:
     assert explain_file(str(file), "store/pg", "10.0.1.4", None)["verdict"] == "permit"
     with pytest.raises(OperatorError, match="does not say where the instances of web are, whom store/pg admits"):
         explain_file(str(file), "store/pg", "10.0.0.4", None)
+
+
+@examples(200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 3]),  # weight
+            st.booleans(),  # backup
+            st.sampled_from([Health.UNKNOWN, Health.UP, Health.DOWN]),
+            st.integers(0, 3),  # connections
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(["five-tuple", "source-ip", "least-connections"]),
+    st.sampled_from([None, ProbeRow("", 1, 1), ProbeRow("/", 1, 1)]),
+    st.integers(1, 2**32 - 1),
+)
+def test_the_same_of_any_targets_with_weights_and_backups(
+    targets: list[tuple[int, bool, int, int]], distribution: Any, probe: ProbeRow | None, client: int
+) -> None:
+    rows = tuple(
+        TargetRow(f"10.0.0.{n}:80", host=f"10.0.0.{n}", port=80, slot=n, weight=weight, backup=backup)
+        for n, (weight, backup, _, _) in enumerate(targets)
+    )
+    row = endpoint_row(targets=rows, distribution=distribution, probe=probe, direct=True)
+    source = ipaddress.ip_address(client)
+    with new_ledger() as ledger:
+        pool = Pool(row, ledger.worker(0))
+        for n, (_, _, health, active) in enumerate(targets):
+            reason = why.of_error(111) if health == Health.DOWN else why.NOTHING
+            ledger.words[health_at(n)] = packed_health(health, reason, 1)
+            pool.enter(n, active)
+        place = pool.choose(source.packed, 5, row.listen_port, 0, 1)
+        told = route(row, ledger, f"{source}:5")
+    assert told["target"] == (None if place is None else rows[place].text)

@@ -12,8 +12,8 @@ from relay.dataplane.forwarding import LIFETIME_SPREAD
 from relay.ledger.layout import Health, health_at
 from relay.targets import why
 from relay.targets.health import packed
-from tests.dataplane.rig import Rig, rig_to, tcp_target
-from tests.dataplane.scenes import Scene, at_splice, found_down, taken_over
+from tests.dataplane.rig import LATER_S, Rig, rig_to, tcp_target
+from tests.dataplane.scenes import Scene, at_close, at_splice, fill, found_down, taken_over
 
 LIFETIME_S = 100.0
 LEAST_S, MOST_S = LIFETIME_S * (1 - LIFETIME_SPREAD), LIFETIME_S * (1 + LIFETIME_SPREAD)
@@ -73,6 +73,22 @@ def test_a_successor_counts_from_the_same_beginning(stack: contextlib.ExitStack)
     after = taken_over(scene)
     assert after.flow.started_ns == scene.flow.started_ns
     assert LEAST_S <= lasted_s(after) <= MOST_S + 1
+
+
+def test_what_is_left_after_a_reset_has_its_own_time(stack: contextlib.ExitStack) -> None:
+    """The cause is known by then: it lasts for as long as the other side takes some of it."""
+    scene = at_close(stack, lifetime_s=LIFETIME_S)
+    scene.rig.sweep(2 * LIFETIME_S)
+    assert scene.rig.context.flows
+    scene.rig.tick(LATER_S)
+    assert scene.rig.ended()["cause"] == "target_reset"
+
+
+def test_a_reader_that_has_stopped_is_no_reason_to_last(stack: contextlib.ExitStack) -> None:
+    scene = at_splice(stack, lifetime_s=LIFETIME_S, idle_s=None)
+    fill(scene, "target")
+    assert LEAST_S <= lasted_s(scene) <= MOST_S + 1
+    assert scene.rig.ended()["cause"] == "lifetime"
 
 
 def test_without_a_lifetime_it_lasts(stack: contextlib.ExitStack) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +17,7 @@ from relay.envelope import asking
 from relay.ledger.layout import CAUSES_MAX, Count, Flag, Health, State, TargetCount, health_at
 from relay.targets import why
 from relay.targets.health import packed
-from tests.dataplane.rig import Target, refusing, rig_to, silent_target, tcp_target, unix_target
+from tests.dataplane.rig import LATER_S, Target, refusing, rig_to, silent_target, tcp_target, unix_target
 from tests.dataplane.scenes import Scene, at_header, begun, taken_over
 
 CUTS: Final = ProbeRow("/", 1.0, 1.0, on_down="cut")
@@ -161,11 +163,55 @@ def dialled(stack: contextlib.ExitStack, *targets: Target | TargetRow, **keys: A
     return Scene(rig, client, flow)
 
 
+@contextlib.contextmanager
+def full_unix_backlog(target: Target) -> Iterator[None]:
+    """Meanwhile nobody else finds room there."""
+    with contextlib.ExitStack() as waiting:
+        while True:
+            sock = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            try:
+                sock.connect(target.row.path)
+            except BlockingIOError:
+                break
+        yield
+
+
 def test_when_none_of_several_is_left_the_last_one_says_why(stack: contextlib.ExitStack) -> None:
     scene = dialled(stack, refusing(), refusing())
     scene.rig.until(lambda: not scene.rig.context.flows, "both have refused")
     ended = scene.rig.ended()
     assert (ended["cause"], ended["reason"], ended["attempts"]) == ("connect_failed", "connection refused", 2)
+
+
+def test_one_that_is_on_its_way_to_several_when_they_become_another_one(stack: contextlib.ExitStack) -> None:
+    """It is still let in: it fails as it would have, or goes on to the one target where it may wait."""
+    for keys, cause in (({}, "connect_timeout"), ({"hold_s": LATER_S}, "")):
+        scene = dialled(stack, silent_target(stack), silent_target(stack), connect_s=8.0, **keys)
+        changed(scene, (target := tcp_target(stack)).row, **SINGLE)
+        for _ in range(2):
+            scene.rig.tick(1.0)
+        if cause:
+            assert scene.rig.ended()["cause"] == cause
+            continue
+        assert scene.flow.state == State.HOLD
+        scene.rig.tick(1.0)
+        target.accept(scene.rig)
+        assert scene.flow.state == State.SPLICE
+
+
+def test_a_full_backlog_of_a_unix_socket_leads_to_the_next_one(stack: contextlib.ExitStack, tmp_path: Path) -> None:
+    full, other = unix_target(stack, tmp_path / "app", backlog=0), tcp_target(stack)
+    stack.enter_context(full_unix_backlog(full))
+    scene = dialled(stack, full, other, distribution="round-robin", connect_s=8.0)
+    assert scene.flow.state == State.DIAL
+    scene.rig.tick(0.5)
+    assert scene.flow.state == State.DIAL, "it is asked again for a while"
+    scene.rig.tick(0.5)
+    other.accept(scene.rig)
+    assert scene.flow.state == State.SPLICE
+    assert [scene.rig.ledger.target_total(n, TargetCount.FAILURES) for n in (0, 1)] == [1, 0]
+    assert [scene.rig.ledger.target_total(n, TargetCount.ACTIVE) for n in (0, 1)] == [0, 1]
 
 
 def test_when_the_last_of_several_kept_silent_that_is_the_cause(stack: contextlib.ExitStack) -> None:

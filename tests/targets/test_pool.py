@@ -273,6 +273,23 @@ def test_who_went_to_a_target_before_it_left_takes_nobody_from_it_when_it_is_bac
     assert Pool(row_of(), part).active(1) == int(again), "a reload that changes nothing leaves the counts"
 
 
+def test_what_an_old_connection_finds_is_not_said_of_who_has_the_row_by_now(ledger: Ledger) -> None:
+    part = ledger.worker(0)
+    before = Pool(row_of(), part)
+    now = Pool(row_of(targets=(TargetRow("10.0.0.99:80", slot=FIRST_SLOT + 1),)), part)
+    at = part.target_counts_at(FIRST_SLOT + 1)[0]
+    now.failed(0, NOW_NS, why.RESET)
+    ledger.words[at + TargetCount.KNOWS] = Knows.TAKEN
+    expected = list(ledger.words[at : at + TargetCount.RETRIES + 1])
+    before.failed(1, 2 * NOW_NS, why.BUSY)
+    before.failed(1, 2 * NOW_NS, why.RESET)
+    before.answered(1, 0.1, 2 * NOW_NS)
+    before.proved(1, 2 * NOW_NS)
+    before.retried(1)
+    before.unlearn(1, Knows.TAKEN)
+    assert list(ledger.words[at : at + TargetCount.RETRIES + 1]) == expected
+
+
 def test_nobody_is_counted_below_nought(ledger: Ledger) -> None:
     made = pool_of(ledger)
     made.enter(1, 1)
