@@ -104,13 +104,13 @@ def _explain_bare(
 ) -> answers.Explanation:
     """Of a role without relay: an edge's answer, where there is one that leads there; else nobody is asked."""
     role, _, name = to.partition("/")
-    endpoint = service.roles[role].endpoints.get(name)
+    endpoint = service.roles[role].endpoints.get(name.removesuffix(BY_INSTANCE))
     if endpoint is None:
         here = ", ".join(f"{role}/{each}" for each in service.roles[role].endpoints) or "none"
         raise OperatorError(f"no endpoint `{to}`; role `{role}` has {here}")
     if endpoint.type == "input" and service.edge is not None:
         snapshot = compile_snapshot(service, Settings(), f"{EDGE}_IN_0", generation=0, file=file)
-        row = next((row for row in snapshot.endpoints if row.name.removesuffix(BY_INSTANCE) == to), None)
+        row = next((row for row in snapshot.endpoints if to in (row.name, row.name.removesuffix(BY_INSTANCE))), None)
         if row is not None:
             return explain(row, find_source(snapshot, address, instance))
     roster = Snapshot(0, service.service, "", (), 0.0, "info", roster=Roster.of_service(service))

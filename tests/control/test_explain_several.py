@@ -49,6 +49,15 @@ def test_of_a_bare_role_the_edge_answers(file: str) -> None:
     assert explain_file(file, "old/http", "8.8.8.8", None)["per_source"] == {"limit": 7, "network": "8.8.8.8/32"}
 
 
+def test_ports_for_single_instances_are_the_edges_too(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    text = BARE.replace("EDGE", "edge: {instances: [198.51.100.10]}").replace(", db.example.com", "")
+    path.write_text(text.replace("public_port: 80, port: 8080", "instance_ports: 81-82, port: 8080"))
+    for to in ("old/http", "old/http@instance"):
+        answer = explain_file(str(path), to, "203.0.113.9", None)
+        assert (answer["verdict"], answer["listen"]) == ("deny", "198.51.100.10:81")
+
+
 def test_where_nobody_asks_nobody_is_refused(file: str, tmp_path: Path) -> None:
     answer = explain_file(file, "old/pg", "203.0.113.9", None)
     assert (answer["verdict"], answer["listen"], answer["why"]) == (
