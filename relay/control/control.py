@@ -195,6 +195,9 @@ class Control:
 
     async def _keep_weights(self) -> None:
         """A control process before this one may have been killed when new weights were in force, and not written down yet."""
+        words = self._ledger.words
+        if not (words[DaemonWord.CONTROL_RESTARTS] or words[DaemonWord.PROGRAM]):
+            return
         with contextlib.suppress(OperatorError):  # no thread is to be had now: the next control tries it again
             async with self._reloading:
                 snapshot, settings = self._in_force.snapshot, self._inherited.settings

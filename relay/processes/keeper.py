@@ -111,6 +111,9 @@ class Keeper:
             process.unblock()
             os.close(prepared)
             return
+        if self._is_to_reload:  # a reload that control was not told of yet: the new program gets the signal once more
+            self._is_to_reload = False
+            os.kill(os.getpid(), signal.SIGHUP)  # it is blocked, and stays pending over execve(2)
         try:
             handover.execute(sys.orig_argv[1:], stands.of_keeper(), {handover.VARIABLE: str(state.memory)})
         except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.conftest import Daemons
 from tests.e2e.installed import NEW, Installed, asked, upgraded
@@ -114,6 +115,27 @@ def test_a_reload_while_control_is_replaced_is_the_next_ones(
         assert denied(port)
         upgraded(daemon, 1, NEW)
         assert denied(port)
+
+
+def test_a_reload_by_signal_in_the_last_moment_is_the_next_programs(
+    daemons: Daemons, echo: Echo, installed: Installed, tmp_path: Path
+) -> None:
+    """The keeper has heard of it, and has told nobody yet, when it replaces its program."""
+    later, file = tmp_path / "later.yaml", tmp_path / "which"
+    last = "        process.block()\n        self._on_signals()"
+    moment = f"        os.rename({str(later)!r}, open({str(file)!r}).read()); os.kill(os.getpid(), signal.SIGHUP)\n"
+    installed.change("processes/keeper.py", last, moment + last)
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    later.write_text(yaml.safe_dump(denying(port, echo)))
+    file.write_text(str(daemon.service_file))
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+        installed.restore()
+        installed.release()
+        assert daemon.ask("POST", "/v1/upgrade")[0] == 202
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    upgraded(daemon, 1, NEW)
 
 
 def test_no_reload_waits_for_a_trial(daemons: Daemons, echo: Echo, installed: Installed, tmp_path: Path) -> None:
