@@ -50,7 +50,8 @@ class Subject:
         if self.target is None:
             return self.row.name, self.row.slot, self.row.targets
         # Another share of the connections makes nobody another.
-        return self.row.name, self.row.slot, replace(self.target, relay_port=0, weight=1, backup=False)
+        same = replace(self.target, relay_port=0, weight=1, backup=False, declared_weight=None)
+        return self.row.name, self.row.slot, same
 
     @property
     def key(self) -> tuple[object, ...]:

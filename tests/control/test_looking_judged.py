@@ -167,7 +167,7 @@ async def test_a_line_of_the_log_names_no_instance_where_there_is_none(made: Mad
 async def test_another_share_of_the_connections_makes_nobody_a_newcomer(made: Made) -> None:
     row = alone()
     before = snapshot_of(row)
-    after = snapshot_of(replace(row, targets=(replace(row.targets[0], weight=0, backup=True),)))
+    after = snapshot_of(replace(row, targets=(replace(row.targets[0], weight=0, backup=True, declared_weight=1),)))
     made.dialled(row, REFUSED)
     forget_newcomers(made.ledger, before, after)
     assert made.found(row).health == DOWN

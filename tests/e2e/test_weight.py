@@ -120,6 +120,24 @@ def test_one_that_cannot_be_kept_is_in_force_and_that_is_said(
     assert event["level"] == "warning"
 
 
+def test_how_a_target_is_stays_known(daemons: Daemons, two: list[Echo], tmp_path: Path) -> None:
+    """Another share makes nobody another: one that is down is not tried for it."""
+    port = free_port()
+    up, down = two[0].target, f"127.0.0.1:{free_port()}"
+    file = file_for(port, [up, down], probe={"interval": "100ms"})
+    daemon = daemons(file, {"workers": 1, "state": str(tmp_path)})
+
+    def health() -> list[str]:
+        return [each["health"] for each in daemon.endpoint("web/in")["target_set"]]
+
+    eventually(lambda: health() == ["up", "down"], "both are asked")
+    since_s = daemon.endpoint("web/in")["target_set"][1]["since_s"]
+    for weight in ("9", "off"):
+        assert daemon.relay("weight", "web/in", down, weight).returncode == 0
+        assert health() == ["up", "down"]
+    assert daemon.endpoint("web/in")["target_set"][1]["since_s"] > since_s
+
+
 def test_what_there_is_not(daemons: Daemons, two: list[Echo], tmp_path: Path) -> None:
     port = free_port()
     daemon = daemons(file_for(port, [each.target for each in two]), {"state": str(tmp_path)})
