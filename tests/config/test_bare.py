@@ -98,6 +98,21 @@ def test_those_that_a_name_leads_to_are_targets_at_their_own_port() -> None:
     assert (target.text, target.instance, target.weight) == ("10.9.9.9:9000", "old_IN_7", 2)
 
 
+@pytest.mark.parametrize(
+    ("told_by", "name"),
+    [
+        ("db.example.com", "db.example.com"),
+        ("srv: _pg._tcp.example.com", ""),
+        ("file: t.yaml", ""),
+        ("a.example.com, b.example.com", ""),
+        ("", ""),
+    ],
+)
+def test_only_a_name_may_be_a_certificates(told_by: str, name: str) -> None:
+    found = Member("old", 0, "10.9.9.9", name=told_by)
+    assert row("edge_IN_0", "old/http", found, instances="[db.example.com]").targets[0].name == name
+
+
 @pytest.mark.parametrize("instances", ["[10.0.0.4]", "[db.example.com]"])
 def test_who_is_let_in_elsewhere(instances: str) -> None:
     """A bare machine of the service is, where the file has its address; what a name says decides nothing."""
