@@ -199,6 +199,11 @@ class EndpointRow:
         return self.probe is not None and self.probe.kind == "never"
 
     @property
+    def is_decided(self) -> bool:
+        """Of a single target: whether probes alone say how it is, and no dial does."""
+        return self.probe is not None and self.probe.decides
+
+    @property
     def dial_proves(self) -> bool:
         """Of an endpoint of this machine's own: whether it is enough that the target takes a connection."""
         return self.probe is None or not (self.probe.asks_more or self.probe.decides)

@@ -64,7 +64,7 @@ class Subject:
     def is_judged(self) -> bool:
         """Whether its probes alone decide how it is, and a dial that failed only has it asked at once."""
         row = self.row
-        return row.is_judged if self.target is not None else row.probe is not None and row.probe.decides
+        return row.is_judged if self.target is not None else row.is_decided
 
     @property
     def is_probed(self) -> bool:

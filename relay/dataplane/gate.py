@@ -222,8 +222,8 @@ class Gate:
             return why.NOTHING  # who is down would never be found to be back: nobody would be sent, and nobody looks
         if self.pool is not None:
             return self.pool.fault()
-        decided = declared.probe is not None and declared.probe.decides
-        found = own_health(self._words, self._all_counts_at, proves=declared.dial_proves, decided=decided)
+        proves, decided = declared.dial_proves, declared.is_decided
+        found = own_health(self._words, self._all_counts_at, proves=proves, decided=decided)
         return (found.why or why.TOLD) if found.health == Health.DOWN else why.NOTHING
 
     @step

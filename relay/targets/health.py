@@ -112,8 +112,7 @@ def of_endpoint(ledger: Ledger, row: EndpointRow, *, by_dials: bool = False) -> 
     if row.distribution is not None:
         return _of_all([of_target(ledger, row, target) for target in row.targets if target.weight])
     words, rows = ledger.words, ledger.worker(0).all_counts_at(row.slot)
-    decided = not by_dials and row.probe is not None and row.probe.decides
-    return own_health(words, rows, proves=row.dial_proves, decided=decided)
+    return own_health(words, rows, proves=row.dial_proves, decided=row.is_decided and not by_dials)
 
 
 def _of_all(found: list[TargetHealth]) -> TargetHealth:

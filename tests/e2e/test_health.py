@@ -42,7 +42,13 @@ class Web:
                 client, _ = listener.accept()
                 with client, contextlib.suppress(OSError):
                     self.asked.append(client.recv(4096))
-                    client.sendall(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % self.status)
+                    client.sendall(
+                        b"HTTP/1.1 %d x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % self.next_status()
+                    )
+
+    def next_status(self) -> int:
+        """Of the request that has just come."""
+        return self.status
 
 
 @dataclass

@@ -1,9 +1,6 @@
 """What probes ask, with real programs: Redis by its own words, nginx by TLS, and a stand-in at another port."""
 
-import contextlib
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +10,7 @@ import pytest
 from tests.conftest import Daemons
 from tests.e2e import programs
 from tests.e2e.programs import run
-from tests.e2e.test_health import EDGE, INSTANCES, NAME, Site, site
+from tests.e2e.test_health import EDGE, INSTANCES, NAME, Site, Web, site
 from tests.harness import Daemon, Echo, dial, echoed, eventually
 from tests.ports import free_port
 
@@ -126,30 +123,14 @@ def test_nginx_is_asked_by_tls_and_its_certificate_is_verified(
 
 
 @dataclass
-class StandIn:
+class StandIn(Web):
     """Says beside an application how that is: one status for each request, and the last one again and again."""
 
-    port: int
-    statuses: list[int]
-    asked: list[bytes] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=lambda: [200])
 
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[None]:
-        with socket.create_server(("127.0.0.1", self.port)) as listener:
-            thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
-            thread.start()
-            yield
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-    def _serve(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                with client, contextlib.suppress(OSError):
-                    self.asked.append(client.recv(4096))
-                    status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
-                    client.sendall(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
+    def next_status(self) -> int:
+        """Of the request that has just come."""
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
 
 
 def beside(daemons: Daemons, echo: Echo, stand_in: StandIn, **keys: Any) -> Site:
@@ -159,7 +140,7 @@ def beside(daemons: Daemons, echo: Echo, stand_in: StandIn, **keys: Any) -> Site
 
 def test_a_stand_in_at_another_port_is_counted(daemons: Daemons, echo: Echo) -> None:
     """One bad answer, or two good ones, are nothing; each series that is long enough is one change of the log."""
-    stand_in = StandIn(free_port(), [200, 503, 204, 503, 503, 200, 200, 503, 200, 204, 200])
+    stand_in = StandIn(free_port(), statuses=[200, 503, 204, 503, 503, 200, 200, 503, 200, 204, 200])
     with stand_in.serving():
         made = beside(daemons, echo, stand_in, expect=[200, 204], rise=3, fall=2)
         eventually(lambda: len(stand_in.statuses) == 1, "all has been said")
@@ -174,7 +155,7 @@ def test_a_stand_in_at_another_port_is_counted(daemons: Daemons, echo: Echo) -> 
 
 def test_what_a_stand_in_says_is_told_to_an_edge_which_sends_nobody_then(daemons: Daemons, echo: Echo) -> None:
     """Though the application takes connections: the edge does not reach that port, and its relay's word is enough."""
-    stand_in = StandIn(free_port(), [200])
+    stand_in = StandIn(free_port())
     with stand_in.serving():
         made = beside(daemons, echo, stand_in)
         eventually(made.is_told(True), "it is up")
