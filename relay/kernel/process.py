@@ -68,11 +68,6 @@ def die_with_parent(parent_pid: int, sig: signal.Signals) -> None:
         os.kill(os.getpid(), sig)
 
 
-def live_on() -> None:
-    """Get no signal any more when the parent ends."""
-    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0), 0, 0, 0)
-
-
 def state_of(pid: int) -> tuple[str, int]:
     """A process' state (`Z`: it has ended, `T`: stopped) and its parent's pid, by /proc/PID/stat; ("", 0): there is none."""
     try:

@@ -2,8 +2,9 @@
 
 The successor of a holder starts its first worker when all descriptors are in their places, and before it says "mine". The
 worker does all of its start that touches nothing, says that it is there, and waits. Both have one descriptor table, so the
-end of one closes nothing for the other: the holder watches the process, and the worker dies with its holder. And the holder
-opens and closes nothing while the worker looks what is open.
+end of one closes nothing for the other, and they watch each other's process. A holder that dies meanwhile does not take
+the connections with it: its worker does what was left to do, in its place, and works on alone. And the holder opens and
+closes nothing while the worker looks what is open.
 """
 
 import os
@@ -11,9 +12,8 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
-
-from relay.kernel import process
 
 BEAT_S: Final = 2.0
 """For so long a new worker may be on its way; it takes some milliseconds. The holder before waits longer than that."""
@@ -21,15 +21,19 @@ BEAT_S: Final = 2.0
 _BEAT: Final = b"beat"
 _GO: Final = b"go"
 _TEXT_BYTES: Final = 4096
-_LOOK_MS: Final = 10  # whether the process has ended without a word; its word wakes at once
+_LOOK_MS: Final = 10  # whether the other process has ended without a word; its word wakes at once
 
 
 class Beginning:
     """Between a holder and the first worker that it starts."""
 
-    def __init__(self, besides: int) -> None:
-        """`besides`: the number of what the holder closes before it lets the worker go on. Raises OSError."""
+    def __init__(self, besides: int, conclude: Callable[[], None]) -> None:
+        """`besides`: the number of what the holder closes before it lets the worker go on.
+
+        `conclude` makes everything this table's own, or ends in an OSError; it may be done twice. Raises OSError.
+        """
         self._besides = besides
+        self._conclude = conclude
         self._holders, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._holder_pid = os.getpid()
         self._deadline_s = time.monotonic() + BEAT_S
@@ -38,15 +42,24 @@ class Beginning:
 
     def wait(self) -> set[int]:
         """Give a sign of life, and wait until all is this worker's; the numbers of what is closed here again."""
-        process.die_with_parent(self._holder_pid, signal.SIGKILL)
         self._workers.send(_BEAT)
-        if self._workers.recv(len(_GO)) != _GO:
-            os._exit(0)
-        process.live_on()  # without its holder it may work on
+        poll = select.poll()
+        poll.register(self._workers, select.POLLIN)
+        while not poll.poll(_LOOK_MS):
+            if os.getppid() != self._holder_pid:
+                self._conclude_alone()
+                break
         closed = {self._besides, self._holders.fileno(), self._workers.fileno()}
         self._holders.close()
         self._workers.close()
         return closed
+
+    def _conclude_alone(self) -> None:
+        """The holder is dead: do what it was about to do, or perhaps has done."""
+        try:
+            self._conclude()
+        except OSError:  # the one before it goes on with everything
+            os._exit(0)
 
     def fails(self, why: str) -> None:
         """Say why this worker does not come up."""

@@ -212,6 +212,12 @@ class Children:
             if child.pid and child.pid == parts[n][Word.PID] and child.pid != parts[n][Word.HOLDER_PID]
         ]
 
+    def is_beginning(self, index: int) -> bool:
+        """Whether a new worker is on its way beside the one that is known."""
+        part = self._state.ledger.worker(index)
+        started = part[Word.STARTED_PID]
+        return started not in (part[Word.PID], self.workers[index].pid) and not process.has_ended(started)
+
     def holder_pids(self) -> list[int]:
         """Of all holders and their successors; of a worker whose holder has died, its own."""
         return [pid for child in self.workers for pid in (child.pid, child.successor) if pid]

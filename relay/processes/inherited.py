@@ -88,21 +88,34 @@ def be_successor(
     _let_go(state)
     holder = _holder(state, index)
     try:
-        end = succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2), holder.begin)
+        end = succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2))
+        holder.begin(end.fileno(), partial(_conclude, state, index, end))
+        succession.say_mine(end)
     except OSError as error:
         holder.abandon()
         # The keeper knows what it was for, and says so.
         channel.send(state.hand[1], messages.failed(error.strerror or str(error)))
         # Here: a return would close the channel first, and the holder would go on beside this table.
         os._exit(EXIT_NOTHING_TAKEN)
-    part = state.ledger.worker(index)
-    part[Word.HOLDER_PID] = os.getpid()  # first: the keeper ends the other one, should that hang now
+    # First: the keeper ends the other one, should that hang now.
+    state.ledger.worker(index)[Word.HOLDER_PID] = os.getpid()
     with end:
-        succession.see_end(end)
+        _settle(state, index, end)
+    holder.run()
+
+
+def _settle(state: Inherited, index: int, end: socket.socket) -> None:
+    """What a worker of this program finds: the other table is gone, and the ledger is in this program's layout."""
+    succession.see_end(end)
     # Nobody writes there any more, and the next to do so is a worker of this program.
     convert.finish(state.ledger, index)
-    part[Word.SNAPSHOT_FD] = 0  # the one before's, or in the old program's form
-    holder.run()
+    state.ledger.worker(index)[Word.SNAPSHOT_FD] = 0  # the one before's, or in the old program's form
+
+
+def _conclude(state: Inherited, index: int, end: socket.socket) -> None:
+    """The same by the first worker, if its holder is dead. Raises OSError: the one before goes on with everything."""
+    succession.say_mine(end)
+    _settle(state, index, end)
 
 
 def _let_go(state: Inherited) -> None:

@@ -115,10 +115,10 @@ class Renewal:
             return True
         if child.pid != tried.pid and index in self._children.unguarded():  # its holder has died, and nothing was given
             return True
-        if child.pid == tried.pid and not child.successor:
+        if child.pid == tried.pid and not child.successor and not self._children.is_beginning(index):
             self._failed(index, now_s)
             return True
-        if now_s < tried.until_s:
+        if now_s < tried.until_s:  # also where the successor has died: its worker takes over alone
             return False
         self._children.give_up(index)
         self._failed(index, now_s)

@@ -15,13 +15,15 @@ It is the ledger that says what a number means, so each must have the same one o
                                                that it lives, and waits (beginning.py); "mine"
     closes its table, the channel last; ends   sees that; lets the worker adopt, as after any kill
 
+The worker has the same end of the channel. If the successor dies once the worker lives, the worker says "mine".
+
 A received descriptor gets the lowest number that is free. Both sides begin with the same ones open, so by ascending order
 none ever lands above its place; and put there from the highest down, none lands on another.
 
 Until the successor has said "mine", the holder can take everything back; each side is killed, slow or full at its own
 cost alone. "mine" is the moment. A holder that has waited too long stops its ears first and then looks whether it was said;
 if not, it says "no" and goes on. A successor that is not heard asks: after a "no" it ends, and where the holder is dead it
-goes on. Never both of them, and one of them as long as one lives.
+goes on. Never both of them, and one of them as long as one lives. "mine" may be said twice.
 
 No worker begins while both tables are there, whoever goes on. A connection that it closed would live on in the other one, and
 epoll would go on to report it, under a number that is the next connection's by then (epoll(7), questions 1 and 6).
@@ -130,15 +132,12 @@ def leave(end: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-def take(
-    end: socket.socket, known: Collection[int], call: Callable[[], None], begin: Callable[[int], None]
-) -> socket.socket:
+def take(end: socket.socket, known: Collection[int], call: Callable[[], None]) -> socket.socket:
     """Take what `give` gives, and have nothing else open but the `known` ones. They are the holder's too, by number.
 
     `call` tells the holder that this one is ready: it need not stop its worker for one that never will be.
-    `begin` is called when all is in its place, and nothing is this process's own yet, with the number at which `end` is then.
-    Returns `end`: use nothing before `see_end`. Raises OSError: the holder goes on, and this process has to end without
-    having used anything.
+    Returns `end`, as it is now: nothing is this process's own before `say_mine`, or to be used before `see_end`.
+    Raises OSError: the holder goes on, and this process has to end without having used anything.
     """
     for fd in open_descriptors() - set(known) - {end.fileno()}:
         os.close(fd)
@@ -155,13 +154,16 @@ def take(
         if fd != place:
             os.dup2(fd, place, inheritable=False)
             os.close(fd)
-    begin(end.fileno())
+    return end
+
+
+def say_mine(end: socket.socket) -> None:
+    """After `take`: all is this process's own. Raises OSError: the holder goes on, and this process has to end."""
     try:
         end.send(_MINE)
     except OSError:
         if end.recv(len(_NO)) == _NO:
             raise
-    return end
 
 
 def see_end(end: socket.socket) -> None:

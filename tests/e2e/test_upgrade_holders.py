@@ -3,6 +3,7 @@
 import os
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,36 @@ def test_a_holder_that_is_stopped_hinders_nothing(
         assert echoed(client) == b"ping"
         assert len(list(daemon.events("hung"))) == (not worker_too)
         assert daemon.status()["workers"][0]["survives_crash"]
+
+
+@pytest.mark.parametrize("moment", ["before it says mine", "when it has said it"])
+@pytest.mark.parametrize("holder_too", [False, True])
+def test_a_successor_that_dies_leaves_all_to_its_worker(
+    daemons: Daemons, echo: Echo, installed: Installed, tmp_path: Path, moment: str, holder_too: bool
+) -> None:
+    """It lives by then, and has everything open. So nothing is lost, whoever gave, and there is another holder at once."""
+    indent, line = {
+        "before it says mine": (" " * 8, "        succession.say_mine(end)\n    except"),
+        "when it has said it": (" " * 4, "    with end:\n        _settle"),
+    }[moment]
+    marker = tmp_path / "died"
+    once = f"if not os.path.exists({str(marker)!r}): open({str(marker)!r}, 'w').close(); os.kill(os.getpid(), 9)\n"
+    installed.change("processes/inherited.py", line, indent + once + line)
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(dial(port)) for _ in range(20)]
+        assert [echoed(client) for client in clients] == [b"ping"] * 20
+        if holder_too:
+            os.kill(daemon.status()["workers"][1]["holder_pid"], signal.SIGKILL)
+            eventually(lambda: len(list(daemon.events("guarded"))) == 1, "it has another holder")
+        else:
+            installed.release()
+            upgrade(daemon)
+        assert [echoed(client) for client in clients] == [b"ping"] * 20
+        eventually(lambda: all(worker["survives_crash"] for worker in daemon.status()["workers"]), "each has a holder")
+        assert marker.exists()
+        assert list(daemon.events("not guarded")) + list(daemon.events("upgrade failed")) == []
+        assert daemon.status()["worker_restarts"] == 0
 
 
 @pytest.mark.parametrize("moment", ["called", "ready"])

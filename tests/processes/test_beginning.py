@@ -19,7 +19,7 @@ beginning.BEAT_S = 0.2
 told_r, told_w = os.pipe()
 besides = os.open("/dev/null", os.O_RDONLY)
 before = open_descriptors() - {besides}
-it = Beginning(besides)
+it = Beginning(besides, lambda: None)
 holder = os.getpid()
 
 def worker(does):
@@ -59,17 +59,27 @@ os.kill(pid, signal.SIGKILL)
 os.waitpid(pid, 0)
 """
 
-DIES_WITH_ITS_HOLDER = """
+TELLS_ALL = """
+os.wait()
+os.close(told_w)
+told = os.read(told_r, 1000).decode()
+print(told.partition("[")[0] + ("went on" if "[" in told else "ended"))
+"""
+
+LOSES_ITS_HOLDER = """
+def conclude():
+    os.write(told_w, b"concluded ")
+    if {fails}:
+        raise OSError
+
 process.adopt_orphans()
 if (holder := os.fork()) == 0:
-    it = Beginning(besides)
+    it = Beginning(besides, conclude)
     pid = worker(tells)
     it.expect(pid)
     {then}
     os.kill(os.getpid(), signal.SIGKILL)
 os.waitpid(holder, 0)
-_, status = os.wait()
-print(os.waitstatus_to_exitcode(status))
 """
 
 
@@ -98,7 +108,8 @@ def test_why_one_does_not_come_up(does: str, why: str) -> None:
     assert said(DOES_NOT.format(does=does)) == why
 
 
-@pytest.mark.parametrize(("then", "status"), [("pass", "-9"), ("it.go(); os.read(told_r, 1000); time.sleep(0)", "0")])
-def test_it_dies_with_its_holder_until_it_is_told_to_go_on(then: str, status: str) -> None:
-    """Nothing is its own before. Afterwards it is the one that has everything."""
-    assert said(DIES_WITH_ITS_HOLDER.format(then=then)) == status
+def test_without_its_holder_it_does_what_was_left_to_do() -> None:
+    """Once it lives there is somebody to go on, and nothing need be lost. Where another process goes on, it ends."""
+    assert said(LOSES_ITS_HOLDER.format(then="pass", fails=False) + TELLS_ALL) == "concluded went on"
+    assert said(LOSES_ITS_HOLDER.format(then="pass", fails=True) + TELLS_ALL) == "concluded ended"
+    assert said(LOSES_ITS_HOLDER.format(then="it.go()", fails=False) + TELLS_ALL) == "went on"

@@ -17,7 +17,7 @@ from relay.processes import succession
 from relay.processes.children import Children
 from relay.processes.holder import EXIT_NOTHING_TAKEN, NO_PROCESS_S
 from tests.e2e.peers import gone
-from tests.harness import eventually
+from tests.harness import HANG_S, eventually
 from tests.ledger.rig import new_ledger
 
 
@@ -161,6 +161,24 @@ def test_a_worker_that_has_yet_to_begin_is_not_forgotten(monkeypatch: pytest.Mon
         monkeypatch.setattr(os, "waitpid", waited)
         children._on_death(holder, 9)
         assert (holder.pid, children.unguarded()) == (1002, [0])
+
+
+def test_a_worker_that_is_on_its_way() -> None:
+    """It lives, and is neither the one that is known nor who is waited for."""
+    with new_ledger() as ledger, subprocess.Popen(["sleep", str(HANG_S)]) as other:
+        children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, (), lambda: None)
+        [holder] = children.workers
+        part = ledger.worker(0)
+        assert not children.is_beginning(0)
+        part[Word.STARTED_PID] = other.pid
+        assert children.is_beginning(0)
+        holder.pid = other.pid
+        assert not children.is_beginning(0)
+        holder.pid, part[Word.PID] = 0, other.pid
+        assert not children.is_beginning(0)
+        part[Word.PID] = 0
+        other.kill()
+        eventually(lambda: not children.is_beginning(0), "it has ended")
 
 
 def test_who_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ class Kept:
         self.workers = [Child(f"worker-{n}", lambda: None, pid=100 + n) for n in range(ledger.workers)]
         self.called: list[int] = []
         self.was_heard = True
+        self.beginning: set[int] = set()
         self.told: list[str] = []
         self.said: list[tuple[str, str]] = []
         for n in range(ledger.workers):
@@ -38,6 +39,9 @@ class Kept:
 
     def heard(self) -> bool:
         return self.was_heard
+
+    def is_beginning(self, index: int) -> bool:
+        return index in self.beginning
 
     def give_up(self, index: int) -> None:
         self.workers[index].successor = 0
@@ -178,6 +182,20 @@ def test_a_holder_that_hears_nothing_hangs(
         it.step(now_s)
         assert sent == [(100, number) for number in signals[: turn + 1]]
         now_s += 1.0
+
+
+def test_a_successor_that_dies_once_its_worker_lives_has_not_failed(kept: Kept) -> None:
+    """The worker takes over alone, and has another holder at once."""
+    it = renewing(kept, upgraded=True)
+    it.step(0.0)
+    kept.beginning.add(0)
+    kept.fails(0)
+    it.step(0.0)
+    assert it.at_s(0.0) == pytest.approx(renewal.LOOK_S)
+    kept.beginning.clear()
+    kept.holder_dies(0)
+    it.step(0.0)
+    assert (kept.called, kept.said) == ([0, 0], [])
 
 
 def test_a_successor_that_ends_without_a_word_may_not_have_called(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

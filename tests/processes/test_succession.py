@@ -62,8 +62,8 @@ GIVES_ALL = """
 open_some()  # the keeper's own, which neither has to do with
 if os.fork() == 0:
     theirs.close()
-    end = succession.take(ours, known, lambda: None, lambda _: None)
-    with end:
+    with succession.take(ours, known, lambda: None) as end:
+        succession.say_mine(end)
         succession.see_end(end)
     ours.detach()
     assert open_descriptors() <= known | set(table()), open_descriptors()
@@ -95,7 +95,7 @@ if pid == 0:
     theirs.close()
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
     try:
-        succession.take(ours, known, lambda: None, lambda _: None)
+        succession.take(ours, known, lambda: None)
     except OSError as error:
         os._exit(error.errno)
 ours.close()
@@ -115,7 +115,9 @@ known |= {peer.fileno(), *closed, *looked}
 if os.fork() == 0:
     theirs.close()
     number = connection.detach()
-    succession.see_end(succession.take(ours, known, lambda: None, lambda _: None))
+    end = succession.take(ours, known, lambda: None)
+    succession.say_mine(end)
+    succession.see_end(end)
     os.close(number)
     os.write(closed[1], b"x")
     os._exit(0)
