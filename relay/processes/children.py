@@ -213,10 +213,14 @@ class Children:
         ]
 
     def is_beginning(self, index: int) -> bool:
-        """Whether a new worker is on its way beside the one that is known."""
-        part = self._state.ledger.worker(index)
-        started = part[Word.STARTED_PID]
-        return started not in (part[Word.PID], self.workers[index].pid) and not process.has_ended(started)
+        """Whether a worker lives whose holder has died, beside who is waited for: it is about to take that one's place."""
+        started = self._state.ledger.worker(index)[Word.STARTED_PID]
+        if started in (0, self.workers[index].pid):
+            return False
+        try:
+            return os.waitid(os.P_PID, started, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # it has a holder; a dead one's worker is the keeper's (PR_SET_CHILD_SUBREAPER)
+            return False
 
     def holder_pids(self) -> list[int]:
         """Of all holders and their successors; of a worker whose holder has died, its own."""

@@ -164,7 +164,7 @@ def test_a_worker_that_has_yet_to_begin_is_not_forgotten(monkeypatch: pytest.Mon
 
 
 def test_a_worker_that_is_on_its_way() -> None:
-    """It lives, and is neither the one that is known nor who is waited for."""
+    """It lives, has no holder, and is not who is waited for."""
     with new_ledger() as ledger, subprocess.Popen(["sleep", str(HANG_S)]) as other:
         children = Children(cast(Any, SimpleNamespace(ledger=ledger, log=None)), lambda _: None, (), lambda: None)
         [holder] = children.workers
@@ -174,9 +174,10 @@ def test_a_worker_that_is_on_its_way() -> None:
         assert children.is_beginning(0)
         holder.pid = other.pid
         assert not children.is_beginning(0)
-        holder.pid, part[Word.PID] = 0, other.pid
+        holder.pid, part[Word.STARTED_PID] = 0, os.getppid()
         assert not children.is_beginning(0)
-        part[Word.PID] = 0
+        part[Word.STARTED_PID], part[Word.PID] = other.pid, other.pid
+        assert children.is_beginning(0)
         other.kill()
         eventually(lambda: not children.is_beginning(0), "it has ended")
 
