@@ -80,11 +80,13 @@ class Site:
         return daemon
 
     def start_all(self, ttl_s: int) -> None:
-        """All of them, who know each other then."""
+        """All of them, who know each other then; and the edge has found out that `store` listens, which it may do late."""
         for host in ("edge", "web", "store"):
             self.start(host, ttl_s)
         for daemon in self.daemons.values():
             self.knows(daemon, EVERYBODY)
+        edge = self.daemons["edge"]
+        eventually(lambda: [each["health"] for each in edge.endpoint("store/in")["target_set"]] == ["up"], "it is up")
 
     @staticmethod
     def knows(daemon: Daemon, ids: set[str]) -> None:
