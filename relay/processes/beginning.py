@@ -27,12 +27,12 @@ _LOOK_MS: Final = 10  # whether the other process has ended without a word; its 
 class Beginning:
     """Between a holder and the first worker that it starts."""
 
-    def __init__(self, besides: int, conclude: Callable[[], None]) -> None:
-        """`besides`: the number of what the holder closes before it lets the worker go on.
+    def __init__(self, end: socket.socket, conclude: Callable[[], None]) -> None:
+        """`end`, of the channel to the holder before, is the worker's to close: it may have a use for it.
 
         `conclude` makes everything this table's own, or ends in an OSError; it may be done twice. Raises OSError.
         """
-        self._besides = besides
+        self._end = end
         self._conclude = conclude
         self._holders, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._holder_pid = os.getpid()
@@ -49,9 +49,10 @@ class Beginning:
             if os.getppid() != self._holder_pid:
                 self._conclude_alone()
                 break
-        closed = {self._besides, self._holders.fileno(), self._workers.fileno()}
-        self._holders.close()
-        self._workers.close()
+        taken = (self._end, self._holders, self._workers)
+        closed = {each.fileno() for each in taken}
+        for each in taken:
+            each.close()
         return closed
 
     def _conclude_alone(self) -> None:
@@ -91,5 +92,5 @@ class Beginning:
     def go(self) -> None:
         """Everything is the worker's now. It closes what this took."""
         self._holders.send(_GO)
-        self._holders.detach()
-        self._workers.detach()
+        for each in (self._end, self._holders, self._workers):
+            each.detach()

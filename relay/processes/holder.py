@@ -88,12 +88,12 @@ class Holder:
         self._worker_pid = 0
         self._beginning: Beginning | None = None  # of the first worker, until that is told to go on
 
-    def begin(self, besides: int, conclude: Callable[[], None]) -> None:
-        """Start the first worker, which touches nothing before `run`; `besides` is closed until then.
+    def begin(self, end: socket.socket, conclude: Callable[[], None]) -> None:
+        """Start the first worker, which touches nothing before `run`; it closes `end` then.
 
         Should this process die before, the worker does `conclude` instead. Raises OSError where it does not come up.
         """
-        self._beginning = Beginning(besides, conclude)
+        self._beginning = Beginning(end, conclude)
         while True:
             pid = process.fork_sharing_descriptors()
             if pid == 0:

@@ -89,7 +89,7 @@ def be_successor(
     holder = _holder(state, index)
     try:
         end = succession.take(ours, state.of_holders(), partial(os.kill, holder_pid, signal.SIGUSR2))
-        holder.begin(end.fileno(), partial(_conclude, state, index, end))
+        holder.begin(end, partial(_conclude, state, index, end))
         succession.say_mine(end)
     except OSError as error:
         holder.abandon()
@@ -99,8 +99,7 @@ def be_successor(
         os._exit(EXIT_NOTHING_TAKEN)
     # First: the keeper ends the other one, should that hang now.
     state.ledger.worker(index)[Word.HOLDER_PID] = os.getpid()
-    with end:
-        _settle(state, index, end)
+    _settle(state, index, end)
     holder.run()
 
 

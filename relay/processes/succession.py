@@ -162,7 +162,7 @@ def say_mine(end: socket.socket) -> None:
     try:
         end.send(_MINE)
     except OSError:
-        if end.recv(len(_NO)) == _NO:
+        if end.recv(len(_NO), socket.MSG_PEEK) == _NO:  # it stays there, for who says it again
             raise
 
 

@@ -62,19 +62,20 @@ def test_a_holder_that_is_stopped_hinders_nothing(
         assert daemon.status()["workers"][0]["survives_crash"]
 
 
-@pytest.mark.parametrize("moment", ["before it says mine", "when it has said it"])
+@pytest.mark.parametrize("moment", ["before it says mine", "when it has said it", "before its worker goes on"])
 @pytest.mark.parametrize("holder_too", [False, True])
 def test_a_successor_that_dies_leaves_all_to_its_worker(
     daemons: Daemons, echo: Echo, installed: Installed, tmp_path: Path, moment: str, holder_too: bool
 ) -> None:
     """It lives by then, and has everything open. So nothing is lost, whoever gave, and there is another holder at once."""
-    indent, line = {
-        "before it says mine": (" " * 8, "        succession.say_mine(end)\n    except"),
-        "when it has said it": (" " * 4, "    with end:\n        _settle"),
+    file, indent, line = {
+        "before it says mine": ("inherited.py", " " * 8, "        succession.say_mine(end)\n    except"),
+        "when it has said it": ("inherited.py", " " * 4, "    _settle(state, index, end)\n    holder"),
+        "before its worker goes on": ("holder.py", " " * 20, "                    self._beginning.go()\n"),
     }[moment]
     marker = tmp_path / "died"
     once = f"if not os.path.exists({str(marker)!r}): open({str(marker)!r}, 'w').close(); os.kill(os.getpid(), 9)\n"
-    installed.change("processes/inherited.py", line, indent + once + line)
+    installed.change(f"processes/{file}", line, indent + once + line)
     daemon = daemons(one_endpoint(port := free_port(), echo.target), {"workers": 2}, wrapper=installed.wrapper)
     with ExitStack() as stack:
         clients = [stack.enter_context(dial(port)) for _ in range(20)]

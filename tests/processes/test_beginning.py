@@ -17,9 +17,9 @@ from relay.processes.beginning import Beginning
 
 beginning.BEAT_S = 0.2
 told_r, told_w = os.pipe()
-besides = os.open("/dev/null", os.O_RDONLY)
-before = open_descriptors() - {besides}
-it = Beginning(besides, lambda: None)
+before = open_descriptors()
+end = socket.socket(socket.AF_UNIX)
+it = Beginning(end, lambda: None)
 holder = os.getpid()
 
 def worker(does):
@@ -41,7 +41,6 @@ COMES_UP = """
 pid = worker(tells)
 assert it.expect(pid)
 numbers = sorted(open_descriptors() - before)
-os.close(besides)
 it.go()
 assert eval(os.read(told_r, 1000)) == numbers, numbers
 os.waitpid(pid, 0)
@@ -74,7 +73,7 @@ def conclude():
 
 process.adopt_orphans()
 if (holder := os.fork()) == 0:
-    it = Beginning(besides, conclude)
+    it = Beginning(end, conclude)
     pid = worker(tells)
     it.expect(pid)
     {then}
