@@ -151,9 +151,8 @@ def _instances(service: Service, role: Role, members: Iterable[Member], endpoint
             relay_port=relay_port,
             weight=member.weight,
             backup=member.backup,
-            name=""
-            if " " in member.name
-            else member.name,  # of a record, a file, or several: whose certificate is not known
+            # Of a record, a file, or several: whose certificate is not known.
+            name="" if " " in member.name else member.name,
         )
 
 

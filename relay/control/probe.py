@@ -31,9 +31,7 @@ _STANDS_S: Final = 1.0  # a tcp connection that has not been reset for so long i
 _LINE_MAX_BYTES: Final = 64 * 1024  # of an answer's first line
 _STATUS: Final = re.compile(rb"HTTP/[0-9.]+ ([0-9]{3})(?: [^\n]*)?\r?\n")
 _GOOD_STATUSES: Final = (200,)  # where none are declared
-_TRUST_S: Final = (
-    60.0  # the machine's authorities are read anew after so long: it takes some 20 ms, in which control stands
-)
+_TRUST_S: Final = 60.0  # so long until the machine's authorities are read anew: some 20 ms, in which control stands
 
 _Result = TypeVar("_Result")
 
