@@ -96,7 +96,6 @@ TESTED_ELSEWHERE: Final = {
     "relay.config.admission": "tests/config/test_compile.py and test_check.py have who is let in, and whom the kernel drops",
     "relay.cli.weight": "tests/e2e/test_weight.py has it before a daemon, with all that is said",
     "relay.control.replacing": "every live upgrade of the end-to-end tests goes this way, and those that are refused",
-    "relay.steps": "the end-to-end tests have workers die at each of them",
     "relay.control.in_force": "one value; everybody who reads it has tests",
     "relay.control.inherits": "what control begins with; every end-to-end test has one",
     "relay.control.answers": "types alone; every answer of the end-to-end tests is held against their schemas",

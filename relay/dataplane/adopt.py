@@ -39,7 +39,6 @@ from relay.kernel.sockets import (
 from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Count, Flag, State, Word
 from relay.ledger.ledger import NO_PIPE, owner_of
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 
 _MOVING: Final = (State.SPLICE, State.CLOSE)  # it has a target, which has answered
 _JOINED: Final = (*_MOVING, State.ASK, State.TAKEN)  # or has been asked
@@ -71,6 +70,7 @@ class Adoption:
         here = [record for record in records if self._goes_on(record)]
         over = [record for record in records if not self._goes_on(record)]
         ended = sorted([*over, *(record for record in here if record.state == State.LINE)], key=self._counted)
+        ledger.copying.bring_home()
         scratch = self._scratch()
         for gate in self.gates.values():
             if gate.pool is not None:
@@ -147,7 +147,6 @@ class Adoption:
             ended.append((1, "passed"))
         return [cause for _, cause in sorted(ended, key=itemgetter(0))]
 
-    @step
     def _resume(self, record: FlowRecord, scratch: tuple[int, Pipe] | None) -> None:
         """Make the flow, and the stage in which it stood."""
         if not self._is_own(record):
@@ -203,7 +202,6 @@ class Adoption:
             ledger.words[ledger.counts_at(record.slot) + Count.CLOSED + CAUSES.index("error")] += 1
         ledger.end((record.index,))
 
-    @step
     def _pipe(self, record: FlowRecord, direction: int, scratch: tuple[int, Pipe] | None) -> Pipe | None:
         """The pipe that holds bytes of this direction: the flow's own, or the scratch pipe if its bytes are in it."""
         if scratch is not None and scratch[0] == owner_of(record.index, direction):
@@ -220,7 +218,6 @@ class Adoption:
             self.context.ledger.hold(record.index, direction, NO_PIPE)
         return None
 
-    @step
     def _scratch(self) -> tuple[int, Pipe] | None:
         """The dead worker's scratch pipe and whose bytes are in it; None when it is empty."""
         ledger = self.context.ledger
@@ -231,7 +228,6 @@ class Adoption:
         self.left -= {r, w}
         return owner, self.pool.adopt(r, w)
 
-    @step
     def _finish(self, record: FlowRecord) -> None:
         """Close what a flow that is over has still open, as its cause demands."""
         clean = _cause(record) in CLEAN_CAUSES
@@ -248,7 +244,6 @@ class Adoption:
                     sock.close()
         self.context.ledger.end((record.index,))
 
-    @step
     def _arrivals(self) -> None:
         """Connections that were accepted and not yet recorded: they come from a listener's address, and nobody has them."""
         now_ns = time.monotonic_ns()

@@ -20,7 +20,6 @@ from relay.kernel.poller import BROKEN, READ
 from relay.kernel.sockets import AnySocket, hear_beyond, is_gone, no_delay
 from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 from relay.targets import why
 
 # Of what the client sent: a new connection carries no more than ten segments before the first acknowledgement (RFC 6928), and
@@ -70,7 +69,6 @@ class Asking(Stage):
         self._deadline_s = flow.tick_until(flow.route.patience_s())
         return self._offer()
 
-    @step
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood."""
         flow = self.flow
@@ -88,7 +86,6 @@ class Asking(Stage):
             self._dial.start()
         return None
 
-    @step
     def _offer(self) -> bool:
         """Send the header, and a copy of what came so far. Whether to go on with the next target."""
         flow = self.flow
@@ -138,7 +135,6 @@ class Asking(Stage):
             return self._await_more()
         return flow.watch_client(None, self._on_client)  # its end; or it comes later, with what is not copied
 
-    @step
     def _send(self, data: bytes) -> int:
         """How much of it the target's socket took; that one is broken, its own event tells."""
         try:
@@ -188,7 +184,6 @@ class Asking(Stage):
         if self._copied_bytes:
             hear_beyond(self.flow.client, 0)
 
-    @step
     def _take_out(self, answer: bytes, copied_bytes: int) -> None:
         """Take the relay's answer, and what was copied, out of the sockets; then bytes flow."""
         flow = self.flow
@@ -208,7 +203,6 @@ class Asking(Stage):
         flow.reached()
         return Forwarding(flow, self._target, self._watched).start(self._copied_bytes)
 
-    @step
     def _discard(self, count: int) -> None:
         # MSG_TRUNC on a TCP socket: counted and freed, not copied (tcp(7)).
         self.flow.client.recv_into(_NOWHERE, count, MSG_TRUNC)

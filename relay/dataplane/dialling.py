@@ -28,7 +28,6 @@ from relay.kernel.sockets import (
 )
 from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 from relay.targets import why
 
 _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port left costs the kernel a search of some ms
@@ -71,7 +70,6 @@ class Dialling(Stage):
         else:
             self._end(*self._none_left())
 
-    @step
     def resume_hold(self) -> None:
         """Go on waiting where a dead worker's flow did. Its time begins anew: nobody has less of it for a worker's death."""
         if not self._hold("connect_failed"):
@@ -291,7 +289,6 @@ def _fault(row: TargetRow, code: int) -> int:
     return why.NOT_A_SOCKET if code == errno.ECONNREFUSED and is_no_socket(row.path) else why.of_error(code)
 
 
-@step
 def introduce(target: AnySocket, flow: Flow, version: str) -> bool:
     """Tell the target who the client is, with a PROXY header of this version (doc/proxy-protocol.txt).
 

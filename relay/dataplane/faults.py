@@ -1,27 +1,27 @@
 """Fault injection: a worker that kills itself at every window of a connection's way, one after the other.
 
 `RELAY_FAULT=walk` in the daemon's environment makes each worker die at a kind of step that the workers before it have not
-died at; when all kinds have been visited, it begins anew. A step is the moment before or after each call that changes the
-ledger, a descriptor or a socket, or the moment at which a call failed; between two steps nothing happens that a successor
-could see half done. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a kind of its own, and is held against
-stages.py. So a test that runs traffic meanwhile visits every window instead of hoping for it. `walk-http` is for
-an endpoint whose connections are looked at, and whose target is told who the client is; `walk-several` for the same with
-several targets, of this machine or of a bare role; `walk-edge` is for an edge, and `walk-header` for an instance behind one.
-They have the steps of everybody and their own, which never come elsewhere.
-`walk-hold` has those of a connection that waits for a target, and no others. For tests alone: without the variable nothing
-here is imported.
+died at; when all kinds have been visited, it begins anew. A step is the beginning or the end of a function that changes the
+ledger, a descriptor or a socket; and where the order of single stores is what counts, each line of it. So a test that runs
+traffic meanwhile visits every window instead of hoping for it. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a
+kind of its own, and is held against stages.py.
+
+`walk-http` is for an endpoint whose connections are looked at, and whose target is told who the client is; `walk-several`
+for the same with several targets, of this machine or of a bare role; `walk-edge` is for an edge, and `walk-header` for an
+instance behind one. They have the steps of everybody and their own, which never come elsewhere. `walk-hold` has those of a
+connection that waits for a target, and no others.
+
+Where a worker is, the interpreter tells (PyEval_SetTrace), of compiled code that was built for it as well (setup.py). For
+tests alone: without the variable nothing here is imported.
 """
 
 import os
 import random
 import signal
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from relay import steps
-from relay.dataplane import stages
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane import flow, stages
+from relay.dataplane.tracing import CALL, LINE, RETURN, Place, places, trace
 from relay.errors import RelayBug
 from relay.ledger.layout import SCRATCH, STATE_NAMES, Word
 from relay.ledger.ledger import WorkerLedger
@@ -40,7 +40,13 @@ _EVERYBODY: Final[_Steps] = (
     "WorkerLedger.begin",
     "Gate.accepted",
     "Poller.want",
-    "splice.splice",
+    "Mover._copy",
+    "CopyBuffer.take_in:",
+    "CopyBuffer.pass_on:",
+    "CopyBuffer.set_aside:",
+    "CopyBuffer.forget:",
+    "CopyBuffer.prepare",
+    "Mover._splice",
     "sockets.no_delay",
     "PipePool.take",
     "Mover._new_scratch",
@@ -60,6 +66,7 @@ _EVERYBODY: Final[_Steps] = (
     "Poller.bury",
     "Accepted.close",
     "WorkerLedger.end",
+    "CopyBuffer.bring_home",
     "Adoption._scratch",
     "WorkerLedger.reconcile",
     "Adoption._resume",
@@ -74,6 +81,7 @@ _DENIALS_AND_RESETS: Final[_Steps] = (
     "Mover.drop",
     "sockets.reset_on_close",
 )
+_ORDER: Final[_Steps] = ("Mover._copy:", "Mover._splice:", "CopyBuffer.bring_home:")
 # The first of its two targets refuses: a dial that is to be waited for. A Unix socket's peer has no resets to send, and
 # nothing is on its way any more when one is closed.
 _TCP: Final[_Steps] = (
@@ -135,27 +143,29 @@ _HEADER: Final[_Steps] = (
 )
 _HOLD: Final[_Steps] = ("Flow.stand HOLD", "Holding.wait", "Holding.go", "Dialling.resume_hold")
 WALKS: Final = {
-    "walk": _EVERYBODY + _TCP,
+    "walk": _EVERYBODY + _TCP + _ORDER,
     "walk-http": _EVERYBODY + _HTTP,
     "walk-several": _EVERYBODY + _SEVERAL,
     "walk-edge": _EVERYBODY + _EDGE,
     "walk-header": _EVERYBODY + _HEADER,
     "walk-hold": _HOLD,
 }
-"""The steps of each value of RELAY_FAULT."""
+"""The steps of each value of RELAY_FAULT. A name with a colon: each line of it as well."""
 
-# A socket's error is told once, and here the one that was told it dies. It comes where somebody resets.
-_FAILS: Final = {"walk": ("splice.splice",), "walk-http": ("splice.splice",)}
+# Of lines: a sink that breaks while it is written to, and a first message that is spliced. No stream is sure to bring that.
+_SELDOM: Final = ("_sink_broken(", "_hurry(")
 # How likely it dies at a step that it wants: so it is the first one of its kind at times, and at times a later one.
 _LIKELY: Final = 0.5
 # A worker that has not met what it wants by then dies where it is: that is rare, or comes after a death alone.
-_PATIENCE_STEPS: Final = 5_000
+_PATIENCE_STEPS: Final = 10_000
 
 
 def names(walk: str = "walk") -> list[str]:
     """Every kind of step of this walk."""
-    kinds = [f"{when} {name}" for name in WALKS[walk] for when in ("before", "after")]
-    return kinds + [f"failed {name}" for name in _FAILS.get(walk, ())]
+    found = dict.fromkeys(f"{when} {name.rstrip(':')}" for name in WALKS[walk] for when in ("before", "after"))
+    here = places()
+    lines = [text for name in WALKS[walk] if name.endswith(":") for text in here[name[:-1]].lines.values()]
+    return [*found, *(text for text in lines if not any(each in text for each in _SELDOM))]
 
 
 def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
@@ -168,28 +178,32 @@ def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
 
     def step(name: str) -> None:
         nonlocal patience
-        if name not in at and not name.startswith("failed"):
+        if name not in at:
             return  # of another walk
         patience -= 1
         if patience < 0 or (name in wanted and chance.random() < _LIKELY):
             log.event("error", "fault", step=name)
-            if name in at and not log.dropped:
+            if not log.dropped:
                 ledger.words[at[name]] += 1
             os.kill(os.getpid(), signal.SIGKILL)
 
-    steps.watch(step)
-    Flow.stand = _watched(Flow.stand, step)  # type: ignore[method-assign]
+    stood = ""
 
-
-def _watched(stand: Callable[..., None], step: Callable[[str], None]) -> Callable[..., None]:
-    """`Flow.stand` with a step for each state, and with an eye on where flows may go."""
-
-    def watched(flow: Flow, stage: Stage, state: int, *args: Any, cause: str = "", **keys: Any) -> None:
-        if wrong := stages.misstep(flow.state, state, cause):
+    def moved(before: int, after: int, cause: str) -> None:
+        nonlocal stood
+        if wrong := stages.misstep(before, after, cause):
             raise RelayBug(wrong)
-        name = f"Flow.stand {STATE_NAMES[state].upper()}"
-        step(f"before {name}")
-        stand(flow, stage, state, *args, cause=cause, **keys)
-        step(f"after {name}")
+        stood = STATE_NAMES[after].upper()
+        step(f"before Flow.stand {stood}")
 
-    return watched
+    def follow(place: Place, what: int, line: int) -> None:
+        if what == LINE:
+            step(place.lines.get(line, ""))
+        elif place.name == "Flow.stand":
+            if what == RETURN:
+                step(f"after Flow.stand {stood}")
+        elif what in (CALL, RETURN):
+            step(f"{'before' if what == CALL else 'after'} {place.name}")
+
+    flow.MOVES.append(moved)
+    trace({name.rstrip(":") for name in WALKS[walk]} | {"Flow.stand"}, follow)

@@ -6,7 +6,6 @@ from typing import Final
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 from relay.kernel.sockets import AnySocket, hear_beyond
-from relay.steps import step
 
 LOOKS_MAX: Final = 512
 """How often what has come is looked at before the client is refused: each look copies all of it out of the kernel anew.
@@ -33,7 +32,6 @@ def too_many_looks(protocol: str = "") -> Reject:
     return Reject(f"no {_WHAT.get(protocol, 'PROXY header')} within {LOOKS_MAX} looks: it comes in too many pieces")
 
 
-@step
 def first_bytes(client: AnySocket, protocol: str, seen_bytes: int, before: SoFar | None = None) -> tuple[Verdict, int]:
     """The verdict on what has come so far, as `protocol` (http, https), and how many bytes that is.
 
@@ -47,7 +45,6 @@ def first_bytes(client: AnySocket, protocol: str, seen_bytes: int, before: SoFar
     return verdict, len(data)
 
 
-@step
 def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
     """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
     data = client.recv(proxyproto.V2_LIMIT_BYTES, socket.MSG_PEEK)
@@ -58,7 +55,6 @@ def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | pr
     return verdict, len(data)
 
 
-@step
 def take(client: AnySocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
     client.recv(header_bytes)

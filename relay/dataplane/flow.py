@@ -14,7 +14,7 @@ The poller holds the stage's own methods, so nobody asks where a flow stands. Th
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from relay.address import Address
@@ -25,6 +25,9 @@ from relay.envelope import asking
 from relay.kernel.poller import Handler
 from relay.kernel.sockets import AnySocket, finish_on_close
 from relay.ledger.layout import CLEAN_CAUSES, State
+
+MOVES: Final[list[Callable[[int, int, str], None]]] = []
+"""Who is told of every move before it is made: from where, to where, and why it ends. Of tests alone."""
 
 _NOWHERE: Final = Stage()  # before the first stage, and after the end: nothing is waited for, nothing is held
 
@@ -81,6 +84,8 @@ class Flow:
         The first time is when it counts as accepted. `target_slot` is the pool's target that it is joined to.
         """
         ledger, record, before = self.context.ledger, self.record, self.state
+        for told in MOVES:
+            told(before, state, cause)
         self.stage, self.state = stage, state
         if state == State.END:
             ledger.ending(record, cause)

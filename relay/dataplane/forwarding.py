@@ -27,7 +27,6 @@ from relay.kernel.sockets import (
 )
 from relay.ledger.layout import CLEAN_CAUSES, Flag, State
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 
 LIFETIME_SPREAD: Final = 0.1  # of it, either way
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, whose multiples are spread evenly (Knuth, 6.4)
@@ -73,7 +72,6 @@ class Forwarding(Stage):
         flow.watch_client(READ, self._on_client)
         return self._watch_target(READ)
 
-    @step
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
         """Go on where a dead worker stood, with pipes that have bytes in them.
 

@@ -13,7 +13,6 @@ from relay.kernel.sockets import AnySocket
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
 from relay.ledger.ledger import WorkerLedger
-from relay.steps import step
 from relay.targets import why
 from relay.targets.health import is_found_down, own_health
 from relay.targets.pool import Pool
@@ -102,7 +101,6 @@ class Gate:
         """Whether the machine at `via` may bring a connection of `source`: an edge anybody's, another one its own alone."""
         return via in self._edges if self._edges else via == source
 
-    @step
     def admit(self, source: str, now_s: float) -> str | None:
         """Let a connection in (None), or say why not: one of `ledger.REASONS`.
 
@@ -118,7 +116,6 @@ class Gate:
             return None
         return self._admit(source, now_s)
 
-    @step
     def identify(self, edge: str, source: str, now_s: float) -> str | None:
         """As `admit`, of the client that the edge names for a connection that was let in from it.
 
@@ -150,17 +147,14 @@ class Gate:
         self._enter(source, -1)
         return reason
 
-    @step
     def accepted(self) -> None:
         """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
         self._words[self.counts_at + Count.ACCEPTED] += 1
 
-    @step
     def readmit(self, source: str) -> None:
         """Count in a connection that was let in by a predecessor, which has counted it as accepted."""
         self._enter(source, 1)
 
-    @step
     def release(self, source: str, cause: str) -> None:
         """A connection that was let in has ended, for one of `ledger.CAUSES`."""
         self._enter(source, -1)
@@ -226,7 +220,6 @@ class Gate:
         found = own_health(self._words, self._all_counts_at, proves=proves, decided=decided)
         return (found.why or why.TOLD) if found.health == Health.DOWN else why.NOTHING
 
-    @step
     def denied(self, reason: str, count: int = 1) -> None:
         """Count a refusal, or several."""
         self._words[self.counts_at + _REASON[reason]] += count

@@ -20,7 +20,6 @@ from relay.kernel.sockets import hear_beyond
 from relay.ledger.clocks import busy_left_ns
 from relay.ledger.layout import Flag, State
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 from relay.targets import why
 
 _Right = TypeVar("_Right")
@@ -72,7 +71,6 @@ class Greeting(Stage):
         self._protocol = self.flow.gate.declared.protocol
         return self.flow.watch_client(READ | PEER_FIN, self._on_first_bytes)
 
-    @step
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
         client = self.flow.client

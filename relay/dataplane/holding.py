@@ -10,7 +10,6 @@ from relay.dataplane.held import Held
 from relay.envelope import asking
 from relay.kernel.poller import BROKEN
 from relay.ledger.layout import State
-from relay.steps import step
 
 
 class Holding(Stage):
@@ -34,7 +33,6 @@ class Holding(Stage):
         """The flow."""
         return self.flow
 
-    @step
     def wait(self, cause: str) -> bool:
         """Wait, and end with this cause if that is in vain; "": nothing was dialled. Whether there is time left for that."""
         flow = self.flow
@@ -48,7 +46,6 @@ class Holding(Stage):
         self._held.add(self, again=self._has_gone)
         return True
 
-    @step
     def go(self) -> None:
         """Try again: every target, and for the whole time."""
         self._has_gone = True

@@ -19,7 +19,6 @@ from relay.kernel.byte_counts import sent_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import ask_often, hear_beyond, readable_bytes
 from relay.ledger.layout import DaemonWord, State, Word
-from relay.steps import step
 
 # Its bytes stay in the socket: after so many the line is ended, and the other side opens another.
 _SAID_MAX: Final = 256
@@ -56,7 +55,6 @@ class Line(Stage):
         flow.account("told", (0, 0))
         self._hold()
 
-    @step
     def resume(self) -> None:
         """Go on where a dead worker stood."""
         self._said = sent_bytes(self.flow.client, dialled=False)
@@ -70,7 +68,6 @@ class Line(Stage):
         ask_often(flow.client.fileno())
         self._say()
 
-    @step
     def _say(self) -> None:
         """Say what has changed, and count what was heard."""
         flow = self.flow

@@ -36,7 +36,6 @@ from relay.kernel.sockets import (
     wake_watchers,
 )
 from relay.ledger.layout import Word
-from relay.steps import step
 
 _NO_NEWCOMERS: Final = newcomers_filter()
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes
@@ -214,7 +213,6 @@ class Listener:
             self._watch(0)
             context.left.add(self.resume)
 
-    @step
     def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
         """A connection came off the backlog: ask the gate, and begin a flow or refuse. Raises what is a bug."""
         context, gate = self._context, self.gate

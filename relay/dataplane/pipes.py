@@ -12,7 +12,6 @@ from typing import Final
 
 from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
-from relay.steps import step
 
 DEFAULT_BYTES: Final = 64 * 1024  # what pipe2(2) gives: 16 slots of a page
 # One read of a bulk flow moves this much, and the system calls' share falls with it. Few pipes are this
@@ -39,7 +38,6 @@ class PipePool:
         self._spare: list[Pipe] = []
         self._large = 0
 
-    @step
     def take(self) -> Pipe | None:
         """An empty pipe, or None when the machine has none to give now (EMFILE, ENFILE, ENOMEM)."""
         if self._spare:
@@ -52,7 +50,6 @@ class PipePool:
         self._ledger[Word.PIPES] += 1
         return Pipe(r, w, self._fit(w))
 
-    @step
     def adopt(self, r: int, w: int) -> Pipe:
         """A pipe that a predecessor opened, whatever is in it."""
         size_bytes = int(fcntl.fcntl(w, fcntl.F_GETPIPE_SZ))
@@ -60,7 +57,6 @@ class PipePool:
         self._large += size_bytes >= LARGE_BYTES
         return Pipe(r, w, size_bytes)
 
-    @step
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
         """Return a pipe. One with bytes in it is closed: nobody else may read them."""
         if empty and len(self._spare) < SPARE_MAX:

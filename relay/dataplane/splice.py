@@ -1,11 +1,17 @@
-"""Moving bytes: socket → pipe → socket, by splice(2), never through this process's memory.
+"""Moving bytes from socket to socket: what is large by splice(2), through a pipe; what is small through the ledger's page.
 
-A `Lane` is one direction of a flow. It owns a pipe only while bytes stand in it: reading goes into the worker's
-scratch pipe, and in the usual case all of it goes out again in the same turn. Only when the other socket takes less
-than came does the lane keep that pipe, and the worker takes another scratch.
+A `Lane` is one direction of a flow. It owns a pipe only while bytes stand in it. Two ways lead from its source to its
+sink, and which one a turn takes, the lane sees by what came the last times:
+
+* Copying (ledger/copying.py), as long as what comes is small: it costs two system calls where splicing costs two that
+  are twice as dear.
+* Splicing into the worker's scratch pipe and out of it, once two turns in a row have filled the buffer.
+
+In the usual case all goes out again in the same turn. Only when the other socket takes less than came does the lane keep
+the scratch pipe with the rest, and the worker takes another one. No byte becomes a Python object.
 
 Where the bytes are is in the ledger at every moment, so that a worker that dies in the middle of a turn loses none: before
-reading, whose bytes come into the scratch pipe; before the scratch pipe changes, whose pipe it became.
+reading, whose bytes come into the scratch pipe or the buffer; before the scratch pipe changes, whose pipe it became.
 
 Two rules make the rest simple (each learnt from a forwarder that broke it; sozu PR#1323, haproxy#2505):
 * A lane reads only into an empty pipe. So EAGAIN from socket → pipe means "the socket is empty" and never "the pipe is out
@@ -19,19 +25,15 @@ from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Final
 
 from relay.dataplane.pipes import Pipe, PipePool
+from relay.kernel import calls
 from relay.kernel.poller import READ, WRITE
 from relay.kernel.sockets import AnySocket, no_delay
-from relay.ledger.layout import Count, Word
+from relay.ledger.layout import COPY_BYTES, Count, Word
 from relay.ledger.ledger import NO_PIPE, WorkerLedger, owner_of
-from relay.steps import named, step
 
-# SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
-# part it holds the data back for 200 ms (golang/go#10948).
-_FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_LARGE: Final = 2  # turns in a row that filled the buffer: one alone is often the end of a message
 _DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops sending keeps nobody else waiting
 _NOWHERE: Final = bytearray(64 * 1024)
-
-splice = named(os.splice, "splice.splice")
 
 
 class Turn(IntEnum):
@@ -51,8 +53,8 @@ class Lane:
     """One direction of a flow: bytes of `source` go to `sink`."""
 
     __slots__ = (
-        "abandoned", "bytes_at", "delays", "direction", "eof", "error", "fin", "held_bytes", "hup", "owner", "pipe", "record",
-        "sink", "sink_fd", "source", "source_fd", "total_bytes",
+        "abandoned", "bytes_at", "delays", "direction", "eof", "error", "fin", "full_turns", "held_bytes", "hup", "owner",
+        "pipe", "record", "sink", "sink_fd", "source", "source_fd", "total_bytes",
     )  # fmt: skip
 
     def __init__(self, source: AnySocket, sink: AnySocket, bytes_at: int, record: int, direction: int) -> None:
@@ -67,6 +69,7 @@ class Lane:
         self.pipe: Pipe | None = None
         self.held_bytes = 0
         self.total_bytes = 0  # taken by the sink's socket
+        self.full_turns = 0  # in a row that brought as much as the buffer takes
         self.delays = direction == 0  # accepted sockets have their listener's TCP_NODELAY, the target's not yet
         self.eof = False  # nothing more will be read
         self.error = 0  # what reading or writing failed with: a socket tells it once
@@ -83,7 +86,6 @@ class Lane:
         """Take over a pipe that a predecessor left with bytes of this lane in it."""
         self.pipe, self.held_bytes = pipe, held_bytes
 
-    @step
     def finish(self) -> None:
         """Pass the end of the stream on: shutdown(2) for writing. Only when `done`, and once."""
         self.fin = True
@@ -103,10 +105,14 @@ class Mover:
         self._words = ledger.words
         self._owner = ledger.word_index(Word.SCRATCH_OWNER)
         self._scratch: Pipe | None = None
+        self._buffer = ledger.copying
+        self._copies = False  # not before `prepare`, and not where the kernel locks no memory
+        self._room_bytes = 0  # how much a copy takes at a time: no more than the scratch pipe
 
     def prepare(self) -> None:
-        """Open the scratch pipe while there are descriptors for it. After adoption, which needs the ledger's old one."""
+        """Open the scratch pipe while there are descriptors for it. After adoption, which needs what the one before had."""
         self._new_scratch()
+        self._copies = self._buffer.prepare()
 
     def turn(self, lane: Lane) -> Turn:
         """Deliver what the lane holds, then read once and deliver that: a bounded piece of work.
@@ -125,42 +131,78 @@ class Mover:
             pipe = self._new_scratch()
             if pipe is None:
                 return Turn.STARVED
-        self._words[self._owner] = lane.owner  # before the bytes come
-        try:
-            came = splice(lane.source_fd, pipe.w, pipe.size_bytes, None, None, _FLAGS)
-        except BlockingIOError:
-            came = self._past_urgent(lane, pipe)
-            if came <= 0:
-                lane.eof = came < 0
-                return Turn.SOURCE_BROKEN if lane.eof else result
-        except OSError as error:
-            lane.eof, lane.error = True, error.errno or 0
-            return Turn.SOURCE_BROKEN
-        if not came:
-            lane.eof = True
-            return Turn.CHANGED
+        if self._copies and lane.full_turns < _LARGE and not lane.error:
+            return self._copy(lane, pipe, result)
+        return self._splice(lane, pipe, result)
+
+    def _copy(self, lane: Lane, pipe: Pipe, result: Turn) -> Turn:
+        """Read once and deliver that by copying it. What the sink does not take goes into this pipe."""
+        buffer = self._buffer
+        came = buffer.take_in(lane.source_fd, lane.owner)
+        if came < 0 and came != calls.AGAIN:
+            # recvmmsg(2) tells of an error before what came before that (net/socket.c, do_recvmmsg), and only once.
+            lane.error = -came
+            return self._splice(lane, pipe, result)
+        if came <= 0:
+            return self._nothing_came(lane, came, result)
+        lane.full_turns = lane.full_turns + 1 if came >= self._room_bytes else 0
         if lane.delays and lane.total_bytes:
-            # The first bytes wait for no acknowledgement, so a connection with one request does without this.
-            no_delay(lane.sink)
-            lane.delays = False
-        try:
-            left = came - splice(pipe.r, lane.sink_fd, came, None, None, _FLAGS)
-        except BlockingIOError:
-            left = came
-        except OSError as error:
-            lane.error = error.errno or 0
-            return self._sink_broken(pipe)
+            self._hurry(lane)
+        went = buffer.pass_on(lane.sink_fd)
+        if went < 0 and went != calls.AGAIN:
+            return self._sink_broken(lane, went, None)
+        left = came - max(went, 0)
         lane.total_bytes += came - left
         self._words[lane.bytes_at] += came - left
-        return self._keep(lane, pipe, left) if left else result
+        if not left:
+            return result
+        self._keep(lane, pipe, left)
+        self._words[self._owner] = lane.owner  # before the bytes come
+        buffer.set_aside(pipe.w)
+        self._new_scratch()
+        return Turn.CHANGED
 
-    @step
+    def _splice(self, lane: Lane, pipe: Pipe, result: Turn) -> Turn:
+        """Read once and deliver that by way of this pipe."""
+        self._words[self._owner] = lane.owner  # before the bytes come
+        came = calls.splice(lane.source_fd, pipe.w, pipe.size_bytes)
+        if came == calls.AGAIN:
+            came = self._past_urgent(lane, pipe)
+        if came <= 0:
+            return self._nothing_came(lane, came, result)
+        lane.full_turns = lane.full_turns if came >= COPY_BYTES else 0
+        if lane.delays and lane.total_bytes:
+            self._hurry(lane)
+        went = calls.splice(pipe.r, lane.sink_fd, came)
+        if went < 0 and went != calls.AGAIN:
+            return self._sink_broken(lane, went, pipe)
+        left = came - max(went, 0)
+        lane.total_bytes += came - left
+        self._words[lane.bytes_at] += came - left
+        if not left:
+            return result
+        self._keep(lane, pipe, left)
+        self._new_scratch()
+        return Turn.CHANGED
+
+    def _nothing_came(self, lane: Lane, came: int, result: Turn) -> Turn:
+        """What a turn comes to that has read nothing."""
+        if came == calls.AGAIN:
+            return result
+        lane.eof = True
+        lane.error = lane.error or -came
+        return Turn.SOURCE_BROKEN if lane.error else Turn.CHANGED
+
+    def _hurry(self, lane: Lane) -> None:
+        """The first bytes wait for no acknowledgement, so a connection with one request does without this."""
+        no_delay(lane.sink)
+        lane.delays = False
+
     def abandon(self, lane: Lane) -> None:
         """The sink takes nothing any more: throw away what the lane holds. What still comes is for `discard`."""
         self.drop(lane)
         lane.eof = lane.fin = lane.abandoned = True
 
-    @step
     def discard(self, lane: Lane) -> None:
         """Read away, up to a bound, what an abandoned lane's source has sent.
 
@@ -176,7 +218,6 @@ class Mover:
         except OSError:  # nothing there, or broken as well, which its own lane finds out
             return
 
-    @step
     def drop(self, lane: Lane) -> None:
         """Throw away what the lane holds: nobody will take it."""
         if lane.pipe is not None:
@@ -188,53 +229,47 @@ class Mover:
     def _past_urgent(self, lane: Lane, pipe: Pipe) -> int:
         """splice found nothing. It stops before a byte of urgent data for good (tcp_read_sock), so take that one by hand.
 
-        The byte goes on as an ordinary one, in its place. Returns how many bytes are in the pipe now, 0 or 1; -1 when
-        the source is broken, for an error is told once.
+        The byte goes on as an ordinary one, in its place. Returns as `calls.splice`: an error is told once.
         """
         try:
             lane.source.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
             byte = lane.source.recv(1)
-        except BlockingIOError:
-            return 0
         except OSError as error:
-            lane.error = error.errno or 0
-            return -1
-        return os.write(pipe.w, byte) if byte else 0
+            return -(error.errno or 0)
+        return os.write(pipe.w, byte) if byte else calls.AGAIN
 
-    @step
-    def _keep(self, lane: Lane, pipe: Pipe, left: int) -> Turn:
-        """The sink took less than came: the rest stays in this pipe, which is the lane's until it is empty."""
+    def _keep(self, lane: Lane, pipe: Pipe, left: int) -> None:
+        """The sink took less than came: the rest is in this pipe, or is about to be. It is the lane's until it is empty."""
         lane.pipe, lane.held_bytes = pipe, left
-        self._ledger.hold(lane.record, lane.direction, (pipe.r, pipe.w))  # before it stops being the scratch pipe
-        self._new_scratch()
-        return Turn.CHANGED
+        # Before it stops being the scratch pipe; or before there is anything in it.
+        self._ledger.hold(lane.record, lane.direction, (pipe.r, pipe.w))
 
-    @step
     def _new_scratch(self) -> Pipe | None:
         pipe = self._scratch = self._pool.take()
         self._words[self._owner] = 0
         ledger = self._ledger
         ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W] = (pipe.r, pipe.w) if pipe else (0, 0)
+        self._room_bytes = self._buffer.limit(pipe.size_bytes) if pipe else 0
         return pipe
 
-    def _sink_broken(self, pipe: Pipe) -> Turn:
-        """What is in the scratch pipe is nobody's any more."""
-        self._words[self._owner] = 0
-        self._pool.give_back(pipe, empty=False)
-        self._new_scratch()  # at once: its descriptors have just become free
+    def _sink_broken(self, lane: Lane, error: int, pipe: Pipe | None) -> Turn:
+        """What was read and not sent is nobody's any more: in the buffer, or in this pipe, which is the scratch pipe."""
+        lane.error = -error
+        self._buffer.forget()
+        if pipe is not None:
+            self._words[self._owner] = 0
+            self._pool.give_back(pipe, empty=False)
+            self._new_scratch()  # at once: its descriptors have just become free
         return Turn.SINK_BROKEN
 
     def _deliver_held(self, lane: Lane) -> Turn:
         pipe = lane.pipe
         assert pipe is not None  # held_bytes says so
         before = left = lane.held_bytes
-        try:
-            while left and (moved := splice(pipe.r, lane.sink_fd, left, None, None, _FLAGS)):
-                left -= moved
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            lane.error = error.errno or 0
+        while left and (moved := calls.splice(pipe.r, lane.sink_fd, left)) > 0:
+            left -= moved
+        if left and moved < 0 and moved != calls.AGAIN:
+            lane.error = -moved
             return Turn.SINK_BROKEN
         lane.held_bytes = left
         lane.total_bytes += before - left

@@ -7,13 +7,11 @@ from typing import Final
 from relay.dataplane.flow import Flow
 from relay.envelope import asking
 from relay.kernel.sockets import finish_on_close
-from relay.steps import step
 from relay.targets import why
 
 _LEFT_MAX_BYTES: Final = 64 * 1024  # what an edge asks of the application in a probe is much shorter
 
 
-@step
 def tell_taken(flow: Flow) -> bool:
     """Tell the edge that the target has taken the connection, before all others. Once the ledger says so.
 
@@ -25,7 +23,6 @@ def tell_taken(flow: Flow) -> bool:
         return False
 
 
-@step
 def tell(flow: Flow, fault: int, reason: str = "") -> None:
     """Answer the edge: `fault` (targets/why.py; 0: the application may be up), in words as well. Only where it asks.
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Final
 
 from relay.kernel.sockets import AnySocket
-from relay.steps import step
 
 Handler = Callable[[int], None]
 
@@ -55,7 +54,6 @@ class Poller:
         self._epoll.register(fd, interest)
         self._handlers[fd] = handler
 
-    @step
     def want(self, fd: int, before: int | None, after: int | None, handler: Handler) -> None:
         """Another interest, and perhaps another handler, for what was watched for `before`; None: not watched."""
         if after is None:
@@ -72,7 +70,6 @@ class Poller:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    @step
     def close(self, sock: AnySocket) -> None:
         """Forget the socket now, close it when the batch is through. Closing takes it out of epoll (epoll(7), Q6)."""
         self._handlers.pop(sock.fileno(), None)
@@ -95,7 +92,6 @@ class Poller:
                 return
             linger_s = _LINGER_S
 
-    @step
     def bury(self) -> None:
         """Close what `close` was given. For use outside of a batch."""
         if not self._closing:

@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
-from relay.steps import step
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # socket(7) SO_LINGER on, 0 s: close(2) sends RST
 _FIN_ON_CLOSE: Final = struct.pack("ii", 0, 0)
@@ -86,7 +85,6 @@ class Accepted:
         """The descriptor."""
         return self._fd
 
-    @step
     def close(self) -> None:
         """close(2)."""
         if self._socket is not None:
@@ -102,7 +100,6 @@ class Accepted:
 AnySocket = SocketType | Accepted
 
 
-@step
 def target_socket(row: TargetRow, speaks_as: str = "", *, foreign: bool = False) -> SocketType:
     """A socket for dialling `row`, not blocking, from the address `speaks_as` if given: see `_speak_as`.
 
@@ -121,7 +118,6 @@ def target_socket(row: TargetRow, speaks_as: str = "", *, foreign: bool = False)
     return made
 
 
-@step
 def no_delay(sock: AnySocket) -> None:
     """What came apart is passed on apart: tcp(7), TCP_NODELAY. A Unix socket never waits."""
     with contextlib.suppress(OSError):
@@ -145,7 +141,6 @@ def _speak_as(target: SocketType, address: str, *, foreign: bool) -> None:
     target.bind((address, 0))
 
 
-@step
 def connect(target: SocketType, row: TargetRow) -> int:
     """Begin to connect: 0 when it is connected already, EINPROGRESS when that will be told, else what went wrong."""
     if row.path:
@@ -330,20 +325,17 @@ def readable_now(fds: list[int]) -> set[int]:
     return set()
 
 
-@step
 def not_blocking(fd: int) -> None:
     """Set O_NONBLOCK: ioctl(2), FIONBIO."""
     fcntl.ioctl(fd, termios.FIONBIO, _ON)
 
 
-@step
 def finish_on_close(fd: int) -> None:
     """Make close(2) of an accepted socket send what is still in its buffer, and a FIN: see `listener.open_listener`."""
     # By the descriptor alone: the object that Python wants for it costs more than the call.
     _setsockopt(fd, SOL_SOCKET, SO_LINGER, _FIN_ON_CLOSE, len(_FIN_ON_CLOSE))
 
 
-@step
 def reset_on_close(sock: AnySocket) -> None:
     """Make close(2) send a reset."""
     with contextlib.suppress(OSError):

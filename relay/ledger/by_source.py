@@ -18,7 +18,6 @@ from relay.ledger.layout import DaemonWord, Word
 from relay.ledger.ledger import WorkerLedger
 from relay.ledger.source_tables import BUCKET_WORDS, HEAD_WORDS, WIDTH
 from relay.log import Logger
-from relay.steps import step
 
 _SAID_S: Final = 10.0  # that there is no place is logged no more often than this
 _ROOM: Final = WIDTH // 2  # free places in the first bucket that make a look at the second one needless
@@ -56,7 +55,6 @@ class SourceCounts:
                 total += self._published(table, name)
         return total
 
-    @step
     def add(self, name: int, change: int) -> None:
         """One more or one less in this worker. Less than none is none."""
         count = self._counts.get(name, 0) + change
@@ -67,7 +65,6 @@ class SourceCounts:
         if self._others:
             self._publish(name, count)
 
-    @step
     def clear(self) -> None:
         """Forget a predecessor's counts: its flows are about to be counted anew."""
         source_tables.wipe(self._ledger.memory, self._words, self._own)

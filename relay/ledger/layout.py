@@ -15,7 +15,9 @@ WORKER_WORDS: Final = 1024  # a page of words that have a meaning, and one of SC
 SLOT_WORDS: Final = 128
 SLOTS: Final = 1024  # endpoints one instance can declare; untouched rows cost no memory
 RECORD_BYTES: Final = 128
-SOURCE_WORDS: Final = 32_768  # unused: counts by source stood here, see source_tables.py
+SOURCE_WORDS: Final = 32_768  # of a worker: counts by source stood here, see source_tables.py; now a message does, at
+COPY_AT_WORDS: Final = WORKER_WORDS + SLOTS * SLOT_WORDS  # this word: copying.py. Whole pages, as what is before it
+COPY_BYTES: Final = 16 * 1024  # from about twice as much on, splicing a message costs less than copying it
 TARGETS: Final = 1024  # instances times endpoints that one edge can lead to
 TARGET_WORDS: Final = 16
 FIRST_WORKER: Final = HEADER_WORDS + TARGETS  # of a new ledger; the health is one word for each target
@@ -134,7 +136,10 @@ class Word:
     SOURCES_UNCOUNTED: Final = 23  # times a source found no place in the table of sources
     STARTED_PID: Final = 24  # of the process that was started last to be the worker; it may have yet to begin
     HUNG: Final = 25  # times it was killed because it hung
-    END: Final = 26
+    COPY_OWNER: Final = 26  # whose message is being copied, see `owner_of`; 0: nobody's yet. See copying.py
+    COPY_RECEIVE: Final = 32  # a struct mmsghdr and its struct iovec: ten words at most
+    COPY_SEND: Final = 48
+    END: Final = 64
 
 
 class Count:

@@ -25,6 +25,7 @@ from typing import Final
 from relay.address import Address
 from relay.errors import RelayBug
 from relay.ledger import record, source_tables
+from relay.ledger.copying import CopyBuffer
 from relay.ledger.layout import (
     CAUSES,
     CAUSES_MAX,
@@ -49,7 +50,6 @@ from relay.ledger.layout import (
     Word,
 )
 from relay.ledger.record import FlowRecord
-from relay.steps import step
 
 # A record less its state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
 _BODY: Final = struct.Struct("=Iii16sQ20si64s")
@@ -163,6 +163,7 @@ class WorkerLedger:
         self.records_at = self._records // WORD_BYTES  # index into `words` of its first flow record
         records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
         self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
+        self.copying = CopyBuffer(memory, base)
 
     def __getitem__(self, word: int) -> int:
         return int(self.words[self._base + word])
@@ -210,7 +211,6 @@ class WorkerLedger:
         for word in range(at, at + SLOT_WORDS):
             self.words[word] = 0
 
-    @step
     def reconcile(self, slot: int, live: int, ended: list[str]) -> None:
         """Make accepted = closed + live again, after a crash between two of these stores.
 
@@ -243,7 +243,6 @@ class WorkerLedger:
         """Index into `words` of one of this worker's words, or of another's, for a store or a look that must cost nothing."""
         return (self._base if worker is None else self._all_bases[worker]) + word
 
-    @step
     def begin(
         self,
         index: int,
@@ -272,32 +271,27 @@ class WorkerLedger:
         )
         self._ints[index * _RECORD_INTS] = state  # last: see the module's text
 
-    @step
     def advance(self, index: int, state: int, target_fd: int) -> None:
         """The flow has a target socket (-1: none now), and stands at `state`."""
         at = index * _RECORD_INTS
         self._ints[at + _TARGET] = target_fd
         self._ints[at] = state
 
-    @step
     def moved(self, index: int, received_bytes: int, sent_bytes: int) -> None:
         """The flow's bytes so far, both ways."""
         at = (self._records + index * RECORD_BYTES) // WORD_BYTES + _BYTES
         self.words[at] = received_bytes
         self.words[at + 1] = sent_bytes
 
-    @step
     def hold(self, index: int, direction: int, pipe: tuple[int, int]) -> None:
         """The flow holds a pipe ((-1, -1): none) in this direction, 0 to the target and 1 to the client."""
         at = index * _RECORD_INTS + _PIPES + direction * 2
         self._ints[at], self._ints[at + 1] = pipe
 
-    @step
     def flag(self, index: int, flags: int) -> None:
         """Add flags to the flow's record."""
         self._ints[index * _RECORD_INTS + _FLAGS] |= flags
 
-    @step
     def identify(self, index: int, peer: Address, flags: int, came_to: Address | None = None) -> None:
         """The flow's client is `peer`, and connected to `came_to`, as the edge says; None: it does not say that.
 
@@ -307,18 +301,15 @@ class WorkerLedger:
         self._bytes[at : at + record.CLIENT_BYTES] = record.named(peer, came_to)
         self.flag(index, flags)
 
-    @step
     def pass_on(self, index: int, slot: int) -> None:
         """The flow is the endpoint's in this slot from here on; to be counted at both."""
         self.words[self._ending] = index + 1
         self._ints[index * _RECORD_INTS + _SLOT] = slot
 
-    @step
     def aim(self, index: int, target_slot: int) -> None:
         """The flow goes to this target."""
         self._ints[index * _RECORD_INTS + _TARGET_SLOT] = target_slot
 
-    @step
     def ending(self, index: int, cause: str) -> None:
         """The flow is over for this cause, and its descriptors are about to be closed; `end` follows."""
         ints, at = self._ints, index * _RECORD_INTS
@@ -326,7 +317,6 @@ class WorkerLedger:
         ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
         ints[at] = State.END
 
-    @step
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
         ints = self._ints

@@ -221,6 +221,7 @@ class Holder:
                 os.kill(self._worker_pid, signal.SIGKILL)
                 os.waitpid(self._worker_pid, 0)
             self._ledger[Word.OPEN] = 0  # until the successor's worker is there
+        self._ledger.copying.bring_home()  # the program that is next may not know how
 
     def _end_alone(self, *_: object) -> None:
         """Without a keeper nobody else ends a worker that hangs, and it would keep the ports: see to it."""

@@ -15,7 +15,6 @@ from relay.config.roster import split_instance
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.ledger.layout import Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import WorkerLedger
-from relay.steps import step
 from relay.targets.choose import Ranking, Turns, bucket
 from relay.targets.health import TargetHealth, is_found_down, knows_at, latest, may_be_back, risen_share, state_in
 from relay.targets.why import BUSY, HELD, NOTHING, TOLD
@@ -131,7 +130,6 @@ class Pool:
         if self._has_its_row(place):
             self._words[self._knows[place]] &= ~what
 
-    @step
     def choose(
         self, source: bytes, source_port: int, port: int, tried: int, now_ns: int, *, down_too: bool = False
     ) -> int | None:
@@ -240,7 +238,6 @@ class Pool:
         if self._has_its_row(place):
             self._words[self._counts_at[place] + TargetCount.RETRIES] += 1
 
-    @step
     def enter(self, place: int, change: int) -> None:
         """One connection more, or one less."""
         words, at = self._words, self._counts_at[place] + TargetCount.ACTIVE

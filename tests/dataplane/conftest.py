@@ -4,13 +4,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane import flow
 from relay.dataplane.stages import misstep
 from tests.dataplane.lanes import Bench, new_bench
 from tests.dataplane.rig import Move, Target, tcp_target, unix_target
@@ -28,14 +26,12 @@ def stack() -> Iterator[contextlib.ExitStack]:
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[Move]:
     """Every move that a flow makes during the test, each held against the table of stages."""
     made: list[Move] = []
-    stand = Flow.stand
 
-    def watched(flow: Flow, stage: Stage, state: int, *args: Any, cause: str = "", **keys: Any) -> None:
-        assert misstep(flow.state, state, cause) == ""
-        made.append(Move(flow.state, state, cause))
-        stand(flow, stage, state, *args, cause=cause, **keys)
+    def moved(before: int, after: int, cause: str) -> None:
+        assert misstep(before, after, cause) == ""
+        made.append(Move(before, after, cause))
 
-    monkeypatch.setattr(Flow, "stand", watched)
+    monkeypatch.setattr(flow, "MOVES", [moved])
     return made
 
 

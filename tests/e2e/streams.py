@@ -26,6 +26,12 @@ _HEAD_END: Final = b"\r\n\r\n"
 # Acknowledged by the next kernel even when nobody reads there: it fits any first window.
 _ACKNOWLEDGED_BYTES: Final = 48 * 1024
 
+# Less than is copied at a time. All of them are more than the send buffer that relay has towards a client: over loopback
+# 2.6 MB, for ten segments of 64 KiB and as much again (net/ipv4/tcp_input.c, tcp_sndbuf_expand).
+_DROP_BYTES: Final = 12_000
+_DROP_S: Final = 0.002
+_DRIPPED_BYTES: Final = 3_600_000
+
 
 class Target:
     """Serves connections until `close`. `failures` says what a client did that relay should not have made of it."""
@@ -65,6 +71,8 @@ class Target:
                         self._be_left(peer, rest)
                     case ["give", size, seed]:
                         peer.sendall(random.Random(int(seed)).randbytes(int(size)))
+                    case ["drip", size, seed]:
+                        self._drip(peer, random.Random(int(seed)).randbytes(int(size)))
                     case ["cut", size, seed]:
                         peer.sendall(random.Random(int(seed)).randbytes(int(size)))
                         await_acknowledged(peer)
@@ -99,6 +107,11 @@ class Target:
             peer.sendall(data)
             data = b""
         peer.shutdown(socket.SHUT_WR)
+
+    def _drip(self, peer: socket.socket, data: bytes) -> None:
+        for first in range(0, len(data), _DROP_BYTES):
+            peer.sendall(data[first : first + _DROP_BYTES])
+            time.sleep(_DROP_S)  # so that it is read by itself, which is the point
 
     def _be_left(self, peer: socket.socket, data: bytes) -> None:
         """A client that resets. Over TCP that must arrive as what it is; a Unix socket has no resets."""
@@ -220,6 +233,16 @@ def given(chance: random.Random, client: Client) -> None:
         assert _rest(sock) == hashlib.sha256(random.Random(seed).randbytes(size)).digest(), "not what was sent"
 
 
+def dripping(chance: random.Random, client: Client) -> None:
+    """The target sends piece after piece, each small enough to be copied, until there is no room before the client."""
+    seed = chance.randrange(1 << 30)
+    with client.ask(chance, f"drip/{_DRIPPED_BYTES}/{seed}", rcvbuf_bytes=4096) as sock:
+        time.sleep(_DRIPPED_BYTES / _DROP_BYTES * _DROP_S)  # reads nothing for a while, which is the point
+        assert _rest(sock) == hashlib.sha256(random.Random(seed).randbytes(_DRIPPED_BYTES)).digest(), (
+            "not what was sent"
+        )
+
+
 def left(chance: random.Random, client: Client) -> None:
     """The client resets."""
     sock = client.ask(chance, "leave")
@@ -273,6 +296,7 @@ SHAPES: Final[dict[Shape, str]] = {
     slow_reader: CLEAN,
     short: CLEAN,
     given: CLEAN,
+    dripping: CLEAN,
     left: "client_reset",
     cut_off: "target_reset",
     denied: "",  # it never was a connection

@@ -1,0 +1,59 @@
+"""The data plane's system calls, by descriptor and number: each returns what the kernel did, or `-errno`, and raises nothing.
+
+A call that moves a message is made many thousand times a second. An exception for "nothing there" (EAGAIN) would cost more
+than the call, and so would an object for each socket.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+from typing import Final
+
+AGAIN: Final = -errno.EAGAIN
+"""What a call returns that would have to wait."""
+
+_libc: Final = ctypes.PyDLL(None, use_errno=True)
+_recvmmsg: Final = _libc.recvmmsg
+_recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
+_sendmmsg: Final = _libc.sendmmsg
+_sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+_write: Final = _libc.write
+_write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_write.restype = ctypes.c_ssize_t
+_mlock: Final = _libc.mlock
+_mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+# SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
+# part it holds the data back for 200 ms (golang/go#10948).
+_MOVE: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+def splice(source_fd: int, sink_fd: int, most_bytes: int) -> int:
+    """Move bytes between a socket and a pipe, either way: splice(2). How many; 0 is the end of the stream."""
+    try:
+        return os.splice(source_fd, sink_fd, most_bytes, None, None, _MOVE)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+def receive_message(fd: int, header_at: int) -> int:
+    """recvmmsg(2) of one message by the `struct mmsghdr` at this address, where the kernel writes how long it is. 1."""
+    done: int = _recvmmsg(fd, header_at, 1, socket.MSG_DONTWAIT, None)
+    return done if done >= 0 else -ctypes.get_errno()
+
+
+def send_message(fd: int, header_at: int) -> int:
+    """sendmmsg(2) of one message by the `struct mmsghdr` at this address, where the kernel writes how much it took. 1."""
+    done: int = _sendmmsg(fd, header_at, 1, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    return done if done >= 0 else -ctypes.get_errno()
+
+
+def write_at(fd: int, at: int, count: int) -> int:
+    """write(2) of so many bytes from this address. How many were taken."""
+    done: int = _write(fd, at, count)
+    return done if done >= 0 else -ctypes.get_errno()
+
+
+def lock_memory(at: int, count: int) -> bool:
+    """Keep these bytes in memory, each where it is: mlock(2). Not inherited by a child."""
+    return bool(_mlock(at, count) == 0)
