@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[1]
 # operating system; a connection's way from accept to close; the processes; then who is there, and what watches over it.
 # A module imports what is in its own room, or in one above it.
 ROOMS: Final = (
-    "address", "errors", "log", "steps", "systemd",
+    "address", "errors", "log", "calls", "systemd",
     "envelope", "ledger", "config", "csdef", "kernel", "targets", "dataplane", "processes", "fleet", "names", "control",
     "daemon", "cli", "__main__",
 )  # fmt: skip

@@ -16,6 +16,7 @@ from operator import itemgetter
 from socket import AF_INET6, SOCK_STREAM, SocketType
 from typing import Final
 
+from relay import calls
 from relay.address import Address, join_host_port
 from relay.dataplane.context import Context, OpenFlow
 from relay.dataplane.dialling import Dialling
@@ -32,7 +33,6 @@ from relay.kernel.sockets import (
     connected_addresses,
     finish_on_close,
     is_gone,
-    readable_bytes,
     readable_now,
     reset_on_close,
 )
@@ -210,7 +210,7 @@ class Adoption:
             ledger[Word.SCRATCH_OWNER] = 0
             return pipe
         held = r, w = record.up_pipe if direction == 0 else record.down_pipe
-        if r in self.left and w in self.left and readable_bytes(r):
+        if r in self.left and w in self.left and calls.readable_bytes(r):
             self.left -= {r, w}
             return self.pool.adopt(r, w)
         if held != NO_PIPE:
@@ -222,7 +222,7 @@ class Adoption:
         """The dead worker's scratch pipe and whose bytes are in it; None when it is empty."""
         ledger = self.context.ledger
         owner, r, w = ledger[Word.SCRATCH_OWNER], ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W]
-        if not owner or r not in self.left or w not in self.left or not readable_bytes(r):
+        if not owner or r not in self.left or w not in self.left or not calls.readable_bytes(r):
             ledger[Word.SCRATCH_OWNER] = 0  # or the numbers would soon mean something else
             return None
         self.left -= {r, w}

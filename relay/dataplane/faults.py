@@ -2,9 +2,9 @@
 
 `RELAY_FAULT=walk` in the daemon's environment makes each worker die at a kind of step that the workers before it have not
 died at; when all kinds have been visited, it begins anew. A step is the beginning or the end of a function that changes the
-ledger, a descriptor or a socket; and where the order of single stores is what counts, each line of it. So a test that runs
-traffic meanwhile visits every window instead of hoping for it. Each time a flow is put somewhere (`Flow.stand SPLICE`) is a
-kind of its own, and is held against stages.py.
+ledger, a descriptor or a socket. So a test that runs traffic meanwhile visits every window instead of hoping for it. Where
+the order of single stores is what counts, a test of its own has a process die at each line. Each time a flow is put
+somewhere (`Flow.stand SPLICE`) is a kind of its own, and is held against stages.py.
 
 `walk-http` is for an endpoint whose connections are looked at, and whose target is told who the client is; `walk-several`
 for the same with several targets, of this machine or of a bare role; `walk-edge` is for an edge, and `walk-header` for an
@@ -21,7 +21,7 @@ import signal
 from typing import Final
 
 from relay.dataplane import flow, stages
-from relay.dataplane.tracing import CALL, LINE, RETURN, Place, places, trace
+from relay.dataplane.tracing import CALL, RETURN, Traced, places, trace
 from relay.errors import RelayBug
 from relay.ledger.layout import SCRATCH, STATE_NAMES, Word
 from relay.ledger.ledger import WorkerLedger
@@ -41,10 +41,10 @@ _EVERYBODY: Final[_Steps] = (
     "Gate.accepted",
     "Poller.want",
     "Mover._copy",
-    "CopyBuffer.take_in:",
-    "CopyBuffer.pass_on:",
-    "CopyBuffer.set_aside:",
-    "CopyBuffer.forget:",
+    "CopyBuffer.take_in",
+    "CopyBuffer.pass_on",
+    "CopyBuffer.set_aside",
+    "CopyBuffer.forget",
     "CopyBuffer.prepare",
     "Mover._splice",
     "sockets.no_delay",
@@ -81,7 +81,6 @@ _DENIALS_AND_RESETS: Final[_Steps] = (
     "Mover.drop",
     "sockets.reset_on_close",
 )
-_ORDER: Final[_Steps] = ("Mover._copy:", "Mover._splice:", "CopyBuffer.bring_home:")
 # The first of its two targets refuses: a dial that is to be waited for. A Unix socket's peer has no resets to send, and
 # nothing is on its way any more when one is closed.
 _TCP: Final[_Steps] = (
@@ -143,29 +142,28 @@ _HEADER: Final[_Steps] = (
 )
 _HOLD: Final[_Steps] = ("Flow.stand HOLD", "Holding.wait", "Holding.go", "Dialling.resume_hold")
 WALKS: Final = {
-    "walk": _EVERYBODY + _TCP + _ORDER,
+    "walk": _EVERYBODY + _TCP,
     "walk-http": _EVERYBODY + _HTTP,
     "walk-several": _EVERYBODY + _SEVERAL,
     "walk-edge": _EVERYBODY + _EDGE,
     "walk-header": _EVERYBODY + _HEADER,
     "walk-hold": _HOLD,
 }
-"""The steps of each value of RELAY_FAULT. A name with a colon: each line of it as well."""
+"""The steps of each value of RELAY_FAULT."""
 
-# Of lines: a sink that breaks while it is written to, and a first message that is spliced. No stream is sure to bring that.
-_SELDOM: Final = ("_sink_broken(", "_hurry(")
 # How likely it dies at a step that it wants: so it is the first one of its kind at times, and at times a later one.
 _LIKELY: Final = 0.5
 # A worker that has not met what it wants by then dies where it is: that is rare, or comes after a death alone.
-_PATIENCE_STEPS: Final = 10_000
+_PATIENCE_STEPS: Final = 5_000
 
 
 def names(walk: str = "walk") -> list[str]:
     """Every kind of step of this walk."""
-    found = dict.fromkeys(f"{when} {name.rstrip(':')}" for name in WALKS[walk] for when in ("before", "after"))
-    here = places()
-    lines = [text for name in WALKS[walk] if name.endswith(":") for text in here[name[:-1]].lines.values()]
-    return [*found, *(text for text in lines if not any(each in text for each in _SELDOM))]
+    return [f"{when} {name}" for name in WALKS[walk] for when in ("before", "after")]
+
+
+_NAMES: Final = {name.partition(" ")[0] for walk in WALKS.values() for name in walk}
+_WALKED: Final = [place for name, place in places().items() if name in _NAMES]  # once, and not in each worker
 
 
 def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
@@ -196,14 +194,11 @@ def install(ledger: WorkerLedger, log: Logger, walk: str) -> None:
         stood = STATE_NAMES[after].upper()
         step(f"before Flow.stand {stood}")
 
-    def follow(place: Place, what: int, line: int) -> None:
-        if what == LINE:
-            step(place.lines.get(line, ""))
-        elif place.name == "Flow.stand":
-            if what == RETURN:
-                step(f"after Flow.stand {stood}")
-        elif what in (CALL, RETURN):
+    def follow(place: Traced, what: int, _line: int) -> None:
+        if place.name != "Flow.stand":
             step(f"{'before' if what == CALL else 'after'} {place.name}")
+        elif what == RETURN:
+            step(f"after Flow.stand {stood}")
 
     flow.MOVES.append(moved)
-    trace({name.rstrip(":") for name in WALKS[walk]} | {"Flow.stand"}, follow)
+    trace(_WALKED, follow, lines=False)

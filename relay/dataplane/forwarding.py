@@ -6,6 +6,7 @@ What the two sockets are watched for is computed from what their lanes hold, in 
 from socket import AF_UNIX
 from typing import Final
 
+from relay import calls
 from relay.dataplane.context import Stage
 from relay.dataplane.flow import Flow
 from relay.dataplane.peers import Peers
@@ -20,8 +21,8 @@ from relay.kernel.sockets import (
     AnySocket,
     hear_no_more,
     is_gone,
+    keep_urgent,
     pending_error,
-    readable_bytes,
     reset_on_close,
     unsent_bytes,
 )
@@ -84,9 +85,10 @@ class Forwarding(Stage):
             return flow.cut("client_reset")
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
         for lane, pipe in ((self._up, up), (self._down, down)):
+            keep_urgent(lane.source)  # a program of before did not
             lane.eof = record.state == State.CLOSE  # before that all was read, and handed to the sockets
             if pipe is not None:
-                lane.adopt(pipe, readable_bytes(pipe.r))
+                lane.adopt(pipe, calls.readable_bytes(pipe.r))
         # An error is told once, and the dead worker may have been the one that was told. A connection that is over
         # without having been sent its end was reset.
         for into, reset, fin in (

@@ -12,12 +12,13 @@ no limit.
 
 from typing import Final
 
+from relay import calls
 from relay.dataplane.context import Context, Stage
 from relay.dataplane.flow import Flow
 from relay.envelope import asking
 from relay.kernel.byte_counts import sent_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
-from relay.kernel.sockets import ask_often, hear_beyond, readable_bytes
+from relay.kernel.sockets import ask_often, hear_beyond
 from relay.ledger.layout import DaemonWord, State, Word
 
 # Its bytes stay in the socket: after so many the line is ended, and the other side opens another.
@@ -72,7 +73,7 @@ class Line(Stage):
         """Say what has changed, and count what was heard."""
         flow = self.flow
         context = flow.context
-        heard = readable_bytes(flow.client.fileno())
+        heard = calls.readable_bytes(flow.client.fileno())
         news = b"" if self._said else asking.OPEN
         said_busy = bool(self._said) and self._said % 2 == 0
         if is_busy(context.ledger.words, context.now_ns()) is not said_busy:

@@ -32,6 +32,7 @@ from relay.kernel.sockets import (
     attach_filter,
     detach_filter,
     dropped_packets,
+    keep_urgent,
     not_blocking,
     wake_watchers,
 )
@@ -52,6 +53,7 @@ class Listener:
     def __init__(self, context: Context, gate: Gate, sock: socket.socket) -> None:
         self.gate = gate
         self.sock = sock
+        keep_urgent(sock)
         self._context = context
         self._watched = 0  # for what the poller watches the socket; 0: not at all
         self._filter: str | None = None  # on the socket; None: whatever a predecessor left

@@ -24,8 +24,8 @@ from enum import IntEnum
 from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Final
 
+from relay import calls
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.kernel import calls
 from relay.kernel.poller import READ, WRITE
 from relay.kernel.sockets import AnySocket, no_delay
 from relay.ledger.layout import COPY_BYTES, Count, Word

@@ -6,7 +6,8 @@ tests alone (faults.py).
 
 import ast
 import ctypes
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +17,7 @@ CALL, LINE, RETURN = 0, 2, 3
 _SIMPLE: Final = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)
 
 
-class Place(NamedTuple):
+class Traced(NamedTuple):
     """A function of relay's: where it begins, and what stands on its lines."""
 
     name: str  # `Class.method` or `module.function`
@@ -25,14 +26,15 @@ class Place(NamedTuple):
     lines: dict[int, str]  # simple statements, by line
 
 
-def places() -> dict[str, Place]:
+@functools.cache
+def places() -> dict[str, Traced]:
     """Every function of the data plane and of what is under it, by name."""
     root = Path(__file__).parent.parent
     files = [file for folder in ("dataplane", "kernel", "ledger", "targets") for file in (root / folder).glob("*.py")]
     return {place.name: place for file in files for place in _places_in(file, str(file.relative_to(root.parent)))}
 
 
-def _places_in(file: Path, called: str) -> Iterator[Place]:
+def _places_in(file: Path, called: str) -> Iterator[Traced]:
     source = file.read_text()
     module, text = ast.parse(source), source.splitlines()
     owners: list[ast.Module | ast.ClassDef] = [
@@ -45,7 +47,7 @@ def _places_in(file: Path, called: str) -> Iterator[Place]:
             if isinstance(each, ast.FunctionDef):
                 name, decorated = f"{prefix}.{each.name}", min([each.lineno, *(d.lineno for d in each.decorator_list)])
                 lines = {n: f"{name} +{n - each.lineno} {text[n - 1].strip()}" for n in _simple_lines(each)}
-                yield Place(name, called, (decorated, each.lineno), lines)
+                yield Traced(name, called, (decorated, each.lineno), lines)
 
 
 def _simple_lines(function: ast.FunctionDef) -> list[int]:
@@ -54,26 +56,32 @@ def _simple_lines(function: ast.FunctionDef) -> list[int]:
     return sorted({each.lineno for each in found if each is not function.body[0]})  # which is its docstring
 
 
-def trace(functions: set[str], follow: Callable[[Place, int, int], None]) -> None:
-    """Have `follow` told of every call, line and return of these functions: Python/sysmodule.c, PyEval_SetTrace."""
-    named = [place for place in places().values() if place.name in functions]
-    begins = {(place.file, line): place for place in named for line in place.first_lines}
-    seen: dict[int, tuple[Any, Place | None]] = {}  # by the code's address; with the code, so that it has that for good
+def trace(there: Iterable[Traced], follow: Callable[[Traced, int, int], None], *, lines: bool) -> None:
+    """Have `follow` told of every call and return there, and of every line if wanted, from now on: in this thread.
+
+    Python/sysmodule.c, PyEval_SetTrace, and PyEval_SetProfile where no lines are wanted, which is quicker.
+    """
+    begins = {(place.file, line): place for place in there for line in place.first_lines}
+    seen: dict[
+        int, tuple[Any, Traced | None]
+    ] = {}  # by the code's address; with the code, so that it has that for good
 
     def traced(_: object, frame: Any, what: int, _value: object) -> int:
-        code = frame.f_code
-        found = seen.get(id(code))
-        if found is None:
-            file = code.co_filename
-            found = seen[id(code)] = code, begins.get((file[file.rfind("relay/") :], code.co_firstlineno))
-        if (place := found[1]) is not None:
-            follow(place, what, frame.f_lineno)
+        if what in _TOLD:
+            code = frame.f_code
+            found = seen.get(id(code))
+            if found is None:
+                file = code.co_filename
+                found = seen[id(code)] = code, begins.get((file[file.rfind("relay/") :], code.co_firstlineno))
+            if (place := found[1]) is not None:
+                follow(place, what, frame.f_lineno)
         return 0
 
     global _traced
     _traced = _Trace(traced)
-    ctypes.pythonapi.PyEval_SetTrace(_traced, None)
+    (ctypes.pythonapi.PyEval_SetTrace if lines else ctypes.pythonapi.PyEval_SetProfile)(_traced, None)
 
 
+_TOLD: Final = (CALL, LINE, RETURN)
 _Trace: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.py_object, ctypes.c_int, ctypes.c_void_p)
 _traced: Any = None  # the interpreter does not keep it

@@ -37,6 +37,10 @@ from relay.ledger.layout import Count, Word
 from relay.ledger.record import FlowRecord
 from relay.log import Logger
 
+WALK: Final = os.environ.get("RELAY_FAULT", "")  # of tests: faults.py
+if WALK:  # before the keeper forks: each worker would spend longer on it than on all else
+    from relay.dataplane import faults
+
 TICK_S: Final = 1.0  # heartbeat, byte counts into the ledger, idle flows
 FAST_TICK_S: Final = 0.05  # deadlines of stages, and pauses; runs only while there are any
 SWEEP_PER_IDLE: Final = 4  # an idle timeout is noticed at most a quarter of itself too late
@@ -364,10 +368,8 @@ def main(inherited: WorkerInherits, flows: int) -> None:
     inherited.ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()  # first of all: from here on it may hang
     # Before anything is opened here: what is open and not the holder's own was a predecessor's.
     left = other_descriptors(inherited.baseline)
-    if walk := os.environ.get("RELAY_FAULT"):
-        from relay.dataplane import faults
-
-        faults.install(inherited.ledger, Logger(inherited.log_sink, f"worker-{inherited.index}", "error"), walk)
+    if WALK:
+        faults.install(inherited.ledger, Logger(inherited.log_sink, f"worker-{inherited.index}", "error"), WALK)
 
     async def work() -> None:
         await Worker(inherited, flows, left).run()

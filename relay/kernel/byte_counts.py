@@ -4,7 +4,8 @@ import socket
 import struct
 from typing import Final
 
-from relay.kernel.sockets import AnySocket, readable_bytes, unsent_bytes
+from relay import calls
+from relay.kernel.sockets import AnySocket, unsent_bytes
 
 # linux/tcp.h, struct tcp_info: state, bytes_acked, bytes_received (Linux 4.1)
 _COUNTS: Final = struct.Struct("=B 119x QQ")
@@ -18,9 +19,9 @@ def taken_bytes(sock: AnySocket) -> int:
     One too many where its peer sent a FIN and a reset after that: nobody can tell then.
     """
     while True:
-        waits = readable_bytes(sock.fileno())
+        waits = calls.readable_bytes(sock.fileno())
         state, _, received = _counts(sock)
-        if readable_bytes(sock.fileno()) == waits:  # else some came between the two questions
+        if calls.readable_bytes(sock.fileno()) == waits:  # else some came between the two questions
             return received - waits - (state in _AFTER_FIN)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from socket import SO_LINGER, SOL_SOCKET, SocketType
 from typing import Any, Final, NamedTuple
 
+from relay import calls
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 
@@ -109,6 +110,7 @@ def target_socket(row: TargetRow, speaks_as: str = "", *, foreign: bool = False)
         return SocketType(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     family = socket.AF_INET6 if ":" in row.host else socket.AF_INET
     made = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    keep_urgent(made)
     if speaks_as:
         try:
             _speak_as(made, speaks_as, foreign=foreign)
@@ -122,6 +124,15 @@ def no_delay(sock: AnySocket) -> None:
     """What came apart is passed on apart: tcp(7), TCP_NODELAY. A Unix socket never waits."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_urgent(sock: AnySocket) -> None:
+    """Have a byte of urgent data read in its place, as any other: socket(7), SO_OOBINLINE. Else recvmsg(2) leaves it out.
+
+    Accepted sockets have it from their listener.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def _speak_as(target: SocketType, address: str, *, foreign: bool) -> None:
@@ -169,12 +180,7 @@ def _met_itself(target: SocketType) -> bool:
 
 def unsent_bytes(sock: AnySocket) -> int:
     """Bytes in the send buffer that the peer has not acknowledged: tcp(7), SIOCOUTQ."""
-    return _ioctl_int(sock.fileno(), termios.TIOCOUTQ)
-
-
-def readable_bytes(fd: int) -> int:
-    """Bytes that stand in a pipe: pipe(7), FIONREAD. 0 where there is no such pipe any more."""
-    return _ioctl_int(fd, termios.FIONREAD)
+    return calls.unsent_bytes(sock.fileno())
 
 
 def is_gone(sock: AnySocket) -> bool:
@@ -371,10 +377,3 @@ def dropped_packets(sock: SocketType) -> int:
     """Packets to this socket that the kernel has dropped, modulo 2^32: socket(7), SO_MEMINFO."""
     raw = sock.getsockopt(SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
     return int(_MEMINFO.unpack(raw)[_MEMINFO_DROPS])
-
-
-def _ioctl_int(fd: int, request: int) -> int:
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0\0\0\0"))[0])
-    except OSError:
-        return 0

@@ -26,8 +26,7 @@ import stat
 import struct
 from typing import Final
 
-from relay.kernel import calls
-from relay.kernel.sockets import readable_bytes
+from relay import calls
 from relay.ledger.layout import COPY_AT_WORDS, COPY_BYTES, WORD_BYTES, WORKER_WORDS, Word
 
 # linux/socket.h. struct msghdr: name, its length, parts, how many, control, its length, flags; struct mmsghdr has the
@@ -118,7 +117,7 @@ class CopyBuffer:
             r, w = words[part_at + Word.SCRATCH_R], words[part_at + Word.SCRATCH_W]
             if is_pipe(r, w):  # else the whole table died with its holder, and the flow with it
                 words[part_at + Word.SCRATCH_OWNER] = words[self._owner]  # before the bytes come
-                self.set_aside(w, readable_bytes(r))
+                self.set_aside(w, calls.readable_bytes(r))
         self.forget()
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.kernel.sockets import is_gone, readable_bytes, unsent_bytes
+from relay import calls
+from relay.kernel.sockets import is_gone, unsent_bytes
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
 from tests.dataplane.scenes import arrives_until_reset, at_close, at_splice, fill, read_until_close, taken_over
@@ -182,9 +183,9 @@ def test_what_is_sent_to_an_end_that_is_broken_is_read_away(stack: contextlib.Ex
     scene = at_close(stack)
     scene.client.sendall(b"x" * 1000)
     rig = scene.rig
-    rig.until(lambda: readable_bytes(scene.flow.client.fileno()) == 1000, "it has come")
+    rig.until(lambda: calls.readable_bytes(scene.flow.client.fileno()) == 1000, "it has come")
     rig.tick()
-    assert readable_bytes(scene.flow.client.fileno()) == 0
+    assert calls.readable_bytes(scene.flow.client.fileno()) == 0
 
 
 def test_a_reader_that_never_takes_it_is_cut_in_the_end(stack: contextlib.ExitStack) -> None:

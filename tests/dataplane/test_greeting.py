@@ -6,12 +6,12 @@ import socket
 
 import pytest
 
+from relay import calls
 from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.greeting import Greeting, begin
 from relay.envelope import proxyproto
 from relay.envelope.rules import RuleRow
-from relay.kernel.sockets import readable_bytes
 from relay.ledger.layout import ENVELOPE_REASONS, REASONS, Count, DaemonWord, State
 from tests.dataplane.rig import Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
 from tests.dataplane.scenes import CLIENT, EDGE, HEADER, HELLO, at_header, at_look
@@ -189,7 +189,7 @@ def test_a_header_that_comes_byte_by_byte(stack: contextlib.ExitStack) -> None:
     for at in range(len(HEADER) - 1):
         scene.client.send(HEADER[at : at + 1])
         rig.until(lambda at=at: looked_bytes(rig) == at + 1, "it is looked at")  # type: ignore[misc]
-    assert readable_bytes(scene.flow.client.fileno()) == len(HEADER) - 1, "nothing is taken before it is whole"
+    assert calls.readable_bytes(scene.flow.client.fileno()) == len(HEADER) - 1, "nothing is taken before it is whole"
     scene.say(HEADER[-1:])
     assert scene.flow.state == State.SPLICE
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay import calls
 from relay.address import Address
 from relay.dataplane import line
 from relay.dataplane.greeting import Greeting
@@ -14,7 +15,6 @@ from relay.dataplane.line import Line, is_busy, tell_all
 from relay.envelope import asking, proxyproto
 from relay.kernel import channel, messages
 from relay.kernel.listening import open_listener
-from relay.kernel.sockets import readable_bytes
 from relay.ledger.layout import CAUSES, Count, DaemonWord, Flag, State, Word
 from relay.ledger.record import FlowRecord
 from tests.config.rig import snapshot_of
@@ -239,7 +239,7 @@ async def test_a_worker_tells_when_control_says_that_something_has_changed(behin
     client = await held(behind)
     behind.part.words[DaemonWord.BUSY_UNTIL_MONOTONIC_NS] = time.monotonic_ns() + 3600 * 10**9
     channel.send(behind.mine, messages.plain(messages.BUSY))
-    await behind.until(lambda: readable_bytes(client.fileno()) == 2, "it is told")
+    await behind.until(lambda: calls.readable_bytes(client.fileno()) == 2, "it is told")
     assert client.recv(2) == OPEN + BUSY
 
 

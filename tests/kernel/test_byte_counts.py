@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from relay import calls
 from relay.kernel import byte_counts
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
-from relay.kernel.sockets import readable_bytes
 from tests.dataplane.rig import reset
 from tests.harness import eventually
 
@@ -85,7 +85,7 @@ def test_what_comes_between_two_questions_is_not_taken_for_read(
         found = counts(sock)
         if more:
             dialled.sendall(more.pop())
-            eventually(lambda: readable_bytes(accepted.fileno()) == 2 - len(more), "it has come")
+            eventually(lambda: calls.readable_bytes(accepted.fileno()) == 2 - len(more), "it has come")
         return found
 
     monkeypatch.setattr(byte_counts, "_counts", late)

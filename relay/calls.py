@@ -6,8 +6,11 @@ than the call, and so would an object for each socket.
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
+import struct
+import termios
 from typing import Final
 
 AGAIN: Final = -errno.EAGAIN
@@ -57,3 +60,20 @@ def write_at(fd: int, at: int, count: int) -> int:
 def lock_memory(at: int, count: int) -> bool:
     """Keep these bytes in memory, each where it is: mlock(2). Not inherited by a child."""
     return bool(_mlock(at, count) == 0)
+
+
+def readable_bytes(fd: int) -> int:
+    """Bytes that stand in a pipe: pipe(7), FIONREAD. 0 where there is no such pipe any more."""
+    return _ioctl_int(fd, termios.FIONREAD)
+
+
+def unsent_bytes(fd: int) -> int:
+    """Bytes in the send buffer that the peer has not acknowledged: tcp(7), SIOCOUTQ."""
+    return _ioctl_int(fd, termios.TIOCOUTQ)
+
+
+def _ioctl_int(fd: int, request: int) -> int:
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0\0\0\0"))[0])
+    except OSError:
+        return 0
