@@ -49,9 +49,11 @@ def test_so_many_pieces_are_no_clients(what: str, stack: contextlib.ExitStack) -
     target = tcp_target(stack)
     scene = at_header(stack, target) if what == "header" else at_look(stack, target, protocol=what)
     rig, data = scene.rig, LONG[what]
-    dribble(rig, scene.client, data, LOOKS_MAX - 1)
-    assert rig.context.flows, "so many are still a client's"
-    scene.client.send(data[LOOKS_MAX - 1 : LOOKS_MAX])
+    dribble(rig, scene.client, data, LOOKS_MAX // 2)
+    stage = rig.flow().stage
+    assert isinstance(stage, Greeting)
+    stage._looks = LOOKS_MAX - 1  # a kernel that is short of memory may have it look twice
+    scene.client.send(data[LOOKS_MAX // 2 : LOOKS_MAX // 2 + 1])
     assert rig.ending(scene.client) == "reset"
     rig.log.flush()
     lines = rig.records()
