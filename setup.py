@@ -180,7 +180,9 @@ class BuildEngine(build_ext):
     def build_extension(self, ext: Extension) -> None:
         made = generate()[ext.name]
         ext.sources, ext.depends, ext.include_dirs = made.sources, made.depends, made.include_dirs
-        ext.define_macros = [("CYTHON_TRACE", str(self.trace)), ("CYTHON_PROFILE", str(self.trace))]
+        # From Python 3.13 on the hooks would be sys.monitoring's, of which PyEval_SetTrace hears nothing.
+        hooks = {"CYTHON_TRACE": self.trace, "CYTHON_PROFILE": self.trace, "CYTHON_USE_SYS_MONITORING": 0}
+        ext.define_macros = [(name, str(value)) for name, value in hooks.items()]
         super().build_extension(ext)
         self.built.append(ext.name)
 
