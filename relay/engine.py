@@ -95,7 +95,8 @@ def _hindrance(root: str) -> str:
     for path, digest in record.items():
         if hash_of(os.path.join(_ROOT, path)) != digest:
             return f"{path} has changed since it was compiled"
-        if path.endswith(".py") and not os.path.exists(built := os.path.join(root, path.removesuffix(".py") + SUFFIX)):
+        built = path.removesuffix(".py") + SUFFIX
+        if path.endswith(".py") and not os.path.exists(os.path.join(root, built)):
             return f"{built} is missing"
     return ""
 

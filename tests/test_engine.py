@@ -214,11 +214,17 @@ def test_modules_of_other_sources_do_not_run(file: str, copy: Path) -> None:
 
 def test_all_modules_run_or_none(copy: Path) -> None:
     modules = compiled_in(copy)
-    built = copy / f"relay/dataplane/share{engine.SUFFIX}"
-    built.unlink()
+    built = f"relay/dataplane/share{engine.SUFFIX}"
+    (copy / built).unlink()
     found, *files = python(copy, LOADED, *modules)
     assert found == f"interpreted ({built} is missing)"
     assert files == [f"{copy}/{path}.py" for path in modules.values()]
+
+
+def test_the_version_is_one_line(copy: Path) -> None:
+    (copy / f"relay/dataplane/share{engine.SUFFIX}").unlink()
+    done = run(copy, sys.executable, "-m", "relay", "--version")
+    assert done.stdout == f"relay {__version__}, {form(copy)}\n"
 
 
 def test_what_nobody_knows_the_sources_of_does_not_run(copy: Path) -> None:

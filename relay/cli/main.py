@@ -28,7 +28,11 @@ _EXEC_USAGE: Final = "relay exec [-h] [--socket PATH] [--settings FILE] -- CMD [
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar; apart from `main`, so that completions and manual pages can be made from it."""
-    top = argparse.ArgumentParser(prog="relay", description="A network envelope for one machine.")
+    top = argparse.ArgumentParser(
+        prog="relay",
+        description="A network envelope for one machine.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the version stays one line, however long
+    )
     top.add_argument("--version", action="version", version=f"relay {__version__}, {ENGINE}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
