@@ -1,4 +1,4 @@
-.PHONY: check fmt test bench bench-ledger bench-survival bench-behind demo
+.PHONY: check fmt test bench bench-ledger bench-survival bench-behind demo build wheel
 
 check: ; scripts/check
 fmt:   ; scripts/bootstrap dev && .venv/bin/ruff check --fix && .venv/bin/ruff format
@@ -7,4 +7,6 @@ bench: ; scripts/bootstrap && .venv/bin/python bench/run.py
 bench-ledger:   ; scripts/bootstrap && .venv/bin/python bench/ledger.py
 bench-survival: ; scripts/bootstrap && .venv/bin/python bench/survival.py
 bench-behind:   ; scripts/bootstrap && .venv/bin/python bench/behind.py
+build: ; scripts/bootstrap
+wheel: ; scripts/bootstrap && .venv/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 demo:  ; scripts/demo

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from relay import ENGINE
 from tests import ports
 from tests.harness import Daemon, stop_all, takes_filters
 from tests.spread import Running, Spread, arranged, tell_alone
@@ -33,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--long"):
         settings.load_profile("long")
         config.option.timeout = config.option.timeout or _LONG_S
+
+
+def pytest_report_header() -> str:
+    """Which form of the engine is tested."""
+    return f"relay: {ENGINE}"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from relay import __version__
+from relay import ENGINE, __version__
 from relay.errors import AdminError, ConfigError, OperatorError, RefusedError
 from relay.kernel import surroundings
 
@@ -28,8 +28,12 @@ _EXEC_USAGE: Final = "relay exec [-h] [--socket PATH] [--settings FILE] -- CMD [
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar; apart from `main`, so that completions and manual pages can be made from it."""
-    top = argparse.ArgumentParser(prog="relay", description="A network envelope for one machine.")
-    top.add_argument("--version", action="version", version=f"relay {__version__}")
+    top = argparse.ArgumentParser(
+        prog="relay",
+        description="A network envelope for one machine.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the version stays one line, however long
+    )
+    top.add_argument("--version", action="version", version=f"relay {__version__}, {ENGINE}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="be the daemon: listen on the declared endpoints and forward")

@@ -33,7 +33,7 @@ def status_text(status: "Status") -> str:
     busy = f", busy for {age(status['busy_for_s'])} more (`relay drain off` ends it)" if status["busy_for_s"] else ""
     head = [
         f"{status['instance']} of {status['service']}: {state} for {age(status['uptime_s'])}{busy}, "
-        f"relay {status['version']}",
+        f"relay {status['version']}{_engine(status)}",
         f"generation {status['generation']}; last reload "
         + ("took" if reload["last_successful"] else "FAILED: the former configuration is in force, see the log"),
         f"pids: keeper {status['keeper']['pid']}, control {status['control']['pid']}, "
@@ -84,6 +84,12 @@ def status_text(status: "Status") -> str:
     )
     tables = [*target_sets(status["endpoints"]), *_sources(status.get("sources", ()))]
     return "\n".join([*head, "", table(titles, rows), *tables])
+
+
+def _engine(status: "Status") -> str:
+    """Whether the engine is compiled; nothing where a daemon of the program before does not tell."""
+    reason = status.get("engine_reason")
+    return f", {status['engine']}" + (f" ({reason})" if reason else "") if "engine" in status else ""
 
 
 def _restarts(status: "Status") -> str:

@@ -294,9 +294,14 @@ class EndpointStatus(TypedDict):
 
 
 class Status(ToldStatus):
-    """What is open, and what it did so far. `hung`: processes killed for it. `troubles`: with relay's own processes."""
+    """What is open, and what it did so far. `hung`: processes killed for it. `troubles`: with relay's own processes.
+
+    `engine_reason`: why the engine is interpreted.
+    """
 
     version: str
+    engine: Literal["compiled", "interpreted"]
+    engine_reason: str
     service: str
     instance: str
     generation: Count

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from relay import __version__
+from relay import ENGINE, __version__
 from relay.config.snapshot import EndpointRow
 from relay.control.in_force import InForce
 from relay.control.source_status import SourceStatus
@@ -266,8 +266,10 @@ class LedgerCollector(Collector):
         for n, rcode in enumerate(NAMES_RCODES):
             queries.add_metric((rcode,), words[DaemonWord.NAMES_QUERIES + n])
         yield queries
-        build = GaugeMetricFamily("relay_build_info", "The version of relay.", labels=("version",))
-        build.add_metric((__version__,), 1)
+        build = GaugeMetricFamily(
+            "relay_build_info", "The version of relay, and its engine.", labels=("version", "compiled")
+        )
+        build.add_metric((__version__, "true" if ENGINE.compiled else "false"), 1)
         yield build
 
     def _of_sources(self) -> Iterator[Metric]:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from typing_extensions import TypedDict
 
-from relay import __version__
+from relay import ENGINE, __version__
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control import answers, done
 from relay.control.faults import reason_of
@@ -62,6 +62,8 @@ def status(
     words = ledger.words
     return {
         "version": __version__,
+        "engine": "compiled" if ENGINE.compiled else "interpreted",
+        "engine_reason": ENGINE.reason,
         "service": snapshot.service,
         "instance": snapshot.instance,
         "generation": snapshot.generation,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from relay import __version__, systemd
+from relay import ENGINE, __version__, systemd
 from relay.config.snapshot import Snapshot
 from relay.kernel import channel, memory, messages, process
 from relay.ledger import convert
@@ -89,7 +89,14 @@ class Keeper:
 
     def _log_start(self) -> None:
         snapshot, log = self._state.snapshot, self._state.log
-        log.event("info", "starting", instance=snapshot.instance, service=snapshot.service, pid=os.getpid())
+        log.event(
+            "info",
+            "starting",
+            instance=snapshot.instance,
+            service=snapshot.service,
+            pid=os.getpid(),
+            engine=str(ENGINE),
+        )
         for warning in self._state.warnings:
             log.event("warning", "configuration", message=warning)
         for row in snapshot.endpoints:
@@ -134,7 +141,7 @@ class Keeper:
         for child, pid in zip(self._workers, before.holder_pids, strict=True):
             child.pid, child.replaced = pid, bool(pid)
         systemd.reloading()  # READY=1 follows from control, when every worker works by the new snapshot
-        self._state.log.event("info", "upgrading", from_version=before.version, version=__version__)
+        self._state.log.event("info", "upgrading", from_version=before.version, version=__version__, engine=str(ENGINE))
         ledger = self._state.ledger
         ledger.words[DaemonWord.PROGRAM] += 1
         self._renewal = Renewal(ledger, self._state.log, self._children, self._upgrade_failed, time.monotonic())

@@ -17,7 +17,8 @@ def status(**keys: Any) -> Any:
         "distribution": None, "leads_to": "", "held": 0, "hold_for_s": 0.0,
     }  # fmt: skip
     return {
-        "version": "1.2.3", "service": "shop", "instance": "web_IN_0", "generation": 4, "uptime_s": 7200.0,
+        "version": "1.2.3", "engine": "compiled", "engine_reason": "", "service": "shop", "instance": "web_IN_0",
+        "generation": 4, "uptime_s": 7200.0,
         "keeper": {"pid": 10}, "control": {"pid": 11, "restarts": 0}, "worker_restarts": 5,
         "hung": 0, "troubles": [],
         "workers": [
@@ -31,7 +32,7 @@ def status(**keys: Any) -> Any:
 
 def test_the_whole_of_it() -> None:
     assert status_text(status()).splitlines() == [
-        "web_IN_0 of shop: running for 2.0h, relay 1.2.3",
+        "web_IN_0 of shop: running for 2.0h, relay 1.2.3, compiled",
         "generation 4; last reload took",
         "pids: keeper 10, control 11, workers 12 (2 open), 13 (1 open); 5 restarts",
         "",
@@ -40,6 +41,21 @@ def test_the_whole_of_it() -> None:
         "web/http-in  input  http      10.0.0.4:8080  127.0.0.1:3000 [::1]:3000  "
         "up, dialled 3m ago  3       70        access=4 rate=1  1.5KiB    0B",
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "program"),
+    [
+        ({}, "relay 1.2.3, compiled"),
+        ({"engine": "interpreted", "engine_reason": "not compiled"}, "relay 1.2.3, interpreted (not compiled)"),
+        (None, "relay 1.2.3"),
+    ],
+)
+def test_the_form_of_the_engine_stands_by_the_version(keys: dict[str, str] | None, program: str) -> None:
+    told = status(**(keys or {}))
+    if keys is None:  # a daemon of the program before
+        del told["engine"], told["engine_reason"]
+    assert status_text(told).splitlines()[0].endswith(f" {program}")
 
 
 def test_processes_that_are_not_well() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay import __version__
+from relay import ENGINE, __version__
 from relay.config.snapshot import Snapshot, TargetRow
 from relay.control.metrics import LedgerCollector, render
 from relay.ledger import clocks
@@ -180,7 +180,7 @@ def test_labels_come_from_the_configuration_alone(ledger: Ledger) -> None:
         "relay_connect_duration_seconds_bucket": {"le"},
         "relay_connection_duration_seconds_bucket": {"le"},
         "relay_target_up": {"target"},
-        "relay_build_info": {"version"},
+        "relay_build_info": {"version", "compiled"},
         "relay_worker_connections": {"worker"},
         "relay_worker_crashes_in_a_row": {"worker"},
         "relay_worker_unserved": {"worker"},
@@ -313,7 +313,7 @@ def test_the_daemons_own(ledger: Ledger) -> None:
     assert found["relay_config_last_reload_successful"] == [({}, 1.0)]
     assert found["relay_worker_restarts_total"] == [({}, 4.0)]
     assert found["relay_control_restarts_total"] == [({}, 5.0)]
-    assert found["relay_build_info"] == [({"version": __version__}, 1.0)]
+    assert found["relay_build_info"] == [({"version": __version__, "compiled": str(ENGINE.compiled).lower()}, 1.0)]
     [(_, stamp_s)] = found["relay_config_last_reload_success_timestamp_seconds"]
     assert stamp_s == pytest.approx(wall_ns / 1e9 - 3.0)
     [(_, age_s)] = found["relay_roster_age_seconds"]

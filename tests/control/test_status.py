@@ -12,6 +12,7 @@ from relay import __version__
 from relay.cli.tables import connections_text, status_text
 from relay.config.snapshot import TargetRow
 from relay.control.status import busy, connections, status, target_status, unguarded_text
+from relay.engine import Engine
 from relay.ledger import clocks
 from relay.ledger.layout import (
     CAUSES,
@@ -76,6 +77,13 @@ def test_an_idle_daemon(ledger: Ledger) -> None:
     assert found["endpoints"][1]["listen"] == "[::1]:81"
     assert connections(ledger, SNAPSHOT) == []
     json.dumps(found)
+
+
+@pytest.mark.parametrize(("reason", "form"), [("", "compiled"), ("not compiled", "interpreted")])
+def test_the_form_of_the_engine(reason: str, form: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.control.status.ENGINE", Engine(reason))
+    found = status(ledger, SNAPSHOT, keeper_pid=1, program=0)
+    assert (found["engine"], found["engine_reason"]) == (form, reason)
 
 
 def test_counts_are_of_all_workers_and_of_the_endpoints_own_slot(ledger: Ledger) -> None:

@@ -107,12 +107,23 @@ def others(rig: Rig, stack: contextlib.ExitStack) -> Others:
     return made
 
 
+class Given(Share):
+    """A share of so many, whatever the others have."""
+
+    def __init__(self, rig: Rig, flows: int) -> None:
+        super().__init__(rig.context.ledger)
+        self._flows = flows
+
+    def most(self) -> int:
+        return self._flows
+
+
 @pytest.fixture
-def share(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def share(rig: Rig) -> Callable[[int], None]:
     """Say how many are the worker's share."""
 
     def share(flows: int) -> None:
-        monkeypatch.setattr(rig.context.share, "most", lambda: flows)
+        rig.context.share = Given(rig, flows)
 
     return share
 
@@ -156,11 +167,9 @@ def test_who_stands_back_accepts_again_as_soon_as_the_others_have_more(rig: Rig,
     assert rig.context.left == set()
 
 
-def test_who_is_left_is_taken_after_a_tick_if_nobody_else_did(
-    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_left_is_taken_after_a_tick_if_nobody_else_did(stack: contextlib.ExitStack) -> None:
     rig = Rig(endpoint_row(targets=(tcp_target(stack, backlog=256).row,)), stack, flows=256)
-    monkeypatch.setattr(rig.context.share, "most", lambda: 80)
+    rig.context.share = Given(rig, 80)
     for _ in range(200):
         rig.connect()
     assert serve(rig) == 80

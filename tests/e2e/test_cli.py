@@ -11,7 +11,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from relay import __version__
+from relay import ENGINE, __version__
 from relay.cli.main import main
 from relay.config.reading import read
 from tests.conftest import Daemons
@@ -54,7 +54,7 @@ def misuse(capsys: Capture, *arguments: str) -> str:
 
 def test_version_of_the_program() -> None:
     done = run_relay("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"relay {__version__}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"relay {__version__}, {ENGINE}\n", "")
 
 
 def test_misuse(capsys: Capture) -> None:
@@ -235,4 +235,4 @@ def test_the_console_script_is_the_module() -> None:
         assert run_relay("--version").returncode == 0
         return
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=HANG_S, check=False)
-    assert done.stdout == f"relay {__version__}\n"
+    assert done.stdout == f"relay {__version__}, {ENGINE}\n"

@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, set[str]]] = {  # name: type and labels
     "relay_hung": ("counter", set()),
     "relay_worker_unguarded": ("gauge", {"worker"}),
     "relay_roster_age_seconds": ("gauge", set()),
-    "relay_build_info": ("gauge", {"version"}),
+    "relay_build_info": ("gauge", {"version", "compiled"}),
 }
 
 
