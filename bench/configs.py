@@ -42,7 +42,9 @@ def relay_service(setting: Setting) -> str:
     """relay's service.yaml. Behind an edge it lets in that alone."""
     protocol = setting.kind if setting.kind in ("http", "https") else "tcp"
     edge = f"\nedge:\n  instances: [{', '.join(EDGES)}]" if setting.kind == "proxy" else ""
-    access = "\n        access: [{deny: 127.0.0.0/8}]" if setting.kind == "denied" else ""
+    more = "\n        access: [{deny: 127.0.0.0/8}]" if setting.kind == "denied" else ""
+    if setting.target.host != setting.listen.host:
+        more += "\n        unsafe_target: true"  # the server is in another network namespace
     return f"""\
 version: 1
 service: bench{edge}
@@ -54,7 +56,7 @@ roles:
         type: input
         protocol: {protocol}
         public_port: {setting.listen.port}
-        target: "{setting.target}"{access}
+        target: "{setting.target}"{more}
 """
 
 

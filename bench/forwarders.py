@@ -81,7 +81,8 @@ def relay_version() -> str:
 
 def compiled_modules(package: Path) -> str:
     """Which modules of the package are compiled, for the head of a report."""
-    found = sorted(".".join(file.relative_to(package.parent).parts).split(".so")[0] for file in package.rglob("*.so"))
+    files = (file.relative_to(package.parent) for file in package.rglob("*.so"))
+    found = sorted(".".join((*file.parent.parts, file.name.partition(".")[0])) for file in files)
     return f"compiled: {', '.join(found)}" if found else "no module compiled"
 
 

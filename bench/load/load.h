@@ -20,6 +20,7 @@
 #define MAX_HELD 200000
 #define MAX_SAMPLES 50000000     /* 8 bytes each */
 #define BULK_BYTES (256 * 1024)  /* one write of an ordinary bulk sender */
+#define GRACE_NS 5000000000u     /* after the end, for what is still under way */
 #define DISCARD_BYTES (1 << 20)
 #define SOURCES 250              /* client addresses 127.0.0.2 to .251: TIME_WAIT must not use up the ports of one */
 

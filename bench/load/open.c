@@ -8,8 +8,6 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-#define GRACE_NS 5000000000u /* for the last answers; who has none by then makes the run a failure */
-
 struct flow {
     int fd;
     int is_full;       /* its send buffer is, so EPOLLOUT is awaited */
