@@ -190,7 +190,7 @@ def run_axis(axis: Axis, adapters: Sequence[Adapter], conditions: Conditions) ->
             _take_turns(axis, beside, conditions, result)
             continue
         with descriptors(DESCRIPTORS_PER_CONNECTION * conditions.idle + OTHER_DESCRIPTORS) as allowed:
-            idle = min(conditions.idle, (allowed - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)
+            idle = min(conditions.idle, max(1, (allowed - OTHER_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
             result.note = f"{idle:,} idle connections" + (
                 f": the limit of descriptors is {allowed:,}" if idle < conditions.idle else ""
             )
