@@ -29,7 +29,7 @@ from configs import Address, Setting
 from forwarders import relay_adapter
 from generator import build_load, start_server
 from machine import free_ports, machine_facts
-from measure import start, wait_ready
+from measure import start
 from network import LOOPBACK
 from process import POLL_S, BenchError, Process, run_to_the_end
 
@@ -187,8 +187,10 @@ def round_trip_s(sock: socket.socket) -> float:
 def kill(relay: Relay, flows: Flows, count: int) -> Event:
     """SIGKILL to the worker. Raises BenchError where its successor does not take over all of `count` flows."""
     before, pid = len(relay.adoptions()), relay.worker_pid()
+    # Control may hear of the successor after the log has it, and the next kill needs its pid.
     pause_s = flows.longest_round_trip_s(
-        lambda: os.kill(pid, signal.SIGKILL), lambda: len(relay.adoptions()) == before + 1
+        lambda: os.kill(pid, signal.SIGKILL),
+        lambda: len(relay.adoptions()) == before + 1 and relay.worker_pid() not in (0, pid),
     )
     adopted = relay.adoptions()[-1]
     if adopted["flows"] != count:
@@ -272,8 +274,9 @@ def start_relay(stack: ExitStack, alteration: tuple[str, ...]) -> tuple[Relay, i
     own.mkdir()
     process = start(relay_adapter("relay", *alteration, log_level="info"), own, setting, None)
     stack.callback(process.stop)
-    wait_ready(process, setting)
-    return Relay(process, own), listen.port
+    relay = Relay(process, own)
+    process.wait_until(lambda: relay.worker_pid() != 0, "at work")  # its port is open before anybody answers for it
+    return relay, listen.port
 
 
 def missed_aims(rows: list[Row]) -> list[str]:
