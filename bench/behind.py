@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from forwarders import haproxy_version, relay_version
-from process import BenchError, Process
-from run import machine_facts, run_to_the_end
+from machine import machine_facts
+from process import BenchError, Process, run_to_the_end
 from sites import CLIENT, EDGE, ENDPOINT, PUBLIC_PORT, NotYetError, Site, at_work
 from steady import BEGIN, PATIENCE_S, REQUESTS_MAX, Request
 
@@ -137,7 +137,7 @@ def measure(event: Event, kind: str, requests: int, rate: float) -> Result:
 
 def _under_load(site: Site, event: Event, folder: Path, requests: int, rate: float) -> list[Request]:
     load = [sys.executable, str(BENCH / "steady.py"), CLIENT, f"{EDGE}:{PUBLIC_PORT}", str(requests), str(rate)]
-    process = Process("load", site.machines.on("client", load), cpu=None, log=folder / "load", cwd=BENCH.parent)
+    process = Process("load", site.machines.on("client", load), cpus=None, log=folder / "load", cwd=BENCH.parent)
     try:
         process.wait_until(lambda: process.output().startswith(BEGIN), "begun")
         deadline_s = time.monotonic() + requests / rate + END_S

@@ -4,31 +4,22 @@ What stands for the instances is the bench's server, at two addresses: relay's o
 measured twice. Everybody probes them every 15 s, and sends a PROXY header of version 2.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
-from forwarders import (
-    ALWAYS_SPLICE,
-    MAX_CONNECTIONS,
-    RELAY_SETTINGS,
-    Adapter,
-    Ports,
-    find_program,
-    haproxy_version,
-    relay_version,
-)
+from configs import ALWAYS_SPLICE, Setting, haproxy_head, relay_settings
+from forwarders import Adapter, haproxy_run, haproxy_version, relay_run, relay_version
 
 INSTANCES = ("127.1.0.1", "127.1.0.2")
+_KINDS = frozenset({"tcp"})
 
 
-def _relay_command(folder: Path, ports: Ports) -> list[str]:
-    service, settings = folder / "service.yaml", folder / "instance.yaml"
-    service.write_text(f"""\
+def _relay_command(folder: Path, setting: Setting) -> list[str]:
+    (folder / "service.yaml").write_text(f"""\
 version: 1
 service: bench
 edge:
-  instances: [127.0.0.1]
+  instances: [{setting.listen.host}]
 roles:
   web:
     instances: [{", ".join(INSTANCES)}]
@@ -36,49 +27,36 @@ roles:
       tcp:
         type: input
         protocol: tcp
-        public_port: {ports.forward}
-        port: {ports.target}
-        target: "127.0.0.1:{ports.target}"
+        public_port: {setting.listen.port}
+        port: {setting.target.port}
+        target: "{setting.target}"
         probe: {{interval: 15s}}
 """)
-    settings.write_text(RELAY_SETTINGS.format(folder=folder, level="warning"))
-    run = [sys.executable, "-m", "relay", "run", "--service", str(service), "--settings", str(settings)]
-    return [*run, "--id", "edge_IN_0"]
+    (folder / "instance.yaml").write_text(relay_settings(folder, setting.workers, "warning"))
+    return relay_run(("-m", "relay"), folder, "edge_IN_0")
 
 
-def _haproxy_command(splice: str, folder: Path, ports: Ports) -> list[str]:
-    config = folder / "haproxy.cfg"
+def _haproxy_command(splice: str, folder: Path, setting: Setting) -> list[str]:
     servers = "\n".join(
-        f"    server web{n} {address}:{ports.target} check inter 15s send-proxy-v2"
+        f"    server web{n} {address}:{setting.target.port} check inter 15s send-proxy-v2"
         for n, address in enumerate(INSTANCES)
     )
-    config.write_text(f"""\
-global
-    nbthread 1
-    maxconn {MAX_CONNECTIONS}
-    tune.pipesize 1048576
-
-defaults
-    mode tcp
-    {splice}
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-
-frontend tcp
-    bind 127.0.0.1:{ports.forward}
+    config = f"""\
+{haproxy_head(setting, splice)}
+frontend in
+    bind {setting.listen}
     default_backend web
 
 backend web
     balance roundrobin
 {servers}
-""")
-    return [find_program("haproxy", "haproxy"), "-db", "-f", str(config)]
+"""
+    return haproxy_run(folder, config)
 
 
 ADAPTERS = (
-    Adapter("direct", None, None, denies=False),
-    Adapter("relay", relay_version, _relay_command, denies=False),
-    Adapter("haproxy", haproxy_version, partial(_haproxy_command, "option splice-auto"), denies=False),
-    Adapter("haproxy-splice", haproxy_version, partial(_haproxy_command, ALWAYS_SPLICE), denies=False),
+    Adapter("direct", None, None, _KINDS),
+    Adapter("relay", relay_version, _relay_command, _KINDS),
+    Adapter("haproxy", haproxy_version, partial(_haproxy_command, "option splice-auto"), _KINDS),
+    Adapter("haproxy-splice", haproxy_version, partial(_haproxy_command, ALWAYS_SPLICE), _KINDS),
 )

@@ -28,9 +28,11 @@ from typing import Any
 
 import instances
 from forwarders import find_program
+from generator import build_load, start_server
 from instances import Plan, Report, View
-from process import BenchError, Process, read_stat
-from run import BENCH, LOAD, build_load, free_ports, machine_facts, run_to_the_end
+from machine import free_ports, machine_facts
+from network import LOOPBACK
+from process import BenchError, Process, read_stat, run_to_the_end
 from whole_relay import Observed, Waits, rss_mib, write_files
 
 from relay.config.roster import Member
@@ -81,7 +83,7 @@ class EtcdServer:
 
     def start(self) -> None:
         """Start it, and wait until it takes requests."""
-        self._process = Process("etcd", self._command, cpu=None, log=self._folder / "etcd.log", cwd=self._folder)
+        self._process = Process("etcd", self._command, cpus=None, log=self._folder / "etcd.log", cwd=self._folder)
         self._process.wait_until(self._healthy, "healthy")
 
     def kill(self) -> None:
@@ -194,15 +196,14 @@ class Bench:
         self.etcd = EtcdServer(folder)
         stack.callback(lambda: self.etcd.stop())
         echo, port, door = free_ports(3)
-        echo_server = Process("echo", [str(LOAD), "echo", str(echo)], cpu=None, log=folder / "echo", cwd=BENCH)
-        stack.callback(echo_server.stop)
+        start_server(stack, "echo", [str(echo)], None, folder / "echo", LOOPBACK.near)
         roles = [f"role{n:02}" for n in range(options.roles)]
         # Two more of each than there are: for the daemon under test, and for the one that joins later.
         counts = dict.fromkeys(roles, -(-options.instances // options.roles) + 2)
         self.plan = Plan(self.etcd.url, "bench", counts, options.ttl)
         self.crowd = Crowd(self.plan, options.processes, stack)
         write_files(folder, self.plan, port, door, echo)
-        self.relay = Observed(folder, port)
+        self.relay = Observed(folder)
         stack.callback(self.relay.stop)
         self.relay.wait_ready()
         self.crowd.join(list(range(FEW)))

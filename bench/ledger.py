@@ -11,12 +11,16 @@ import sys
 from dataclasses import dataclass
 from statistics import median
 
+from axes import AXES, Axis
 from forwarders import relay_adapter
-from process import BenchError
-from report import Axis, AxisResult, cpu_per_unit
-from run import AXES, Placement, build_load, machine_facts, placement, run_axis, run_to_the_end
+from generator import build_load
+from machine import machine_facts
+from measure import Conditions, run_axis
+from process import BenchError, run_to_the_end
+from report import AxisResult
 
 MOST = 0.03  # of any figure
+MEASURED = ("bulk-down", "bulk-up", "rr-1", "rr-64", "cps", "denied")  # the others go the same ways
 WITH = "relay"
 WITHOUT = ("no-records", "no-ledger")
 ADAPTERS = [relay_adapter(WITH), *(relay_adapter(name, name) for name in WITHOUT)]
@@ -30,29 +34,30 @@ class Cost:
     time: float
 
 
-def cost(axis: Axis, result: AxisResult, without: str) -> Cost:
+def cost(result: AxisResult, without: str) -> Cost:
     """What the ledger adds in one start: the median of its rounds."""
     pairs = list(zip(result.runs[WITH], result.runs[without], strict=True))
-    cpu = [(cpu_per_unit(axis, one), cpu_per_unit(axis, two)) for one, two in pairs]
+    cpu = [(one.cpu_per_unit_s, two.cpu_per_unit_s) for one, two in pairs]
     return Cost(
         cpu=median(one / two - 1 for one, two in cpu if one and two),
         time=median(two.rate / one.rate - 1 for one, two in pairs),
     )
 
 
-def run_starts(axis: Axis, options: argparse.Namespace, places: Placement) -> dict[str, list[Cost]]:
+def run_starts(axis: Axis, options: argparse.Namespace) -> dict[str, list[Cost]]:
     """The cost beside each of WITHOUT, start by start. Raises BenchError when one of the three is not measured.
 
     Two processes of one program differ by a per cent or two for as long as they live (where their memory happens to be),
     so the three are started anew several times.
     """
     found: dict[str, list[Cost]] = {name: [] for name in WITHOUT}
+    conditions = Conditions(pin=options.pin, seconds=options.seconds, rounds=options.rounds)
     for start in range(options.starts):
-        result = run_axis(axis, ADAPTERS[start % 3 :] + ADAPTERS[: start % 3], options, places)
+        result = run_axis(axis, ADAPTERS[start % 3 :] + ADAPTERS[: start % 3], conditions)
         for name, why in result.failures.items():
             raise BenchError(f"{axis.name}: {name}: {why}")
         for name in WITHOUT:
-            found[name].append(cost(axis, result, name))
+            found[name].append(cost(result, name))
     return found
 
 
@@ -64,7 +69,6 @@ def _spread(values: list[float]) -> str:
 def run_bench(options: argparse.Namespace) -> int:
     """Measures, prints, judges where asked. Returns the exit status; raises BenchError when it cannot run."""
     build_load()
-    places = placement(options.pin)
     print("\n".join(f"{key:12}  {value}" for key, value in machine_facts().items()))
     print(f"{options.starts} starts of {options.rounds} rounds of {options.seconds:g} s, pinned: {options.pin}")
     print("what the ledger adds: median (least..most) of the starts, each the median of its rounds\n")
@@ -72,7 +76,7 @@ def run_bench(options: argparse.Namespace) -> int:
     for axis in AXES:
         if axis.name not in options.axes:
             continue
-        for without, costs in run_starts(axis, options, places).items():
+        for without, costs in run_starts(axis, options).items():
             cpu, time = [each.cpu for each in costs], [each.time for each in costs]
             print(f"{axis.name:10} beside {without:10}  CPU {_spread(cpu):24}  time {_spread(time)}", flush=True)
             figures = {"CPU": median(cpu), "time": median(time)}
@@ -85,9 +89,8 @@ def run_bench(options: argparse.Namespace) -> int:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; ends the program with status 2 when it is wrong."""
-    axes = [axis.name for axis in AXES]
+    axes = list(MEASURED)
     parser = argparse.ArgumentParser(prog="bench/ledger.py", description="relay beside relay without its ledger")
-    parser.set_defaults(mode="forward")  # of run.py, whose axes these are
     parser.add_argument("--starts", type=int, default=5, help="times that all three are started anew (default 5)")
     parser.add_argument("--rounds", type=int, default=20, help="measurements of each, each time (default 20)")
     parser.add_argument("--seconds", type=float, default=0.3, help="length of one measurement (default 0.3)")

@@ -4,11 +4,10 @@ import contextlib
 import os
 import secrets
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from process import BenchError
+from process import BenchError, run_tool
 
 
 class Machines:
@@ -67,12 +66,4 @@ class Machines:
 
 
 def _ip(*arguments: str, lines: list[str] | None = None) -> str:
-    try:
-        done = subprocess.run(
-            ["ip", *arguments], input="\n".join(lines or []), capture_output=True, text=True, check=False, timeout=60
-        )
-    except FileNotFoundError:
-        raise BenchError("no `ip` (apt-get install iproute2)") from None
-    if done.returncode:
-        raise BenchError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout
+    return run_tool(["ip", *arguments], "iproute2", lines)

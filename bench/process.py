@@ -1,4 +1,4 @@
-"""Processes of the bench: started on one CPU, their CPU time read over the whole tree, stopped by pid."""
+"""Processes of the bench: started on given CPUs, their CPU time read over the whole tree, stopped by pid."""
 
 import contextlib
 import ctypes
@@ -6,20 +6,27 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 READY_S = 15.0  # an interpreter with its imports on a busy machine; the others need a tenth of a second
 STOP_S = 3.0  # per signal: SIGTERM, SIGTERM again (some drain on the first and leave on the second), SIGKILL
+TOOL_S = 60.0  # a bound for hanging: `ip` and the like are done at once
 POLL_S = 0.02  # another program's listening port can only be polled
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h: all that ran for the process
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+Cpus = frozenset[int] | None
+"""Where a process may run; None: wherever the kernel likes."""
 
 
 class BenchError(Exception):
@@ -70,13 +77,13 @@ def tree(root: int) -> list[ProcessStat]:
     return found
 
 
-def pinned(cpu: int | None) -> Callable[[], None]:
-    """What a child does before exec: move to `cpu` (None: stay), and ask for SIGTERM should the bench die."""
+def pinned(cpus: Cpus) -> Callable[[], None]:
+    """What a child does before exec: move to `cpus` (None: stay), and ask for SIGTERM should the bench die."""
 
     def prepare() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if cpu is not None:
-            os.sched_setaffinity(0, {cpu})
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
 
     return prepare
 
@@ -87,13 +94,13 @@ class Process:
     Its output goes to the file `log`. Raises BenchError when it cannot be started.
     """
 
-    def __init__(self, name: str, command: list[str], *, cpu: int | None, log: Path, cwd: Path) -> None:
+    def __init__(self, name: str, command: list[str], *, cpus: Cpus, log: Path, cwd: Path) -> None:
         self.name = name
         self._log = log
         with log.open("wb") as output:
-            self._popen = self._start(command, cpu, output, cwd)
+            self._popen = self._start(command, cpus, output, cwd)
 
-    def _start(self, command: list[str], cpu: int | None, output: IO[bytes], cwd: Path) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], cpus: Cpus, output: IO[bytes], cwd: Path) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
                 command,
@@ -107,7 +114,7 @@ class Process:
                 # As under systemd, where a service ignores SIGPIPE (IgnoreSIGPIPE= in systemd.exec(5)), like Python
                 # itself: systemd-socket-proxyd relies on it, and dies of the first client that goes away without.
                 restore_signals=False,
-                preexec_fn=pinned(cpu),
+                preexec_fn=pinned(cpus),
             )
         except OSError as error:
             raise BenchError(f"{self.name}: {command[0]} cannot be started: {error.strerror}") from error
@@ -115,6 +122,11 @@ class Process:
     def output(self) -> str:
         """What it has printed so far."""
         return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The root of its tree."""
+        return self._popen.pid
 
     def pids(self) -> list[int]:
         """Its process tree, the root first."""
@@ -124,13 +136,13 @@ class Process:
         """CPU seconds, user and system, of the whole tree since it started."""
         return sum(stat.cpu_s() for stat in tree(self._popen.pid))
 
-    def wait_until(self, ready: Callable[[], bool], what: str) -> None:
+    def wait_until(self, ready: Callable[[], bool], what: str, patience_s: float = READY_S) -> None:
         """Returns once `ready()` is true. BenchError, with the program's last words, if it ends or takes too long."""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + patience_s
         while not ready():
             self.check_alive()
             if time.monotonic() > deadline:
-                raise BenchError(f"{self.name}: not {what} after {READY_S:.0f} s: {self._last_words()}")
+                raise BenchError(f"{self.name}: not {what} after {patience_s:.0f} s: {self._last_words()}")
             time.sleep(POLL_S)
 
     def check_alive(self) -> None:
@@ -163,21 +175,52 @@ class Process:
                     os.kill(member.pid, signal.SIGKILL)
 
 
-def accepts(port: int) -> bool:
-    """Whether somebody listens on 127.0.0.1:`port`."""
+def accepts(address: tuple[str, int]) -> bool:
+    """Whether somebody listens there."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
+        with socket.create_connection(address, timeout=1):
             return True
     except OSError:
         return False
 
 
-def throws_out(port: int) -> bool:
-    """Whether somebody accepts on 127.0.0.1:`port` and ends the connection at once."""
+def throws_out(address: tuple[str, int]) -> bool:
+    """Whether somebody accepts there and ends the connection at once."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
+        with socket.create_connection(address, timeout=1) as client:
             return client.recv(1) == b""
     except ConnectionResetError:
         return True
     except OSError:
         return False
+
+
+def run_tool(command: list[str], package: str, lines: list[str] | None = None) -> str:
+    """What a program printed, given these lines to read. Raises BenchError where it fails or is missing."""
+    try:
+        done = subprocess.run(
+            command, input="\n".join(lines or []), capture_output=True, text=True, check=False, timeout=TOOL_S
+        )
+    except FileNotFoundError:
+        raise BenchError(f"no `{command[0]}` (apt-get install {package})") from None
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def leave(number: int, _frame: FrameType | None) -> None:
+    """The first signal ends the bench by way of its cleanup, which a second one must not cut short."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def run_to_the_end(bench: Callable[[], int]) -> int:
+    """Runs a bench; its exit status. Whatever ends it, what it started is stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    try:
+        return bench()
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forwarders import REPOSITORY, Adapter, Ports, Running, find_program
+from forwarders import REPOSITORY, find_program
 from machines import Machines
 from process import POLL_S, READY_S, BenchError, Process
 from steady import FIRST_PORT
@@ -64,7 +64,7 @@ class App:
         command = [find_program("nginx", "nginx"), "-e", str(self._folder / "error"), "-c"]
         command = self._machines.on(f"web{self._number}", [*command, str(self._folder / "nginx.conf")])
         log = self._folder / "output"
-        self._process = Process(f"nginx {self._number}", command, cpu=None, log=log, cwd=self._folder)
+        self._process = Process(f"nginx {self._number}", command, cpus=None, log=log, cwd=self._folder)
         self._process.wait_until(lambda: len(self._process_pids()) > 1, "at work")
 
     def _process_pids(self) -> list[int]:
@@ -225,7 +225,7 @@ backend web
 {servers}
 """)
     command = site.machines.on("edge", [find_program("haproxy", "haproxy"), "-db", "-f", str(config)])
-    site.edge = process = Process("haproxy", command, cpu=None, log=folder / "haproxy.log", cwd=folder)
+    site.edge = process = Process("haproxy", command, cpus=None, log=folder / "haproxy.log", cwd=folder)
     stack.callback(process.stop)
     process.wait_until(lambda: _listens(process.pids()[0], PUBLIC_PORT), "listening")
 
@@ -270,10 +270,9 @@ roles:
         run = [sys.executable, "-m", "relay", "run", "--service", str(service), "--settings", str(settings)]
         run += ["--id", "edge_IN_0" if name == "edge" else f"web_IN_{name[-1]}"]
         command = site.machines.on(name, run)
-        process = Process(f"relay {name}", command, cpu=None, log=own / "log", cwd=REPOSITORY)
+        process = Process(f"relay {name}", command, cpus=None, log=own / "log", cwd=REPOSITORY)
         stack.callback(process.stop)
-        running = Running(Adapter("relay", None, None, denies=False), Ports(0, 0, 0), process)
-        site.parts[name] = Part(process, settings, Relay(running, own))
+        site.parts[name] = Part(process, settings, Relay(process, own))
         process.wait_until(lambda part=site.parts[name]: part.status(), "at work")  # type: ignore[misc]
 
 

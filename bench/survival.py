@@ -25,9 +25,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from forwarders import Ports, Running, relay_adapter, start, wait_ready
-from process import POLL_S, BenchError, Process
-from run import BENCH, LOAD, build_load, free_ports, machine_facts, run_to_the_end
+from configs import Address, Setting
+from forwarders import relay_adapter
+from generator import build_load, start_server
+from machine import free_ports, machine_facts
+from measure import start
+from network import LOOPBACK
+from process import POLL_S, BenchError, Process, run_to_the_end
 
 ADOPTION_S = 1.0  # the aims: a worker with so many flows is replaced in that time,
 ADOPTION_FLOWS = 10_000
@@ -81,10 +85,8 @@ HEAD = f"{'':8} {'flows':>7} {'times':>7}  {'pause ms':>9} {'max':>9}  {'adoptio
 class Relay:
     """The daemon under test: its admin API, its log, its worker."""
 
-    def __init__(self, running: Running, folder: Path) -> None:
-        assert running.process is not None  # it is a forwarder
-        self.process = running.process
-        self.port = running.ports.forward
+    def __init__(self, process: Process, folder: Path) -> None:
+        self.process = process
         self._admin_socket = str(folder / "admin.sock")
 
     def ask(self, method: str, path: str) -> tuple[int, Any]:
@@ -185,8 +187,10 @@ def round_trip_s(sock: socket.socket) -> float:
 def kill(relay: Relay, flows: Flows, count: int) -> Event:
     """SIGKILL to the worker. Raises BenchError where its successor does not take over all of `count` flows."""
     before, pid = len(relay.adoptions()), relay.worker_pid()
+    # Control may hear of the successor after the log has it, and the next kill needs its pid.
     pause_s = flows.longest_round_trip_s(
-        lambda: os.kill(pid, signal.SIGKILL), lambda: len(relay.adoptions()) == before + 1
+        lambda: os.kill(pid, signal.SIGKILL),
+        lambda: len(relay.adoptions()) == before + 1 and relay.worker_pid() not in (0, pid),
     )
     adopted = relay.adoptions()[-1]
     if adopted["flows"] != count:
@@ -247,12 +251,12 @@ def run_rows(kind: str, counts: list[int], times: int, alteration: tuple[str, ..
     """A row for each number of open flows, printed as it comes; none for upgrades where relay has none."""
     rows: list[Row] = []
     with ExitStack() as stack:
-        relay = start_relay(stack, alteration)
+        relay, port = start_relay(stack, alteration)
         if kind == "upgrade" and not can_upgrade(relay):
             print("upgrade   not available in this relay")
             return []
         event = kill if kind == "kill" else upgrade
-        flows = Flows(relay.port, stack)
+        flows = Flows(port, stack)
         for count in counts:
             flows.open(count)
             rows.append(Row(kind, count, [event(relay, flows, count) for _ in range(times)]))
@@ -261,18 +265,18 @@ def run_rows(kind: str, counts: list[int], times: int, alteration: tuple[str, ..
     return rows
 
 
-def start_relay(stack: ExitStack, alteration: tuple[str, ...]) -> Relay:
-    """relay with one worker in front of an echo server; both are stopped when the stack ends."""
+def start_relay(stack: ExitStack, alteration: tuple[str, ...]) -> tuple[Relay, int]:
+    """relay with one worker before an echo server, and the port to reach it by; the stack's end stops both."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
-    ports = Ports(*free_ports(3))
-    server = Process("server", [str(LOAD), "echo", str(ports.target)], cpu=None, log=folder / "server", cwd=BENCH)
-    stack.callback(server.stop)
-    server.wait_until(lambda: server.output().endswith("]}\n"), "listening")
-    running = start(relay_adapter("relay", *alteration, log_level="info"), folder / "relay", ports, None)
-    relay = Relay(running, folder / "relay")
-    stack.callback(relay.process.stop)
-    wait_ready(running)
-    return relay
+    listen, target = (Address("127.0.0.1", port) for port in free_ports(2))
+    start_server(stack, "echo", [str(target)], None, folder / "server", LOOPBACK.near)
+    own, setting = folder / "relay", Setting(listen, target)
+    own.mkdir()
+    process = start(relay_adapter("relay", *alteration, log_level="info"), own, setting, None)
+    stack.callback(process.stop)
+    relay = Relay(process, own)
+    process.wait_until(lambda: relay.worker_pid() != 0, "at work")  # its port is open before anybody answers for it
+    return relay, listen.port
 
 
 def missed_aims(rows: list[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from forwarders import REPOSITORY, Adapter, Ports, Running
+from forwarders import REPOSITORY
 from instances import Plan
 from process import POLL_S, BenchError, Process, read_stat
 from survival import Relay, round_trip_s
@@ -71,12 +71,11 @@ class Observed:
 
     address = ADDRESS
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path) -> None:
         run = [sys.executable, "-m", "relay", "run", "--service", str(folder / "service.yaml")]
         run += ["--settings", str(folder / "instance.yaml")]
-        self.process = Process("relay", run, cpu=None, log=folder / "relay.log", cwd=REPOSITORY)
-        adapter = Adapter("relay", None, None, denies=True)
-        self._relay = Relay(Running(adapter, Ports(port, 0, 0), self.process), folder)
+        self.process = Process("relay", run, cpus=None, log=folder / "relay.log", cwd=REPOSITORY)
+        self._relay = Relay(self.process, folder)
 
     def stop(self) -> None:
         """End it."""

@@ -1,154 +1,23 @@
-"""The bench's generator and servers against each other, and one short run of the whole."""
+"""Short runs of every bench. tests/bench/ has what they are made of."""
 
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Daemons
-from tests.harness import HANG_S, Echo, dial, echoed, one_endpoint
+from tests.harness import Echo, dial, echoed, one_endpoint
 from tests.ports import free_port, free_ports
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-SECONDS = 0.3
-BENCH_PORTS = 100  # an axis takes 3 for each forwarder, and leaves some of them in TIME_WAIT
+BENCH_PORTS = 100  # an axis takes 2 for each forwarder, and leaves some of them in TIME_WAIT
 BENCH_HANG_S = 200.0  # for a whole bench, each of whose parts has a bound of its own
 
 pytestmark = pytest.mark.real("cc")
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The compiled load program; a warning of the compiler is an error."""
-    program = tmp_path_factory.mktemp("bench") / "load"
-    flags = ["-O2", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run(["cc", *flags, "-o", str(program), str(BENCH / "load.c")], check=True)
-    return str(program)
-
-
-@contextmanager
-def serving(load: str, kind: str) -> Iterator[str]:
-    """A server of this kind on a free port; yields the port."""
-    with subprocess.Popen([load, kind, "0"], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            (port,) = json.loads(server.stdout.readline())["ports"]
-            assert 0 < port < 65536
-            yield str(port)
-            assert server.poll() is None
-        finally:
-            server.kill()
-
-
-def run_client(load: str, mode: str, port: str, count: int, *extra: str) -> dict[str, float]:
-    command = [load, mode, "127.0.0.1", port, str(count), str(SECONDS), *extra]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANG_S)
-    figures: dict[str, float] = json.loads(done.stdout)
-    assert SECONDS <= figures["seconds"] < SECONDS + 10
-    assert figures["errors"] == 0
-    return figures
-
-
-def assert_plausible(figures: dict[str, float]) -> None:
-    assert figures.keys() == {"ops", "seconds", "errors", "p50_us", "p99_us", "max_us"}
-    assert figures["ops"] > 10
-    assert 0 < figures["p50_us"] <= figures["p99_us"] <= figures["max_us"] < 1e6 * figures["seconds"]
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("size", [1, 64, 16384])
-@pytest.mark.parametrize("connections", [1, 64])
-def test_round_trips(load: str, connections: int, size: int) -> None:
-    with serving(load, "echo") as port:
-        figures = run_client(load, "rr", port, connections, str(size))
-    assert_plausible(figures)
-    # Closed loop (Little's law): each connection has one message under way, so the mean latency cannot pass the longest.
-    assert figures["max_us"] * 1.02 >= connections * figures["seconds"] * 1e6 / (figures["ops"] + connections)
-
-
-@pytest.mark.alone
-def test_connections_per_second(load: str) -> None:
-    with serving(load, "echo") as port:
-        assert_plausible(run_client(load, "cps", port, 16))
-
-
-@pytest.mark.parametrize("rest", [b"", b"x"])
-def test_an_edge_server_takes_the_header_and_no_more(load: str, rest: bytes) -> None:
-    header = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12)
-    with serving(load, "edge-echo") as port:
-        with socket.create_connection(("127.0.0.1", int(port)), HANG_S) as client:
-            client.sendall(header + rest)
-            client.sendall(header)  # only the first one is a header
-            client.shutdown(socket.SHUT_WR)
-            with client.makefile("rb") as stream:
-                assert stream.read() == rest + header
-        assert_plausible(run_client(load, "cps", port, 16))  # and without one it echoes
-
-
-@pytest.mark.alone
-def test_a_connection_closed_at_once_counts_as_denied(load: str) -> None:
-    program = (
-        "import socket\n"
-        "s = socket.create_server(('127.0.0.1', 0), backlog=64)\n"
-        "print(s.getsockname()[1], flush=True)\n"
-        "while True: s.accept()[0].close()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as closer:
-        try:
-            assert closer.stdout is not None
-            assert_plausible(run_client(load, "denied", closer.stdout.readline().strip(), 16))
-        finally:
-            closer.kill()
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize(("kind", "direction"), [("source", "down"), ("sink", "up")])
-@pytest.mark.parametrize("streams", [1, 4])
-def test_bulk(load: str, kind: str, direction: str, streams: int) -> None:
-    with serving(load, kind) as port:
-        figures = run_client(load, "bulk", port, streams, direction)
-    assert figures.keys() == {"bytes", "seconds", "errors"}
-    assert figures["bytes"] > 1 << 20
-
-
-@pytest.mark.parametrize("mode", ["cps", "denied"])
-def test_nobody_listening_is_a_failure_not_a_rate(load: str, mode: str) -> None:
-    command = [load, mode, "127.0.0.1", str(free_port()), "4", "0.1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
-    assert done.returncode == 1
-    assert "Connection refused" in done.stderr
-
-
-def test_a_port_that_lets_in_is_not_denied(load: str) -> None:
-    with serving(load, "source") as port:
-        command = [load, "denied", "127.0.0.1", port, "4", "0.3"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
-    assert done.returncode == 1
-    assert "answered with data" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["echo"],
-        ["echo", "x"],
-        ["echo", "10.0.0.1:0"],
-        ["rr", "10.0.0.1", "80", "1", "1", "64"],
-        ["bulk", "127.0.0.1", "80", "1", "1", "x"],
-    ],
-)
-def test_a_wrong_command_line_is_refused(load: str, arguments: list[str]) -> None:
-    done = subprocess.run([load, *arguments], capture_output=True, text=True, check=False, timeout=HANG_S)
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: load")
 
 
 def bench(name: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -168,26 +37,79 @@ def bench(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.alone
 def test_a_whole_run_writes_every_measurement_and_does_not_pass_without_relay(tmp_path: Path) -> None:
     file = tmp_path / "results" / "run.json"
-    options = ("--seconds", "0.1", "--rounds", "2", "--only", "direct", "--axes", "rr-1", "bulk-up")
-    done = bench("run.py", *options, "--json", str(file), "--gate")
+    options = ("--seconds", "0.1", "--rounds", "2", "--only", "direct", "--axes", "rr-1", "bulk-up", "--pin", "one")
+    done = bench("run.py", *options, "--json", str(file), "--gate", "--picture", str(tmp_path))
     assert done.returncode == 1, done.stderr
-    assert "gate: NOT passed" in done.stdout
+    assert "picture: nothing to draw" in done.stdout
+    # Three are on rr-1, four on bulk-up.
+    assert re.search(r"^gate: NOT passed: 7 of 7 do not hold; \d+ were not asked for$", done.stdout, re.MULTILINE)
     axes = json.loads(file.read_text())["axes"]
-    assert [axis["axis"]["name"] for axis in axes] == ["bulk-up", "rr-1"]
+    assert [(axis["axis"]["name"], axis["pin"]) for axis in axes] == [("bulk-up", "one"), ("rr-1", "one")]
     for axis in axes:
         assert axis["failures"] == {}
         assert len(axis["runs"]["direct"]) == 2
         assert all(run["units"] > 0 for run in axis["runs"]["direct"])
 
 
+EVERYBODY = {"direct", "relay", "haproxy", "haproxy-splice", "nginx", "proxyd"}
+WITH_WORKERS = EVERYBODY - {"proxyd"}
+
+
+def twice(names: set[str], what: str) -> set[str]:
+    return names | {f"{name}, {what}" for name in names}
+
+
+@pytest.mark.alone
+@pytest.mark.real("haproxy", "nginx", "systemd-socket-activate")
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"rr-4k": EVERYBODY, "rr-16k": EVERYBODY},
+        {"bulk-down-8": EVERYBODY, "bulk-up-8": EVERYBODY},
+        {"https": WITH_WORKERS, "http": WITH_WORKERS - {"nginx"}, "proxy": WITH_WORKERS},
+        {"tail": EVERYBODY},
+        {"idle": twice(EVERYBODY, "idle")},
+        pytest.param(
+            {"workers": twice(WITH_WORKERS, "workers")},
+            marks=pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two CPUs"),
+        ),
+    ],
+    ids=lambda rows: " ".join(rows),
+)
+def test_every_axis_with_every_forwarder(rows: dict[str, set[str]], tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    run_bench("run.py", "--seconds", "0.2", "--rounds", "1", "--idle", "50", "--json", str(file), "--axes", *rows)
+    axes = json.loads(file.read_text())["axes"]
+    assert {axis["axis"]["name"]: set(axis["runs"]) for axis in axes} == rows
+    for axis in axes:
+        assert axis["failures"] == {}
+        assert all(run["units"] > 0 and run["errors"] == 0 for (run,) in axis["runs"].values())
+        spent = {name: run["cpu_s"] for name, (run,) in axis["runs"].items() if not name.startswith("direct")}
+        assert None not in spent.values()
+
+
+@pytest.mark.alone
+@pytest.mark.real("haproxy", "nginx", "systemd-socket-activate", "ip", "ethtool", "nsenter")
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces, which takes root")
+def test_a_short_run_over_a_veth_pair(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    options = ("--veth", "--seconds", "0.2", "--rounds", "1", "--axes", "rr-16k", "bulk-up", "--json", str(file))
+    run_bench("run.py", *options)
+    axes = json.loads(file.read_text())["axes"]
+    assert {axis["axis"]["name"]: set(axis["runs"]) for axis in axes} == {"rr-16k": EVERYBODY, "bulk-up": EVERYBODY}
+    for axis in axes:
+        assert axis["failures"] == {}
+        assert all(run["units"] > 0 for (run,) in axis["runs"].values())
+
+
 @pytest.mark.alone
 @pytest.mark.real("haproxy")
 def test_the_edges_lead_to_the_server(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
-    options = ("--mode", "edge", "--seconds", "0.1", "--rounds", "1", "--axes", "cps", "bulk-down", "denied")
+    options = ("--mode", "edge", "--seconds", "0.1", "--rounds", "1", "--axes", "cps", "bulk-down", "tail")
     run_bench("run.py", *options, "--json", str(file))
     axes = json.loads(file.read_text())["axes"]
-    assert [axis["axis"]["name"] for axis in axes] == ["bulk-down", "cps"]
+    assert [axis["axis"]["name"] for axis in axes] == ["bulk-down", "cps", "tail"]
     for axis in axes:
         assert axis["failures"] == {}
         assert all(run["units"] > 0 and run["errors"] == 0 for (run,) in axis["runs"].values())
