@@ -8,14 +8,17 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import socket
 import struct
 import termios
+import time
 from typing import Final
 
 AGAIN: Final = -errno.EAGAIN
 """What a call returns that would have to wait."""
 
+_EVENTS_MAX: Final = 256  # of one batch; the rest stays ready and comes with the next one
 _libc: Final = ctypes.PyDLL(None, use_errno=True)
 _recvmmsg: Final = _libc.recvmmsg
 _recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p)
@@ -77,3 +80,61 @@ def _ioctl_int(fd: int, request: int) -> int:
         return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0\0\0\0"))[0])
     except OSError:
         return 0
+
+
+_epolls: Final[dict[int, select.epoll]] = {}
+_events: list[tuple[int, int]] = []
+
+ADD, DELETE, MODIFY = 1, 2, 3
+"""What `control_poll` does: epoll_ctl(2)."""
+
+
+def open_poll() -> int:
+    """A new epoll(7) instance."""
+    made = select.epoll()
+    _epolls[made.fileno()] = made
+    return made.fileno()
+
+
+def close_poll(epoll_fd: int) -> None:
+    """Close it."""
+    _epolls.pop(epoll_fd).close()
+
+
+def control_poll(epoll_fd: int, how: int, fd: int, interest: int) -> int:
+    """Watch `fd` for this interest, anew or otherwise, or not at all: epoll_ctl(2). 0."""
+    epoll = _epolls[epoll_fd]
+    try:
+        if how == ADD:
+            epoll.register(fd, interest)
+        elif how == MODIFY:
+            epoll.modify(fd, interest)
+        else:
+            epoll.unregister(fd)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0
+
+
+def poll(epoll_fd: int, wait_ms: int) -> int:
+    """How many descriptors are ready, after so long at most: epoll_wait(2). A process has one batch at a time."""
+    global _events
+    try:
+        _events = _epolls[epoll_fd].poll(wait_ms / 1000, _EVENTS_MAX)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return len(_events)
+
+
+def event_fd(n: int) -> int:
+    """The descriptor of event number `n` of the batch."""
+    return _events[n][0]
+
+
+def event_mask(n: int) -> int:
+    """What it is ready for."""
+    return _events[n][1]
+
+
+now_ns = time.monotonic_ns
+"""CLOCK_MONOTONIC."""

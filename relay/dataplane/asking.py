@@ -108,17 +108,24 @@ class Asking(Stage):
 
     def _watch(self) -> None:
         """Hear of the answer; and of what the client sends beyond the copy, as long as that may grow."""
-        self.flow.context.poller.want(self._target.fileno(), self._watched, READ, self._on_answer)
+        self.flow.context.poller.want(self._target.fileno(), self._watched, READ, self)
         self._watched = READ
         self._await_more()
 
     def _await_more(self) -> None:
         flow = self.flow
         if self._copied_bytes >= COPIED_MAX_BYTES:
-            return flow.watch_client(None, self._on_client)
+            return flow.watch_client(None, self)
         if self._copied_bytes:
             hear_beyond(flow.client, self._copied_bytes)
-        return flow.watch_client(READ, self._on_client)
+        return flow.watch_client(READ, self)
+
+    def ready(self, fd: int, events: int) -> None:
+        """The relay has answered, or the client has sent more; or one of them is gone."""
+        if fd == self._target.fileno():
+            self._on_answer()
+        else:
+            self._on_client(events)
 
     def _on_client(self, events: int) -> None:
         """More has come: copy that as well."""
@@ -133,7 +140,7 @@ class Asking(Stage):
         self._copied_bytes += sent
         if sent:
             return self._await_more()
-        return flow.watch_client(None, self._on_client)  # its end; or it comes later, with what is not copied
+        return flow.watch_client(None, self)  # its end; or it comes later, with what is not copied
 
     def _send(self, data: bytes) -> int:
         """How much of it the target's socket took; that one is broken, its own event tells."""
@@ -142,7 +149,7 @@ class Asking(Stage):
         except OSError:
             return 0
 
-    def _on_answer(self, _events: int) -> None:
+    def _on_answer(self) -> None:
         """The relay has answered, or is gone."""
         try:
             answer = self._target.recv(asking.ANSWER_MAX_BYTES, MSG_PEEK)
@@ -222,7 +229,7 @@ class Asking(Stage):
         """The time for an answer is up."""
         if now_s < self._deadline_s:
             return
-        self._on_answer(READ)  # it may stand there already, and then nobody else may get a byte
+        self._on_answer()  # it may stand there already, and then nobody else may get a byte
         flow = self.flow
         if flow.stage is self and flow.state == State.ASK:
             waited_s = (flow.context.now_ns() - flow.route.dialled_ns) / 1e9

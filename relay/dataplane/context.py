@@ -11,7 +11,7 @@ from relay.dataplane.gate import Gate
 from relay.dataplane.share import Share
 from relay.dataplane.source_addresses import SourceAddresses
 from relay.dataplane.splice import Mover
-from relay.kernel.poller import Poller
+from relay.kernel.poller import Handler, Poller
 from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
@@ -19,8 +19,11 @@ from relay.log import Logger
 _SOME: Final = 1024  # records at a time: all of a large limit's at once would take a new worker longer than the rest
 
 
-class Stage:
-    """Where a flow stands: greeting.py, dialling.py, forwarding.py. A stage overrides what it has to do with."""
+class Stage(Handler):
+    """Where a flow stands: greeting.py, dialling.py, forwarding.py. A stage overrides what it has to do with.
+
+    The poller holds the stage that waits for something. It gives the descriptor too, for a stage may watch both sockets.
+    """
 
     __slots__ = ("flow",)
 

@@ -105,7 +105,7 @@ class Dialling(Stage):
             return self._no_way(row, code, NOT_BEGUN[code])
         self._wait(target.fileno())
         if code == errno.EINPROGRESS:
-            flow.context.poller.want(target.fileno(), None, WRITE, self._on_answer)
+            flow.context.poller.want(target.fileno(), None, WRITE, self)
             self._watched, self._retry = WRITE, None
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
@@ -204,11 +204,11 @@ class Dialling(Stage):
         """Wait for the answer. When the same target is dialled again its time runs on."""
         flow = self.flow
         flow.stand(self, State.DIAL, target_fd)
-        flow.watch_client(None, self._on_answer)  # what it sent and we looked at would be reported over and over
+        flow.watch_client(None, self)  # what it sent and we looked at would be reported over and over
         if self._retry is None:
             self._deadline_s = flow.tick_until(flow.route.patience_s())
 
-    def _on_answer(self, _events: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
         """The target has answered, or it never will."""
         target = self._target
         assert target is not None  # epoll speaks of it

@@ -70,7 +70,7 @@ class Forwarding(Stage):
         if copied_bytes:
             self._up.total_bytes = copied_bytes
             flow.context.ledger.words[self._up.bytes_at] += copied_bytes
-        flow.watch_client(READ, self._on_client)
+        flow.watch_client(READ, self)
         return self._watch_target(READ)
 
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
@@ -100,24 +100,18 @@ class Forwarding(Stage):
                 self._broken(into, dead=pending_error(into.sink) in UNREACHED)
         return self._settle()
 
-    def _on_client(self, events: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
+        """A socket is ready. Every message passes here: bytes came, and usually all of them went on."""
+        up, down = self._up, self._down
+        out, back = (up, down) if fd == up.source_fd else (down, up)
         if events != READ:
-            self._ready(self._up, self._down, events)
-        # Every message passes here: bytes came, and usually all of them went on.
-        elif turn := self._turn(self._up):
-            if turn is not Turn.CHANGED:
-                self._note(self._up, turn)
+            self._more(out, back, events)
+        elif turn := self._turn(out):
+            if turn != Turn.CHANGED:
+                self._note(out, turn)
             self._settle()
 
-    def _on_target(self, events: int) -> None:
-        if events != READ:
-            self._ready(self._down, self._up, events)
-        elif turn := self._turn(self._down):
-            if turn is not Turn.CHANGED:
-                self._note(self._down, turn)
-            self._settle()
-
-    def _ready(self, out: Lane, back: Lane, events: int) -> None:
+    def _more(self, out: Lane, back: Lane, events: int) -> None:
         """A socket has more to say than "bytes came". `out` reads from it, `back` writes to it."""
         if events & WRITE and back.held_bytes:
             self._note(back, self._turn(back))
@@ -129,13 +123,13 @@ class Forwarding(Stage):
                 out.hup = True
         self._settle()
 
-    def _note(self, lane: Lane, turn: Turn) -> None:
+    def _note(self, lane: Lane, turn: int) -> None:
         """Take in what a lane's turn came to."""
-        if turn is Turn.SOURCE_BROKEN:
+        if turn == Turn.SOURCE_BROKEN:
             self._broken(self._down if lane is self._up else self._up, dead=lane.error in UNREACHED)
-        elif turn is Turn.SINK_BROKEN:
+        elif turn == Turn.SINK_BROKEN:
             self._broken(lane, dead=lane.error in UNREACHED)
-        elif turn is Turn.STARVED:
+        elif turn == Turn.STARVED:
             self.flow.context.starved.add(self.flow)
 
     def _broken(self, into: Lane, *, dead: bool) -> None:
@@ -191,12 +185,12 @@ class Forwarding(Stage):
         flow, up, down = self.flow, self._up, self._down
         starved = flow in flow.context.starved
         if (wanted := interest(up, down, starved)) != flow.client_interest:
-            flow.watch_client(wanted, self._on_client)
+            flow.watch_client(wanted, self)
         if (wanted := interest(down, up, starved)) != self._target_interest:
             self._watch_target(wanted)
 
     def _watch_target(self, interest: int | None) -> None:
-        self.flow.context.poller.want(self._target.fileno(), self._target_interest, interest, self._on_target)
+        self.flow.context.poller.want(self._target.fileno(), self._target_interest, interest, self)
         self._target_interest = interest
 
     def _deliver_then_reset(self) -> None:
@@ -210,7 +204,7 @@ class Forwarding(Stage):
             self._tell_moved()  # from here on nothing moves
             flow.stand(self, State.CLOSE, self._target.fileno())
             flow.context.starved.discard(flow)
-            flow.watch_client(None, self._on_client)
+            flow.watch_client(None, self)
             self._watch_target(None)
         elif unsent == self._unsent_mark:
             return None

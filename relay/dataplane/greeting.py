@@ -66,10 +66,16 @@ class Greeting(Stage):
     def expect(self, state: int) -> None:
         """Wait in HEADER or LOOK until enough has come."""
         self.flow.stand(self, state)
-        if state == State.HEADER:
-            return self.flow.watch_client(READ | PEER_FIN, self._on_header)
-        self._protocol = self.flow.gate.declared.protocol
-        return self.flow.watch_client(READ | PEER_FIN, self._on_first_bytes)
+        if state == State.LOOK:
+            self._protocol = self.flow.gate.declared.protocol
+        self.flow.watch_client(READ | PEER_FIN, self)
+
+    def ready(self, fd: int, events: int) -> None:
+        """The client has sent something, or nothing more will come."""
+        if self.flow.state == State.HEADER:
+            self._on_header(events)
+        else:
+            self._on_first_bytes(events)
 
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""

@@ -41,7 +41,7 @@ class Holding(Stage):
         self.cause = cause
         flow.stand(self, State.HOLD)
         flow.context.waiting.discard(flow)  # the first one's ticks are for all
-        flow.watch_client(0, self._on_client)
+        flow.watch_client(0, self)
         self._held = Held.of(flow.context, flow.gate, flow.client)  # the one before may have come to its end
         self._held.add(self, again=self._has_gone)
         return True
@@ -52,7 +52,8 @@ class Holding(Stage):
         self.flow.route.again()
         self._dial.start()
 
-    def _on_client(self, events: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
+        """The client is gone."""
         if events & BROKEN:
             self.flow.cut("client_reset")
 

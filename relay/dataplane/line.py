@@ -87,9 +87,10 @@ class Line(Stage):
         if heard > self._said or self._said >= _SAID_MAX:
             return flow.cut("told")
         hear_beyond(flow.client, heard)
-        return flow.watch_client(READ | PEER_FIN, self._on_client)
+        return flow.watch_client(READ | PEER_FIN, self)
 
-    def _on_client(self, events: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
+        """The machine has said something, or is gone."""
         if events & (PEER_FIN | BROKEN):
             return self.flow.cut("told")
         return self._say()

@@ -25,7 +25,7 @@ from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
 from relay.kernel.accepting import SAID_S, is_over, refusal
 from relay.kernel.listening import BACKLOG
-from relay.kernel.poller import EDGE, EXCLUSIVE, READ
+from relay.kernel.poller import EDGE, EXCLUSIVE, READ, Handler
 from relay.kernel.sockets import (
     CAPACITY,
     Accepted,
@@ -47,7 +47,7 @@ _STAND_BACK: Final = READ | EDGE
 _FAR_AHEAD: Final = 64  # connections: nobody makes up for so many within a tick, so until then there is nothing to hear
 
 
-class Listener:
+class Listener(Handler):
     """One listening socket and the gate behind it."""
 
     def __init__(self, context: Context, gate: Gate, sock: socket.socket) -> None:
@@ -123,7 +123,7 @@ class Listener:
         poller, fd = self._context.poller, self.sock.fileno()
         poller.forget(fd)
         if interest:  # anew, for what is exclusive cannot be modified (epoll_ctl(2))
-            poller.watch(fd, interest, self._on_ready if interest == _ACCEPT else self._on_heard)
+            poller.watch(fd, interest, self)
         if before == _ACCEPT:  # last: of who came before that, the others may know nothing
             wake_watchers(self.sock)
 
@@ -148,7 +148,14 @@ class Listener:
         self._accept_all()
         self._context.left.discard(self.take_left)
 
-    def _on_ready(self, _events: int) -> None:
+    def ready(self, fd: int, events: int) -> None:
+        """Somebody has come."""
+        if self._watched == _ACCEPT:
+            self._accept_some()
+        else:
+            self._hear()
+
+    def _accept_some(self) -> None:
         context = self._context
         most = context.share.most()
         if len(context.flows) < most:
@@ -157,12 +164,12 @@ class Listener:
         else:
             self._watch(_STAND_BACK)
 
-    def _on_heard(self, events: int) -> None:
+    def _hear(self) -> None:
         """Somebody came while this worker stood back."""
         ahead = len(self._context.flows) - self._context.share.most()
         if ahead < 0:
             self._watch(_ACCEPT)
-            self._on_ready(events)
+            self._accept_some()
             return
         if ahead >= _FAR_AHEAD:
             self._watch(0)

@@ -7,7 +7,6 @@ EPERM). So a pipe of any size will do, getting a small one is counted and never 
 
 import fcntl
 import os
-from dataclasses import dataclass
 from typing import Final
 
 from relay.ledger.layout import Word
@@ -21,13 +20,15 @@ LARGE_PIPES: Final = 16
 SPARE_MAX: Final = 64  # empty pipes kept open; more would only hold descriptors
 
 
-@dataclass(slots=True, eq=False)
 class Pipe:
     """One pipe: its reading and its writing end, and the capacity that the kernel gave it."""
 
-    r: int
-    w: int
-    size_bytes: int
+    __slots__ = ("r", "size_bytes", "w")
+
+    def __init__(self, r: int, w: int, size_bytes: int) -> None:
+        self.r = r
+        self.w = w
+        self.size_bytes = size_bytes
 
 
 class PipePool:
@@ -57,11 +58,15 @@ class PipePool:
         self._large += size_bytes >= LARGE_BYTES
         return Pipe(r, w, size_bytes)
 
-    def give_back(self, pipe: Pipe, *, empty: bool) -> None:
-        """Return a pipe. One with bytes in it is closed: nobody else may read them."""
-        if empty and len(self._spare) < SPARE_MAX:
+    def give_back(self, pipe: Pipe) -> None:
+        """Return a pipe that is empty."""
+        if len(self._spare) < SPARE_MAX:
             self._spare.append(pipe)
-            return
+        else:
+            self.discard(pipe)
+
+    def discard(self, pipe: Pipe) -> None:
+        """Close a pipe, with whatever is in it: nobody else may read that."""
         os.close(pipe.r)
         os.close(pipe.w)
         self._ledger[Word.PIPES] -= 1

@@ -20,7 +20,6 @@ Two rules make the rest simple (each learnt from a forwarder that broke it; sozu
 """
 
 import os
-from enum import IntEnum
 from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Final
 
@@ -36,14 +35,14 @@ _DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops se
 _NOWHERE: Final = bytearray(64 * 1024)
 
 
-class Turn(IntEnum):
+class Turn:
     """What a turn of a lane came to."""
 
-    SAME = 0  # whatever it wanted before, it wants now
-    CHANGED = 1  # what it holds, or its end, changed: compute interest anew
-    SOURCE_BROKEN = 2  # reading failed: all that will ever come is in the pipe
-    SINK_BROKEN = 3  # writing failed: nothing can be delivered any more
-    STARVED = 4  # no pipe to read into: try again later
+    SAME: Final = 0  # whatever it wanted before, it wants now
+    CHANGED: Final = 1  # what it holds, or its end, changed: compute interest anew
+    SOURCE_BROKEN: Final = 2  # reading failed: all that will ever come is in the pipe
+    SINK_BROKEN: Final = 3  # writing failed: nothing can be delivered any more
+    STARVED: Final = 4  # no pipe to read into: try again later
 
 
 _SAME: Final = Turn.SAME  # looked up for every message
@@ -102,7 +101,7 @@ class Mover:
     def __init__(self, pool: PipePool, ledger: WorkerLedger) -> None:
         self._pool = pool
         self._ledger = ledger
-        self._words = ledger.words
+        self._words = ledger.numbers
         self._owner = ledger.word_index(Word.SCRATCH_OWNER)
         self._scratch: Pipe | None = None
         self._buffer = ledger.copying
@@ -114,7 +113,7 @@ class Mover:
         self._new_scratch()
         self._copies = self._buffer.prepare()
 
-    def turn(self, lane: Lane) -> Turn:
+    def turn(self, lane: Lane) -> int:
         """Deliver what the lane holds, then read once and deliver that: a bounded piece of work.
 
         Raises nothing; a socket's error is the turn's result.
@@ -122,7 +121,7 @@ class Mover:
         result = _SAME
         if lane.held_bytes:
             result = self._deliver_held(lane)
-            if lane.held_bytes or result is Turn.SINK_BROKEN:
+            if lane.held_bytes or result == Turn.SINK_BROKEN:
                 return result
         if lane.eof:
             return result
@@ -135,7 +134,7 @@ class Mover:
             return self._copy(lane, pipe, result)
         return self._splice(lane, pipe, result)
 
-    def _copy(self, lane: Lane, pipe: Pipe, result: Turn) -> Turn:
+    def _copy(self, lane: Lane, pipe: Pipe, result: int) -> int:
         """Read once and deliver that by copying it. What the sink does not take goes into this pipe."""
         buffer = self._buffer
         came = buffer.take_in(lane.source_fd, lane.owner)
@@ -162,7 +161,7 @@ class Mover:
         self._new_scratch()
         return Turn.CHANGED
 
-    def _splice(self, lane: Lane, pipe: Pipe, result: Turn) -> Turn:
+    def _splice(self, lane: Lane, pipe: Pipe, result: int) -> int:
         """Read once and deliver that by way of this pipe."""
         self._words[self._owner] = lane.owner  # before the bytes come
         came = calls.splice(lane.source_fd, pipe.w, pipe.size_bytes)
@@ -185,7 +184,7 @@ class Mover:
         self._new_scratch()
         return Turn.CHANGED
 
-    def _nothing_came(self, lane: Lane, came: int, result: Turn) -> Turn:
+    def _nothing_came(self, lane: Lane, came: int, result: int) -> int:
         """What a turn comes to that has read nothing."""
         if came == calls.AGAIN:
             return result
@@ -222,7 +221,10 @@ class Mover:
         """Throw away what the lane holds: nobody will take it."""
         if lane.pipe is not None:
             self._ledger.hold(lane.record, lane.direction, NO_PIPE)
-            self._pool.give_back(lane.pipe, empty=not lane.held_bytes)
+            if lane.held_bytes:
+                self._pool.discard(lane.pipe)
+            else:
+                self._pool.give_back(lane.pipe)
             lane.pipe = None
             lane.held_bytes = 0
 
@@ -248,21 +250,24 @@ class Mover:
         pipe = self._scratch = self._pool.take()
         self._words[self._owner] = 0
         ledger = self._ledger
-        ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W] = (pipe.r, pipe.w) if pipe else (0, 0)
-        self._room_bytes = self._buffer.limit(pipe.size_bytes) if pipe else 0
+        if pipe is None:
+            ledger[Word.SCRATCH_R] = ledger[Word.SCRATCH_W] = 0
+        else:
+            ledger[Word.SCRATCH_R], ledger[Word.SCRATCH_W] = pipe.r, pipe.w
+            self._room_bytes = self._buffer.limit(pipe.size_bytes)
         return pipe
 
-    def _sink_broken(self, lane: Lane, error: int, pipe: Pipe | None) -> Turn:
+    def _sink_broken(self, lane: Lane, error: int, pipe: Pipe | None) -> int:
         """What was read and not sent is nobody's any more: in the buffer, or in this pipe, which is the scratch pipe."""
         lane.error = -error
         self._buffer.forget()
         if pipe is not None:
             self._words[self._owner] = 0
-            self._pool.give_back(pipe, empty=False)
+            self._pool.discard(pipe)
             self._new_scratch()  # at once: its descriptors have just become free
         return Turn.SINK_BROKEN
 
-    def _deliver_held(self, lane: Lane) -> Turn:
+    def _deliver_held(self, lane: Lane) -> int:
         pipe = lane.pipe
         assert pipe is not None  # held_bytes says so
         before = left = lane.held_bytes
@@ -278,7 +283,7 @@ class Mover:
             return Turn.SAME
         lane.pipe = None
         self._ledger.hold(lane.record, lane.direction, NO_PIPE)  # before somebody else gets it
-        self._pool.give_back(pipe, empty=True)
+        self._pool.give_back(pipe)
         return Turn.CHANGED
 
 

@@ -348,8 +348,7 @@ class Worker:
             self._fail(flow, error)
 
     def _on_error(self, handler: Handler | Callable[[], None], error: Exception) -> None:
-        owner = getattr(handler, "__self__", None)
-        self._fail(owner.flow if isinstance(owner, Stage) else None, error)
+        self._fail(handler.flow if isinstance(handler, Stage) else None, error)
 
     def _fail(self, flow: OpenFlow | None, error: Exception) -> None:
         """A bug in the handling of one flow ends that flow, loudly, and no other."""

@@ -5,14 +5,13 @@ connection 22 µs of user time where a registration of its own with the loop cos
 nothing else that a loop offers.
 """
 
+import os
 import select
-import time
 from collections.abc import Callable
 from typing import Final
 
+from relay import calls
 from relay.kernel.sockets import AnySocket
-
-Handler = Callable[[int], None]
 
 READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
@@ -21,11 +20,19 @@ BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 EDGE: Final = select.EPOLLET
 
-_EVENTS_MAX: Final = 256  # of one batch; the rest stays ready and comes with the next one
 # While traffic flows, the next batch is waited for right here, which saves the loop's own round. Never longer
 # than a slice, so that timers and control messages are served.
-_LINGER_S: Final = 0.001
-_SLICE_S: Final = 0.004
+_LINGER_MS: Final = 1
+_SLICE_NS: Final = 4_000_000
+
+
+class Handler:
+    """Who is told what a descriptor is ready for."""
+
+    __slots__ = ()
+
+    def ready(self, fd: int, events: int) -> None:
+        """`fd` is ready for these `events`: a mask, in which BROKEN may always be."""
 
 
 class Poller:
@@ -41,18 +48,20 @@ class Poller:
     def __init__(self, on_error: Callable[[Handler, Exception], None], on_closed: Callable[[], None]) -> None:
         self._on_error = on_error
         self._on_closed = on_closed
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self._epoll_fd = calls.open_poll()
+        if self._epoll_fd < 0:
+            raise OSError(-self._epoll_fd, "no poller is to be had")
+        self._handlers: list[Handler | None] = []  # by descriptor
         self._closing: list[AnySocket] = []
 
     def fileno(self) -> int:
         """The descriptor to nest in another loop."""
-        return self._epoll.fileno()
+        return self._epoll_fd
 
     def watch(self, fd: int, interest: int, handler: Handler) -> None:
-        """Call `handler(events)` whenever `fd` is ready for `interest` (a mask; BROKEN always counts)."""
-        self._epoll.register(fd, interest)
-        self._handlers[fd] = handler
+        """Tell `handler` whenever `fd` is ready for `interest` (a mask; BROKEN always counts)."""
+        self._control(calls.ADD, fd, interest)
+        self._set(fd, handler)
 
     def want(self, fd: int, before: int | None, after: int | None, handler: Handler) -> None:
         """Another interest, and perhaps another handler, for what was watched for `before`; None: not watched."""
@@ -60,37 +69,56 @@ class Poller:
             self.forget(fd)
             return
         if before is None:
-            self._epoll.register(fd, after)
+            self._control(calls.ADD, fd, after)
         elif before != after:
-            self._epoll.modify(fd, after)
+            self._control(calls.MODIFY, fd, after)
+        self._set(fd, handler)
+
+    def _control(self, how: int, fd: int, interest: int) -> None:
+        done = calls.control_poll(self._epoll_fd, how, fd, interest)
+        if done < 0:
+            raise OSError(-done, os.strerror(-done))
+
+    def _set(self, fd: int, handler: Handler) -> None:
+        missing = fd + 1 - len(self._handlers)
+        if missing > 0:
+            self._handlers += [None] * missing
         self._handlers[fd] = handler
+
+    def _take(self, fd: int) -> Handler | None:
+        """Whoever was told of it; and is no more."""
+        if fd >= len(self._handlers):
+            return None
+        handler, self._handlers[fd] = self._handlers[fd], None
+        return handler
 
     def forget(self, fd: int) -> None:
         """Watch no longer. Before the descriptor is closed."""
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        if self._take(fd) is not None:
+            self._control(calls.DELETE, fd, 0)
 
     def close(self, sock: AnySocket) -> None:
         """Forget the socket now, close it when the batch is through. Closing takes it out of epoll (epoll(7), Q6)."""
-        self._handlers.pop(sock.fileno(), None)
+        self._take(sock.fileno())
         self._closing.append(sock)
 
     def serve(self) -> None:
         """Handle what is ready, and what becomes ready within a moment; then return to the outer loop."""
-        deadline_s = time.monotonic() + _SLICE_S
-        linger_s = 0.0
-        while events := self._epoll.poll(linger_s, _EVENTS_MAX):
-            for fd, mask in events:
-                # Not there: an earlier event of this batch ended its flow.
-                if handler := self._handlers.get(fd):
+        deadline_ns = calls.now_ns() + _SLICE_NS
+        wait_ms = 0
+        while (ready := calls.poll(self._epoll_fd, wait_ms)) > 0:
+            for n in range(ready):
+                fd = calls.event_fd(n)
+                handler = self._handlers[fd]
+                if handler is not None:  # else an earlier event of this batch ended its flow
                     try:
-                        handler(mask)
+                        handler.ready(fd, calls.event_mask(n))
                     except Exception as error:
                         self._on_error(handler, error)
             self.bury()
-            if time.monotonic() >= deadline_s:
+            if calls.now_ns() >= deadline_ns:
                 return
-            linger_s = _LINGER_S
+            wait_ms = _LINGER_MS
 
     def bury(self) -> None:
         """Close what `close` was given. For use outside of a batch."""
@@ -104,4 +132,4 @@ class Poller:
     def shut(self) -> None:
         """Close the poller itself."""
         self.bury()
-        self._epoll.close()
+        calls.close_poll(self._epoll_fd)

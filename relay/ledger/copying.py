@@ -50,7 +50,7 @@ class CopyBuffer:
         base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._memory, self._base, self._part_at = memory, base, part_at
         self._headers = receive, send
-        self._words = memoryview(memory).cast("Q")
+        self._words = memoryview(memory).cast("q")
         self._owner = part_at + Word.COPY_OWNER
         self._lengths = memoryview(memory).cast("I")
         self._received, self._sent = (receive + _LENGTH_AT) // _INT, (send + _LENGTH_AT) // _INT
@@ -78,19 +78,17 @@ class CopyBuffer:
 
     def take_in(self, source_fd: int, owner: int) -> int:
         """Read what has come, for this lane: how many bytes; 0 at the end of the stream, or `-errno`."""
-        lengths = self._lengths
-        lengths[self._received] = 0
-        lengths[self._sent] = 0
+        self._lengths[self._received] = 0
+        self._lengths[self._sent] = 0
         self._words[self._owner] = owner
         done = calls.receive_message(source_fd, self._receive_at)
-        return lengths[self._received] if done > 0 else done
+        return self._lengths[self._received] if done > 0 else done
 
     def pass_on(self, sink_fd: int) -> int:
         """Send what was taken in: how many bytes the sink took, or `-errno`."""
-        lengths = self._lengths
-        self._sizes[self._going] = lengths[self._received]
+        self._sizes[self._going] = self._lengths[self._received]
         done = calls.send_message(sink_fd, self._send_at)
-        return lengths[self._sent] if done > 0 else done
+        return self._lengths[self._sent] if done > 0 else done
 
     def set_aside(self, pipe_fd: int, there_bytes: int = 0) -> None:
         """Write what the sink did not take into the owner's pipe, where so much of it stands already. Raises OSError."""
@@ -112,11 +110,11 @@ class CopyBuffer:
         That pipe is empty between two turns. What is in it was put there by one that died while it did this. For whoever
         has the dead worker's descriptors: a new worker, and a holder that gives them to a program which may not know of this.
         """
-        lengths, words, part_at = self._lengths, self._words, self._part_at
-        if lengths[self._received] > lengths[self._sent]:
-            r, w = words[part_at + Word.SCRATCH_R], words[part_at + Word.SCRATCH_W]
+        words, at = self._words, self._part_at
+        if self._lengths[self._received] > self._lengths[self._sent]:
+            r, w = words[at + Word.SCRATCH_R], words[at + Word.SCRATCH_W]
             if is_pipe(r, w):  # else the whole table died with its holder, and the flow with it
-                words[part_at + Word.SCRATCH_OWNER] = words[self._owner]  # before the bytes come
+                words[at + Word.SCRATCH_OWNER] = words[self._owner]  # before the bytes come
                 self.set_aside(w, calls.readable_bytes(r))
         self.forget()
 

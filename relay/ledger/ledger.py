@@ -150,6 +150,9 @@ class WorkerLedger:
         self._all_bases = tuple(first + n * stride for n in range(words[DaemonWord.WORKERS]))
         self.index = index
         self.words = words
+        self.numbers = memoryview(memory).cast(
+            "q"
+        )  # the same, for who counts with them: what is stored there stays below 2^63
         self.claims: dict[int, int] = {}  # how often a target's row got another holder here, by slot
         self.capacity_flows = flows
         self.memory = memory

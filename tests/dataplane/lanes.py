@@ -53,7 +53,7 @@ class Bench:
             if pipe is not None:
                 close(pipe)
 
-    def turn(self) -> Turn:
+    def turn(self) -> int:
         return self.mover.turn(self.up)
 
     def read(self) -> bytes:
@@ -98,7 +98,7 @@ class Bench:
             took = self.write(b"a" * 65536)
             before = self.up.total_bytes, self.up.held_bytes
             turn = self.turn()
-            still = not took and turn is Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
+            still = not took and turn == Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
             quiet = quiet + 1 if still and self.up.held_bytes else 0
             written += took
         return written

@@ -50,7 +50,7 @@ def test_a_pipe_is_empty_and_blocks_nobody(pool: PipePool) -> None:
 
 def test_an_empty_pipe_is_used_again(pool: PipePool, ledger: Ledger) -> None:
     [pipe] = take(pool)
-    pool.give_back(pipe, empty=True)
+    pool.give_back(pipe)
     assert take(pool) == [pipe]
     assert ledger.worker(0)[Word.PIPES] == 1
     close(pipe)
@@ -59,7 +59,7 @@ def test_an_empty_pipe_is_used_again(pool: PipePool, ledger: Ledger) -> None:
 def test_a_pipe_with_bytes_in_it_is_closed(pool: PipePool, ledger: Ledger) -> None:
     [pipe] = take(pool)
     os.write(pipe.w, b"somebody's")
-    pool.give_back(pipe, empty=False)
+    pool.discard(pipe)
     assert not is_open(pipe.r)
     assert not is_open(pipe.w)
     assert ledger.worker(0)[Word.PIPES] == 0
@@ -72,7 +72,7 @@ def test_few_are_large_and_the_size_is_what_the_kernel_gave(pool: PipePool) -> N
     sizes = [pipe.size_bytes for pipe in pipes]
     if sizes[0] == LARGE_BYTES:  # an unprivileged user near the limit gets none: pipe(7)
         assert sizes == [LARGE_BYTES] * LARGE_PIPES + [DEFAULT_BYTES] * 4
-        pool.give_back(pipes.pop(0), empty=False)
+        pool.discard(pipes.pop(0))
         pipes += take(pool, 2)
         assert [pipe.size_bytes for pipe in pipes[-2:]] == [LARGE_BYTES, DEFAULT_BYTES]
     for pipe in pipes:
@@ -82,7 +82,7 @@ def test_few_are_large_and_the_size_is_what_the_kernel_gave(pool: PipePool) -> N
 def test_spare_pipes_are_bounded(pool: PipePool, ledger: Ledger) -> None:
     pipes = take(pool, SPARE_MAX + 10)
     for pipe in pipes:
-        pool.give_back(pipe, empty=True)
+        pool.give_back(pipe)
     assert sum(is_open(pipe.r) for pipe in pipes) == SPARE_MAX
     assert ledger.worker(0)[Word.PIPES] == SPARE_MAX
 
@@ -95,7 +95,7 @@ def test_a_predecessors_pipe_is_taken_over_with_what_is_in_it(pool: PipePool, le
     assert (adopted.r, adopted.w, adopted.size_bytes) == (old.r, old.w, old.size_bytes)
     assert ledger.worker(0)[Word.PIPES] == 1
     assert os.read(adopted.r, 99) == b"in flight"
-    pool.give_back(adopted, empty=True)
+    pool.give_back(adopted)
     assert pool.take() is adopted
     close(adopted)
 
@@ -106,7 +106,7 @@ def test_none_to_be_had(pool: PipePool, ledger: Ledger) -> None:
     with no_descriptors():
         assert pool.take() is None
         assert pool.take() is None
-        pool.give_back(pipe, empty=True)
+        pool.give_back(pipe)
         assert pool.take() is pipe
     assert (part[Word.PIPES_REFUSED], part[Word.PIPES]) == (2, 1)
     take(pool)
@@ -128,5 +128,5 @@ def test_a_smaller_pipe_is_counted_and_works(pool: PipePool, ledger: Ledger, mon
     assert [pipe.size_bytes for pipe in pipes] == [8192] * 3
     assert ledger.worker(0)[Word.PIPES_DEGRADED] == 3
     for pipe in pipes:
-        pool.give_back(pipe, empty=False)
+        pool.discard(pipe)
     assert ledger.worker(0)[Word.PIPES] == 0

@@ -201,12 +201,12 @@ def test_who_is_far_ahead_does_not_hear_of_each(rig: Rig, share: Callable[[int],
     share(-100)
     rig.connect()
     serve(rig)
-    assert rig.listener.sock.fileno() not in rig.poller._handlers
+    assert rig.poller._handlers[rig.listener.sock.fileno()] is None
     rig.connect()
     assert serve(rig) == 0
     take_left(rig)
     assert serve(rig) == 2
-    assert rig.listener.sock.fileno() in rig.poller._handlers
+    assert rig.poller._handlers[rig.listener.sock.fileno()] is rig.listener
 
 
 def test_a_pause_is_told_to_the_others_and_nobody_is_taken_in_it(

@@ -29,7 +29,7 @@ def tcp_bench() -> Iterator[Bench]:
 def test_a_message_goes_through_in_one_turn(bench: Bench) -> None:
     for message in (b"one", b"two" * 100, b"x"):
         bench.say(message)
-        assert bench.turn() is Turn.SAME
+        assert bench.turn() == Turn.SAME
         assert bench.hear(len(message)) == message
     assert bench.up.held_bytes == 0
     assert bench.up.pipe is None
@@ -40,14 +40,14 @@ def test_a_message_goes_through_in_one_turn(bench: Bench) -> None:
 
 def test_the_other_direction_counts_apart(bench: Bench) -> None:
     bench.answer(b"answer")
-    assert bench.mover.turn(bench.down) is Turn.SAME
+    assert bench.mover.turn(bench.down) == Turn.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"answer"
     assert (bench.ledger.total(0, Count.RECEIVED), bench.ledger.total(0, Count.SENT)) == (0, 6)
 
 
 def test_nothing_to_read(bench: Bench) -> None:
-    assert bench.turn() is Turn.SAME
+    assert bench.turn() == Turn.SAME
     assert not bench.up.eof
 
 
@@ -64,7 +64,7 @@ def test_the_end_comes_after_the_last_byte(bench: Bench) -> None:
     assert up.fin
     assert bench.hear(99) == b"last", "and then its end"
     bench.answer(b"the other direction lives on")
-    assert bench.mover.turn(bench.down) is Turn.SAME
+    assert bench.mover.turn(bench.down) == Turn.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"the other direction lives on"
 
@@ -108,7 +108,7 @@ def test_two_lanes_do_not_mix(tcp_bench: Bench) -> None:
         for n in range(10):
             other_source.send(b"%d" % n)
             wait(inner_source)
-            assert tcp_bench.mover.turn(other) is Turn.SAME
+            assert tcp_bench.mover.turn(other) == Turn.SAME
             wait(other_sink)
             assert other_sink.recv(99) == b"%d" % n
         while len(arrived) < written:
@@ -122,28 +122,28 @@ def test_no_pipe_means_later(bench: Bench) -> None:
     with no_descriptors():
         assert [bench.turn() for _ in range(3)] == [Turn.STARVED] * 3
         assert bench.read() == b""
-    assert bench.turn() is Turn.SAME
+    assert bench.turn() == Turn.SAME
     assert bench.hear(8) == b"patience"
 
 
 def test_a_lane_keeps_its_pipe_when_there_is_no_next_one(bench: Bench) -> None:
     """The scratch pipe holds one lane's bytes, and no other is to be had: nothing is lost, others wait."""
     bench.say(b"a")
-    assert bench.turn() is Turn.SAME
+    assert bench.turn() == Turn.SAME
     assert bench.hear(1) == b"a"
     with no_descriptors():
         written = bench.fill()
         assert bench.up.held_bytes
         assert bench.mover._scratch is None
         bench.answer(b"answer")
-        assert bench.mover.turn(bench.down) is Turn.STARVED
+        assert bench.mover.turn(bench.down) == Turn.STARVED
         arrived = 0
         bench.source.shutdown(socket.SHUT_WR)
         while not bench.up.done:
             arrived += len(bench.read())
-            assert bench.turn() is not Turn.STARVED, "the pipe that became empty is the next scratch"
+            assert bench.turn() != Turn.STARVED, "the pipe that became empty is the next scratch"
         assert arrived + len(bench.hear(written - arrived)) == written
-        assert bench.mover.turn(bench.down) is Turn.SAME
+        assert bench.mover.turn(bench.down) == Turn.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"answer"
 
@@ -152,17 +152,17 @@ def test_a_reset_source_is_broken_after_what_it_sent(tcp_bench: Bench) -> None:
     """What had arrived before is read, where the kernel still has it; and the end is no orderly one."""
     reset(tcp_bench.source)
     wait(tcp_bench.inner[0])
-    assert tcp_bench.turn() is Turn.SOURCE_BROKEN
+    assert tcp_bench.turn() == Turn.SOURCE_BROKEN
     assert tcp_bench.up.eof
     assert tcp_bench.up.done
-    assert tcp_bench.turn() is Turn.SAME
+    assert tcp_bench.turn() == Turn.SAME
 
 
 def test_a_broken_sink(bench: Bench) -> None:
     reset(bench.sink)
     wait(bench.inner[1])
     bench.say(b"for nobody")
-    assert bench.turn() is Turn.SINK_BROKEN
+    assert bench.turn() == Turn.SINK_BROKEN
     assert bench.up.held_bytes == 0
     assert bench.ledger.total(0, Count.RECEIVED) == 0
     with contextlib.ExitStack() as stack:
@@ -171,7 +171,7 @@ def test_a_broken_sink(bench: Bench) -> None:
         other, _ = lanes(inner_source, inner_sink, bench.ledger.worker(0).counts_at(0), record=4)
         source.send(b"mine")
         wait(inner_source)
-        assert bench.mover.turn(other) is Turn.SAME
+        assert bench.mover.turn(other) == Turn.SAME
         wait(sink)
         assert sink.recv(99) == b"mine", "no byte of the broken lane is left in the scratch pipe"
 
@@ -181,7 +181,7 @@ def test_a_sink_that_breaks_while_bytes_are_held(tcp_bench: Bench) -> None:
     pipe = tcp_bench.up.pipe
     reset(tcp_bench.sink)
     wait(tcp_bench.inner[1])
-    assert tcp_bench.turn() is Turn.SINK_BROKEN
+    assert tcp_bench.turn() == Turn.SINK_BROKEN
     tcp_bench.mover.drop(tcp_bench.up)
     assert (tcp_bench.up.pipe, tcp_bench.up.held_bytes) == (None, 0)
     assert pipe is not None
@@ -233,7 +233,7 @@ def test_a_predecessors_bytes_come_first(bench: Bench) -> None:
     r, w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(w, b"sooner ")
     bench.up.adopt(bench.pool.adopt(r, w), 7)
-    assert bench.turn() is Turn.CHANGED
+    assert bench.turn() == Turn.CHANGED
     assert bench.hear(12) == b"sooner later"
     assert bench.up.total_bytes == 12
 
@@ -269,7 +269,7 @@ def test_a_reset_is_not_lost_while_looking_for_urgent_data(tcp_bench: Bench) -> 
 def test_finishing_towards_a_sink_that_is_gone(tcp_bench: Bench) -> None:
     tcp_bench.source.shutdown(socket.SHUT_WR)
     wait(tcp_bench.inner[0])
-    assert tcp_bench.turn() is Turn.CHANGED
+    assert tcp_bench.turn() == Turn.CHANGED
     reset(tcp_bench.sink)
     wait(tcp_bench.inner[1])
     with contextlib.suppress(ConnectionResetError):

@@ -1,0 +1,53 @@
+# Bytes from socket to socket.
+
+cimport cython
+
+from relay cimport calls
+from relay.calls cimport word
+from relay.dataplane.pipes cimport Pipe, PipePool
+from relay.ledger.copying cimport CopyBuffer
+
+cdef int _SAME
+
+
+cdef class Lane:
+    cdef public object source, sink
+    cdef public int source_fd, sink_fd, direction, error, full_turns
+    cdef public Py_ssize_t bytes_at, record, owner
+    cdef public Pipe pipe
+    cdef public long held_bytes
+    cdef public long long total_bytes
+    cdef public bint delays, eof, hup, fin, abandoned
+
+    cpdef adopt(self, Pipe pipe, long held_bytes)
+    cpdef finish(self)
+
+
+cdef class Mover:
+    cdef public PipePool _pool
+    cdef object _ledger
+    cdef word[::1] _words
+    cdef Py_ssize_t _owner
+    cdef public Pipe _scratch
+    cdef CopyBuffer _buffer
+    cdef public bint _copies
+    cdef long _room_bytes
+
+    cpdef prepare(self)
+    @cython.locals(result=int)
+    cpdef int turn(self, Lane lane) except -1
+    @cython.locals(came=long, went=long, left=long, buffer=CopyBuffer)
+    cdef int _copy(self, Lane lane, Pipe pipe, int result) except -1
+    @cython.locals(came=long, went=long, left=long)
+    cdef int _splice(self, Lane lane, Pipe pipe, int result) except -1
+    cdef int _nothing_came(self, Lane lane, long came, int result) except -1
+    cdef _hurry(self, Lane lane)
+    cpdef abandon(self, Lane lane)
+    cpdef discard(self, Lane lane)
+    cpdef drop(self, Lane lane)
+    cdef long _past_urgent(self, Lane lane, Pipe pipe) except? -1
+    cdef _keep(self, Lane lane, Pipe pipe, long left)
+    cdef Pipe _new_scratch(self)
+    cdef int _sink_broken(self, Lane lane, long error, Pipe pipe) except -1
+    @cython.locals(before=long, left=long, moved=long)
+    cdef int _deliver_held(self, Lane lane) except -1
