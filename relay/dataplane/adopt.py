@@ -18,7 +18,7 @@ from typing import Final
 
 from relay import calls
 from relay.address import Address, join_host_port
-from relay.dataplane.context import Context, OpenFlow
+from relay.dataplane.context import Context
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow
 from relay.dataplane.forwarding import Forwarding
@@ -58,7 +58,7 @@ class Adoption:
     left: set[int]
     listening: Callable[[set[int]], set[int]]  # takes the listening sockets among these
     serve: Callable[[], None]  # let bytes of the flows move that are taken over so far
-    failed: Callable[[OpenFlow, Exception], None]
+    failed: Callable[[Flow, Exception], None]
     lost: int = 0  # connections that were open and have nothing left here
 
     def run(self) -> int:

@@ -11,8 +11,7 @@ from socket import MSG_PEEK, MSG_TRUNC
 from typing import Final, Protocol
 
 from relay.address import Address
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.forwarding import Forwarding
 from relay.envelope import asking, proxyproto
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
@@ -46,8 +45,6 @@ class Asking(Stage):
     """ASK: wait for the relay's answer. TAKEN: take it, and what was copied, out of the sockets."""
 
     __slots__ = ("_copied_bytes", "_deadline_s", "_dial", "_header", "_target", "_watched")
-
-    flow: Flow
 
     def __init__(self, flow: Flow, dial: Dial, target: AnySocket, watched: int | None) -> None:
         """`watched`: what the poller watches the target for so far."""

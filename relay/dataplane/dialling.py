@@ -7,8 +7,7 @@ from typing import Final
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.asking import Asking
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.holding import Holding, patience_s
 from relay.dataplane.telling import tell
@@ -37,8 +36,6 @@ class Dialling(Stage):
     """Connects to one target after the other. Nothing has been taken from the client yet, so a dial can begin anew."""
 
     __slots__ = ("_deadline_s", "_fault", "_holding", "_not_begun", "_retry", "_target", "_watched")
-
-    flow: Flow
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow

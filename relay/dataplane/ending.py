@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from relay.dataplane.context import Context, OpenFlow
+from relay.dataplane.context import Context
+from relay.dataplane.flow import Flow
 from relay.dataplane.line import tell_all
 from relay.dataplane.open_ports import OpenPorts
 from relay.kernel import process
@@ -27,7 +28,7 @@ class Ending:
         context: Context,
         ports: OpenPorts,
         drain_s: Callable[[], float],
-        cut: Callable[[OpenFlow, str], None],
+        cut: Callable[[Flow, str], None],
         changed: Callable[[], None],
     ) -> None:
         """`drain_s` is how long connections may go on by the snapshot in force; `changed` is called after each step."""

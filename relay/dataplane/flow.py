@@ -9,7 +9,7 @@ What is done with it is told by its stages, one file each, in this order:
     Forwarding   SPLICE, CLOSE   both directions, each until its end
     Line         LINE            no connection: an edge is told whether it may send any
 
-The poller holds the stage's own methods, so nobody asks where a flow stands. The envelope was asked before there is a Flow
+The poller holds the stage itself, so nobody asks where a flow stands. The envelope was asked before there is a Flow
 (listener.py). stages.py has the table of all ways; docs/why/a-connection.md explains each.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from relay.address import Address
-from relay.dataplane.context import Context, Stage
+from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.route import Route
 from relay.envelope import asking
@@ -28,6 +28,31 @@ from relay.ledger.layout import CLEAN_CAUSES, State
 
 MOVES: Final[list[Callable[[int, int, str], None]]] = []
 """Who is told of every move before it is made: from where, to where, and why it ends. Of tests alone."""
+
+
+class Stage(Handler):
+    """Where a flow stands: greeting.py, dialling.py, forwarding.py. A stage overrides what it has to do with.
+
+    The poller holds the stage that waits for something. It gives the descriptor too, for a stage may watch both sockets.
+    """
+
+    __slots__ = ("flow",)
+
+    flow: "Flow"
+
+    def tick(self, now_s: float) -> None:
+        """While the flow is in `waiting`: look at the deadline, and at what epoll cannot tell."""
+
+    def sweep(self, now_s: float) -> None:
+        """About once a second: look at idleness."""
+
+    def watch(self) -> None:
+        """Pipes may be had again: watch for what can come now."""
+
+    def leave(self, cause: str) -> tuple[int, int]:
+        """The flow is over: close what only this stage has; the bytes that went (to the target, to the client)."""
+        return 0, 0
+
 
 _NOWHERE: Final = Stage()  # before the first stage, and after the end: nothing is waited for, nothing is held
 

@@ -7,8 +7,7 @@ from socket import AF_UNIX
 from typing import Final
 
 from relay import calls
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.peers import Peers
 from relay.dataplane.pipes import Pipe
 from relay.dataplane.splice import Lane, Turn, interest, lanes
@@ -39,16 +38,14 @@ class Forwarding(Stage):
     """SPLICE: bytes move. CLOSE: one side was reset, and the other has not yet taken all that it was sent before."""
 
     __slots__ = (
-        "_broken_by", "_cause", "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_peers", "_target",
-        "_target_interest", "_turn", "_unsent_mark", "_up",
+        "_broken_by", "_cause", "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_mover", "_peers", "_target",
+        "_target_interest", "_unsent_mark", "_up",
     )  # fmt: skip
-
-    flow: Flow
 
     def __init__(self, flow: Flow, target: AnySocket, watched: int | None = None) -> None:
         """`watched`: what the poller watches the target for so far."""
         self.flow = flow
-        self._turn = flow.context.mover.turn
+        self._mover = flow.context.mover
         self._target = target
         self._target_interest = watched
         self._up, self._down = lanes(flow.client, target, flow.gate.counts_at, flow.record)
@@ -106,7 +103,7 @@ class Forwarding(Stage):
         out, back = (up, down) if fd == up.source_fd else (down, up)
         if events != READ:
             self._more(out, back, events)
-        elif turn := self._turn(out):
+        elif turn := self._mover.turn(out):
             if turn != Turn.CHANGED:
                 self._note(out, turn)
             self._settle()
@@ -114,10 +111,10 @@ class Forwarding(Stage):
     def _more(self, out: Lane, back: Lane, events: int) -> None:
         """A socket has more to say than "bytes came". `out` reads from it, `back` writes to it."""
         if events & WRITE and back.held_bytes:
-            self._note(back, self._turn(back))
+            self._note(back, self._mover.turn(back))
         if events & ~WRITE:
             if not out.eof and not out.held_bytes and self.flow not in self.flow.context.starved:
-                self._note(out, self._turn(out))
+                self._note(out, self._mover.turn(out))
             elif events & BROKEN:
                 # Nothing to be read now, so remember it: epoll would report it again and again.
                 out.hup = True

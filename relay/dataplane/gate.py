@@ -42,7 +42,7 @@ class Gate:
         self._all_counts_at = ledger.all_counts_at(declared.slot)
         self.hold_until_at = self._all_counts_at[0] + Count.HOLD_UNTIL_NS
         self.held: dict[int, Queue] = {}  # who waits for a target, by the port that it came to (0: any)
-        self._words = ledger.words
+        self._words = ledger.numbers
         self._sources = sources
         self._per_source: dict[str, int] = {}  # connections of this worker, by address
         # `sources` has them by networks so long (IPv4, IPv6); None: not at all.
@@ -76,7 +76,7 @@ class Gate:
 
     def forget(self) -> None:
         """Its endpoint is gone. The counters are nought for whoever gets the row next, unless somebody has it already."""
-        if self._words[self.counts_at + Count.HOLDER] == self._holder:
+        if self._ledger.words[self.counts_at + Count.HOLDER] == self._holder:
             self._ledger.clear(self.declared.slot)
 
     def permits(self, source: str) -> bool:

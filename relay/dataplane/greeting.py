@@ -6,9 +6,8 @@ from typing import Final, TypeVar
 
 from relay.address import Address, host_text
 from relay.dataplane import first_bytes
-from relay.dataplane.context import Stage
 from relay.dataplane.dialling import Dialling
-from relay.dataplane.flow import Flow
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.line import Line
 from relay.dataplane.passing import endpoint_of
 from relay.dataplane.telling import tell
@@ -52,8 +51,6 @@ class Greeting(Stage):
     """Waits for the client's first bytes. HEADER: those that its edge sends before them; LOOK: its own."""
 
     __slots__ = ("_deadline_s", "_looked_bytes", "_looks", "_protocol", "_so_far")
-
-    flow: Flow
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow

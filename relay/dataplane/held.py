@@ -7,7 +7,8 @@ time. Where each port of a range leads to a target of its own, each port has a q
 from bisect import bisect_left, insort
 from typing import Final, Protocol
 
-from relay.dataplane.context import Context, OpenFlow
+from relay.dataplane.context import Context
+from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
 from relay.kernel.sockets import AnySocket
 from relay.ledger.layout import Count, State
@@ -19,13 +20,6 @@ _GO_AT_ONCE: Final = 64  # connections in a tick of the worker: about as many as
 _END_AT_ONCE: Final = 256  # whose time is over: some 10 ms
 
 
-class HeldFlow(OpenFlow, Protocol):
-    """A flow (flow.py) as the queue sees it."""
-
-    state: int
-    record: int
-
-
 class Waits(Protocol):
     """A flow's stage while it waits: holding.py."""
 
@@ -34,7 +28,7 @@ class Waits(Protocol):
     cause: str
 
     @property
-    def held_flow(self) -> HeldFlow:
+    def held_flow(self) -> Flow:
         """The flow."""
 
     def go(self) -> None:

@@ -4,8 +4,7 @@ Nothing is read from the client meanwhile. What it sent stays in its socket, so 
 """
 
 from relay.dataplane.asking import Dial
-from relay.dataplane.context import Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.held import Held
 from relay.envelope import asking
 from relay.kernel.poller import BROKEN
@@ -16,8 +15,6 @@ class Holding(Stage):
     """HOLD: wait for a target. `cause` is how the flow ends when its time is over; "": first it dials once more."""
 
     __slots__ = ("_dial", "_has_gone", "_held", "cause", "deadline_s", "since_ns")
-
-    flow: Flow
 
     def __init__(self, flow: Flow, dial: Dial, for_s: float) -> None:
         self.flow = flow

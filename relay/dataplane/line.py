@@ -13,8 +13,8 @@ no limit.
 from typing import Final
 
 from relay import calls
-from relay.dataplane.context import Context, Stage
-from relay.dataplane.flow import Flow
+from relay.dataplane.context import Context
+from relay.dataplane.flow import Flow, Stage
 from relay.envelope import asking
 from relay.kernel.byte_counts import sent_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
@@ -40,8 +40,6 @@ class Line(Stage):
     """LINE: says at every change whether new connections are wanted, and hears what was acted on."""
 
     __slots__ = ("_said",)
-
-    flow: Flow
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow

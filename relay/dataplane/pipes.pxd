@@ -1,12 +1,15 @@
 # Pipes, pooled.
 
+from relay.ledger.ledger cimport WorkerLedger
+
+
 cdef class Pipe:
     cdef public int r, w
     cdef public long size_bytes
 
 
 cdef class PipePool:
-    cdef object _ledger
+    cdef WorkerLedger _ledger
     cdef public list _spare
     cdef int _large
 

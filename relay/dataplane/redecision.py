@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from relay.dataplane.context import OpenFlow
+from relay.dataplane.flow import Flow
 
 _SLICE_S: Final = 0.005  # of a reload's work on established connections; then bytes move
 
@@ -16,19 +16,17 @@ _SLICE_S: Final = 0.005  # of a reload's work on established connections; then b
 class Redecision:
     """Asks about every connection that was there before the snapshot in force. New ones are decided by it already."""
 
-    def __init__(
-        self, cut: Callable[[OpenFlow, str], None], paused: Callable[[], None], done: Callable[[], None]
-    ) -> None:
+    def __init__(self, cut: Callable[[Flow, str], None], paused: Callable[[], None], done: Callable[[], None]) -> None:
         """`cut` ends a connection for a cause; `paused` is called after each slice, `done` after the last one before it."""
         self._cut = cut
         self._paused = paused
         self._done = done
-        self._undecided: list[OpenFlow] = []  # established before the snapshot in force, and not asked about since
+        self._undecided: list[Flow] = []  # established before the snapshot in force, and not asked about since
         self._declared: Collection[str] = ()
         self._gone: Collection[str] = ()
         self._next: asyncio.Handle | None = None
 
-    def begin(self, flows: Iterable[OpenFlow], declared: Collection[str], gone: Collection[str]) -> None:
+    def begin(self, flows: Iterable[Flow], declared: Collection[str], gone: Collection[str]) -> None:
         """Ask about these; the names of the endpoints that there are, and the addresses of instances that are gone.
 
         What is still under way is begun anew.
@@ -51,7 +49,7 @@ class Redecision:
         self._done()
         return self._paused()
 
-    def _cause(self, flow: OpenFlow) -> str:
+    def _cause(self, flow: Flow) -> str:
         """Why it is to be cut; nothing: it goes on."""
         declared = flow.gate.declared
         if declared.name not in self._declared:

@@ -28,7 +28,7 @@ class Share:
     """One worker's part in it. It takes none until `join`."""
 
     def __init__(self, ledger: WorkerLedger) -> None:
-        self._words = ledger.words
+        self._words = ledger.numbers
         self._mine = ledger.word_index(Word.OPEN)
         others = [n for n in range(len(ledger.all_counts_at(0))) if n != ledger.index]
         self._beats = {ledger.word_index(Word.OPEN, n): ledger.word_index(Word.HEARTBEAT_NS, n) for n in others}

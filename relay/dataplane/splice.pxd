@@ -6,6 +6,7 @@ from relay cimport calls
 from relay.calls cimport word
 from relay.dataplane.pipes cimport Pipe, PipePool
 from relay.ledger.copying cimport CopyBuffer
+from relay.ledger.ledger cimport WorkerLedger
 
 cdef int _SAME
 
@@ -25,7 +26,7 @@ cdef class Lane:
 
 cdef class Mover:
     cdef public PipePool _pool
-    cdef object _ledger
+    cdef WorkerLedger _ledger
     cdef word[::1] _words
     cdef Py_ssize_t _owner
     cdef public Pipe _scratch

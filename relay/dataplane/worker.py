@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from relay.config.snapshot import LaterFormatError, Snapshot
 from relay.dataplane.adopt import Adoption, free_records, held_by
-from relay.dataplane.context import Context, OpenFlow, Stage
+from relay.dataplane.context import Context
 from relay.dataplane.denials import Denials
 from relay.dataplane.ending import Ending
+from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.gate import Gate
 from relay.dataplane.giving import Giving
 from relay.dataplane.inherits import WorkerInherits, snapshot_in_force
@@ -239,7 +240,7 @@ class Worker:
     def _declared(self) -> set[str]:
         return {row.name for row in self._snapshot.endpoints}
 
-    def _cut(self, flow: OpenFlow, cause: str) -> None:
+    def _cut(self, flow: Flow, cause: str) -> None:
         self._guard(flow, flow.cut, cause)
 
     def _decided(self) -> None:
@@ -341,7 +342,7 @@ class Worker:
 
     # --- trouble ------------------------------------------------------------------------------------------------
 
-    def _guard(self, flow: OpenFlow, step: Callable[..., None], *arguments: object) -> None:
+    def _guard(self, flow: Flow, step: Callable[..., None], *arguments: object) -> None:
         try:
             step(*arguments)
         except Exception as error:
@@ -350,7 +351,7 @@ class Worker:
     def _on_error(self, handler: Handler | Callable[[], None], error: Exception) -> None:
         self._fail(handler.flow if isinstance(handler, Stage) else None, error)
 
-    def _fail(self, flow: OpenFlow | None, error: Exception) -> None:
+    def _fail(self, flow: Flow | None, error: Exception) -> None:
         """A bug in the handling of one flow ends that flow, loudly, and no other."""
         text = "".join(traceback.format_exception(error))
         self._log.event("error", "bug", message="relay failed a connection; please report this", traceback=text)

@@ -150,9 +150,8 @@ class WorkerLedger:
         self._all_bases = tuple(first + n * stride for n in range(words[DaemonWord.WORKERS]))
         self.index = index
         self.words = words
-        self.numbers = memoryview(memory).cast(
-            "q"
-        )  # the same, for who counts with them: what is stored there stays below 2^63
+        self.numbers = memoryview(memory).cast("q")  # the same for who counts: nothing comes to 2^63
+        self._words = self.numbers
         self.claims: dict[int, int] = {}  # how often a target's row got another holder here, by slot
         self.capacity_flows = flows
         self.memory = memory
@@ -169,10 +168,10 @@ class WorkerLedger:
         self.copying = CopyBuffer(memory, base)
 
     def __getitem__(self, word: int) -> int:
-        return int(self.words[self._base + word])
+        return int(self._words[self._base + word])
 
     def __setitem__(self, word: int, value: int) -> None:
-        self.words[self._base + word] = value
+        self._words[self._base + word] = value
 
     def counts_at(self, slot: int) -> int:
         """Index into `words` of the first counter of an endpoint: `words[at + Count.SENT] += n`."""
@@ -234,13 +233,13 @@ class WorkerLedger:
 
     def observe_connect(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connect_duration_seconds`."""
-        self.words[at + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
-        self.words[at + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
+        self._words[at + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
+        self._words[at + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
 
     def observe_duration(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connection_duration_seconds`."""
-        self.words[at + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
-        self.words[at + Count.DURATION_SUM_NS] += int(value_s * 1e9)
+        self._words[at + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
+        self._words[at + Count.DURATION_SUM_NS] += int(value_s * 1e9)
 
     def word_index(self, word: int, worker: int | None = None) -> int:
         """Index into `words` of one of this worker's words, or of another's, for a store or a look that must cost nothing."""
@@ -258,8 +257,8 @@ class WorkerLedger:
         target_slot: int = -1,
     ) -> None:
         """Record a new flow. `target_fd` is -1 while there is no target; `peer` is `address:port`."""
-        if index >= self.words[self._high]:
-            self.words[self._high] = index + 1
+        if index >= self._words[self._high]:
+            self._words[self._high] = index + 1
         _BODY.pack_into(
             self._bytes,
             index * RECORD_BYTES + _INT,
@@ -283,8 +282,8 @@ class WorkerLedger:
     def moved(self, index: int, received_bytes: int, sent_bytes: int) -> None:
         """The flow's bytes so far, both ways."""
         at = (self._records + index * RECORD_BYTES) // WORD_BYTES + _BYTES
-        self.words[at] = received_bytes
-        self.words[at + 1] = sent_bytes
+        self._words[at] = received_bytes
+        self._words[at + 1] = sent_bytes
 
     def hold(self, index: int, direction: int, pipe: tuple[int, int]) -> None:
         """The flow holds a pipe ((-1, -1): none) in this direction, 0 to the target and 1 to the client."""
@@ -306,7 +305,7 @@ class WorkerLedger:
 
     def pass_on(self, index: int, slot: int) -> None:
         """The flow is the endpoint's in this slot from here on; to be counted at both."""
-        self.words[self._ending] = index + 1
+        self._words[self._ending] = index + 1
         self._ints[index * _RECORD_INTS + _SLOT] = slot
 
     def aim(self, index: int, target_slot: int) -> None:
@@ -315,16 +314,15 @@ class WorkerLedger:
 
     def ending(self, index: int, cause: str) -> None:
         """The flow is over for this cause, and its descriptors are about to be closed; `end` follows."""
-        ints, at = self._ints, index * _RECORD_INTS
-        self.words[self._ending] = index + 1
-        ints[at + _FLAGS] = ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
-        ints[at] = State.END
+        at = index * _RECORD_INTS
+        self._words[self._ending] = index + 1
+        self._ints[at + _FLAGS] = self._ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
+        self._ints[at] = State.END
 
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
-        ints = self._ints
         for index in indices:
-            ints[index * _RECORD_INTS] = 0
+            self._ints[index * _RECORD_INTS] = 0
 
     def flows(self, state: int | None = None) -> Iterator[FlowRecord]:
         """Every open flow of this worker; of those that stand at this state alone.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.dataplane import flow as module
-from relay.dataplane.context import Stage
+from relay.dataplane.flow import Stage
 from relay.envelope.rules import RuleRow
 from relay.ledger.layout import CAUSES, Count, State
 from tests.dataplane.rig import Target, no_descriptors, refusing, rig_to, tcp_target, unix_target

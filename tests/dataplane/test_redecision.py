@@ -13,7 +13,8 @@ from typing import Final
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane.context import Context, Stage
+from relay.dataplane.context import Context
+from relay.dataplane.flow import Stage
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow, compile_rules
 from relay.kernel.listening import open_listener
@@ -33,7 +34,7 @@ TURNS: Final = 5
 
 
 class Stub:
-    """A flow as the worker knows it (context.OpenFlow), with the counts of a real one and no socket."""
+    """A flow as the worker knows it (context.Flow), with the counts of a real one and no socket."""
 
     def __init__(self, context: Context, gate: Gate, source: str) -> None:
         self.gate = gate
@@ -44,7 +45,7 @@ class Stub:
         self._context = context
         self.causes: list[str] = []
         gate.readmit(source)
-        context.flows.add(self)
+        context.flows.add(self)  # type: ignore[arg-type]
 
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether the address that stands for its instance is one of these."""

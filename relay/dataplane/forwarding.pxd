@@ -1,0 +1,28 @@
+# Bytes flow, both ways.
+
+cimport cython
+
+from relay.dataplane.flow cimport Flow, Stage
+from relay.dataplane.splice cimport Lane, Mover
+
+
+cdef class Forwarding(Stage):
+    cdef Mover _mover
+    cdef object _target, _target_interest, _peers
+    cdef Lane _up, _down
+    cdef str _broken_by, _cause
+    cdef double _deadline_s, _idle_since_s
+    cdef long long _idle_mark, _unsent_mark
+
+    cpdef start(self, long copied_bytes=*)
+    @cython.locals(up=Lane, down=Lane, out=Lane, back=Lane, turn=int)
+    cpdef ready(self, int fd, unsigned int events)
+    cdef _more(self, Lane out, Lane back, unsigned int events)
+    cdef _note(self, Lane lane, int turn)
+    @cython.locals(flow=Flow, up=Lane, down=Lane, up_done=bint, down_done=bint)
+    cpdef _settle(self)
+    @cython.locals(flow=Flow, up=Lane, down=Lane, starved=bint)
+    cpdef watch(self)
+    cdef _watch_target(self, interest)
+    @cython.locals(flow=Flow, up=Lane, down=Lane)
+    cpdef leave(self, str cause)
