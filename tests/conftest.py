@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from relay import ENGINE
+from relay import ENGINE, engine
 from tests import ports
 from tests.harness import Daemon, stop_all, takes_filters
 from tests.spread import Running, Spread, arranged, tell_alone
@@ -64,8 +64,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The order of the tests: the same in every process, and without processes."""
-    items[:] = arranged(items)
+    items[:] = arranged(_of_this_form(config, items))
     tell_alone(config, items)
+
+
+def _of_this_form(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    """Those that can run with this process' form of the engine; scripts/check runs the others with another one."""
+    compiled, traced = ENGINE.compiled, os.path.isabs(os.environ.get(engine.VARIABLE, ""))
+    left_out = {"interpreted": compiled, "told": compiled and not traced}
+    here = [
+        item for item in items if not any(each and item.get_closest_marker(name) for name, each in left_out.items())
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in here])
+    return here
 
 
 @pytest.fixture

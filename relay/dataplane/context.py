@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from relay.address import Address
 from relay.dataplane.denials import Denials
@@ -14,9 +14,6 @@ from relay.kernel.poller import Poller
 from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
 from relay.log import Logger
-
-if TYPE_CHECKING:
-    from relay.dataplane.flow import Flow
 
 _SOME: Final = 1024  # records at a time: all of a large limit's at once would take a new worker longer than the rest
 
@@ -54,10 +51,11 @@ class Context:
         self.unused_records = range(0)  # never used so far: `has_room` takes some of them into `free_records`
         self.exhausted = exhausted
         self.now_ns = now_ns
-        self.flows: set[Flow] = set()
-        self.waiting: set[Flow] = set()  # their stages have a deadline
-        self.lines: set[Flow] = set()  # of the flows, those that are no connection: line.py
-        self.starved: set[Flow] = set()  # no pipe was to be had
+        # Of Flow, which is made with a context (flow.py).
+        self.flows: set[Any] = set()
+        self.waiting: set[Any] = set()  # their stages have a deadline
+        self.lines: set[Any] = set()  # those that are no connection: line.py
+        self.starved: set[Any] = set()  # no pipe was to be had
         self.ended: list[int] = []  # records of flows whose sockets are still to be closed
         # Somebody came and was left to the other workers; these take him in the next tick if he waits.
         self.left: set[Callable[[], None]] = set()

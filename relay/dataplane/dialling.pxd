@@ -6,13 +6,13 @@ from relay.dataplane.flow cimport Flow, Stage
 
 
 cdef class Dialling(Stage):
-    cdef object _target, _watched, _retry, _holding, _fault
-    cdef double _deadline_s
+    cdef public object _target, _watched, _retry, _holding, _fault
+    cdef public double _deadline_s
     cdef str _not_begun
 
     @cython.locals(flow=Flow)
     cpdef start(self)
     @cython.locals(flow=Flow)
-    cdef bint _connect(self, row) except -1
+    cpdef bint _connect(self, row) except -1
     @cython.locals(flow=Flow)
-    cdef bint _connected(self, target) except -1
+    cpdef bint _connected(self, target) except -1

@@ -54,7 +54,6 @@ _EVERYBODY: Final[_Steps] = (
     "Mover._keep",
     "PipePool.adopt",  # after one that leaves a pipe to adopt
     "PipePool.give_back",
-    "PipePool.discard",
     "WorkerLedger.moved",
     "WorkerLedger.flag",
     "Lane.finish",

@@ -8,11 +8,11 @@ from relay.dataplane.splice cimport Lane, Mover
 
 cdef class Forwarding(Stage):
     cdef Mover _mover
-    cdef object _target, _target_interest, _peers
-    cdef Lane _up, _down
-    cdef str _broken_by, _cause
-    cdef double _deadline_s, _idle_since_s
-    cdef long long _idle_mark, _unsent_mark
+    cdef public object _target, _target_interest, _peers
+    cdef public Lane _up, _down
+    cdef public str _broken_by, _cause
+    cdef public double _deadline_s, _idle_since_s
+    cdef public long long _idle_mark, _unsent_mark
 
     cpdef start(self, long copied_bytes=*)
     @cython.locals(up=Lane, down=Lane, out=Lane, back=Lane, turn=int)

@@ -10,7 +10,7 @@ cdef class Gate:
     cdef tuple _all_counts_at
     cdef public dict held
     cdef word[::1] _words
-    cdef dict _per_source, _names, _verdicts
+    cdef public dict _per_source, _names, _verdicts
     cdef WorkerLedger _ledger
     cdef public object pool, declared
     cdef public bint cuts_down, is_brought, audits

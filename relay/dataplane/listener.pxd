@@ -20,4 +20,4 @@ cdef class Listener(Handler):
     @cython.locals(context=Context, over=int)
     cdef bint _accept(self, most) except -1
     @cython.locals(context=Context, gate=Gate, flow=Flow)
-    cpdef take(self, int fd, tuple address, long long now_ns)
+    cpdef take(self, int fd, address, long long now_ns)

@@ -31,7 +31,7 @@ cdef class Mover:
     cdef Py_ssize_t _owner
     cdef public Pipe _scratch
     cdef CopyBuffer _buffer
-    cdef public bint _copies
+    cdef public bint copies
     cdef long _room_bytes
 
     cpdef prepare(self)

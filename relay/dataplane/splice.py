@@ -105,13 +105,13 @@ class Mover:
         self._owner = ledger.word_index(Word.SCRATCH_OWNER)
         self._scratch: Pipe | None = None
         self._buffer = ledger.copying
-        self._copies = False  # not before `prepare`, and not where the kernel locks no memory
+        self.copies = False  # not before `prepare`, and not where the kernel locks no memory
         self._room_bytes = 0  # how much a copy takes at a time: no more than the scratch pipe
 
     def prepare(self) -> None:
         """Open the scratch pipe while there are descriptors for it. After adoption, which needs what the one before had."""
         self._new_scratch()
-        self._copies = self._buffer.prepare()
+        self.copies = self._buffer.prepare()
 
     def turn(self, lane: Lane) -> int:
         """Deliver what the lane holds, then read once and deliver that: a bounded piece of work.
@@ -130,7 +130,7 @@ class Mover:
             pipe = self._new_scratch()
             if pipe is None:
                 return Turn.STARVED
-        if self._copies and lane.full_turns < _LARGE and not lane.error:
+        if self.copies and lane.full_turns < _LARGE and not lane.error:
             return self._copy(lane, pipe, result)
         return self._splice(lane, pipe, result)
 

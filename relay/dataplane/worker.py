@@ -106,6 +106,11 @@ class Worker:
         self._share()
         self._ledger[Word.PROGRAM] = self._program
         self._rewire()
+        if not self._context.mover.copies:
+            message = (
+                "the kernel locks no memory (LimitMEMLOCK= of the unit): small messages are spliced, which costs more"
+            )
+            self._log.event("warning", "not copied", message=message)
         gc.freeze()
         gc.enable()  # see `main`
         if until_ns := self._drain_until():  # a predecessor was draining

@@ -20,9 +20,10 @@ BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 EDGE: Final = select.EPOLLET
 
-# While traffic flows, the next batch is waited for right here, which saves the loop's own round. Never longer
-# than a slice, so that timers and control messages are served.
-_LINGER_MS: Final = 1
+# While traffic flows, the next batch is waited for right here, which saves the loop's own round; no longer than a slice, so
+# that timers and control messages are served. And not less than a tick of the kernel's clock (CONFIG_HZ=250): for a wait that
+# ends before it the hardware's timer is set anew, and on a virtual machine that costs as much as a message does.
+_LINGER_MS: Final = 4
 _SLICE_NS: Final = 4_000_000
 
 

@@ -29,6 +29,8 @@ from tests.dataplane.lanes import Kind, connected
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 
+pytestmark = pytest.mark.told
+
 _BLOCK: Final = random.Random(7).randbytes(1 << 20)
 _LARGE_BYTES: Final = 1 << 17  # more than is copied at a time
 _SMALL_BYTES: Final = 9000

@@ -66,6 +66,7 @@ async def test_at_the_deadline_what_is_open_is_cut(running: Running, keeper: "su
     assert running.closed() == {"drain": 1}
 
 
+@pytest.mark.interpreted
 async def test_who_cuts_many_gives_signs_of_life(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 262,144 connections at once it would be silent for longer than a worker may be."""
     await running.start(drain_s=1000.0)

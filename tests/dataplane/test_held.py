@@ -89,6 +89,7 @@ def test_when_the_one_that_tries_is_cut_the_next_one_tries(stack: Stack) -> None
     assert other.state == State.DIAL
 
 
+@pytest.mark.interpreted
 def test_each_port_of_a_range_waits_for_itself(stack: Stack) -> None:
     scene = at_hold(stack)
     rig = scene.rig
@@ -101,6 +102,7 @@ def test_each_port_of_a_range_waits_for_itself(stack: Stack) -> None:
     assert (ports, flow.state) == ([], State.HOLD)
 
 
+@pytest.mark.interpreted
 def test_a_mistake_ends_the_one_that_it_was_made_with(stack: Stack) -> None:
     scene = at_hold(stack)
     _, other = one_more(scene.rig)

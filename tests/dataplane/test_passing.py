@@ -272,6 +272,7 @@ def succeed(scene: Scene) -> Flow:
     return rig.flow()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("others_end", [0, 1])
 @pytest.mark.parametrize(("owner", "name", "after"), STORES)
 def test_a_worker_that_dies_while_it_passes_one_on(

@@ -45,7 +45,7 @@ class Stub:
         self._context = context
         self.causes: list[str] = []
         gate.readmit(source)
-        context.flows.add(self)  # type: ignore[arg-type]
+        context.flows.add(self)
 
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether the address that stands for its instance is one of these."""

@@ -181,6 +181,7 @@ def test_who_is_left_is_taken_after_a_tick_if_nobody_else_did(stack: contextlib.
     assert serve(rig) == 200, "and it still stands back"
 
 
+@pytest.mark.interpreted
 def test_a_bug_at_one_of_those_who_are_left_leaves_the_others_to_the_next_tick(
     rig: Rig, share: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def test_every_function_has_a_place() -> None:
     ]
 
 
+@pytest.mark.told
 @pytest.mark.parametrize("lines", [False, True])
 def test_calls_lines_and_returns_are_told(untraced: None, lines: bool) -> None:
     told: list[tuple[str, int, str]] = []

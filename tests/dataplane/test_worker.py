@@ -238,6 +238,7 @@ async def test_an_older_snapshot_is_not_applied(running: Running) -> None:
     await running.echo(await running.connect())
 
 
+@pytest.mark.interpreted
 async def test_a_bug_ends_its_own_connection_alone(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     await running.start()
     good, bad = await running.connect(), await running.connect()
@@ -260,6 +261,7 @@ async def test_a_bug_ends_its_own_connection_alone(running: Running, monkeypatch
     assert running.closed() == {"error": 1}
 
 
+@pytest.mark.interpreted
 async def test_a_bug_at_the_beginning_ends_the_connection_too(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ async def test_who_waits_is_taken_over_first_and_served_before_the_others(
         assert await asyncio.get_running_loop().sock_recv(flows[3][0], 99) == b"of a target"
 
 
+@pytest.mark.interpreted
 async def test_who_takes_many_over_gives_signs_of_life(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 262,144 connections it would be silent for longer than a worker may be. Of those that are over as well."""
     monkeypatch.setattr(adopt, "_SLICE_FLOWS", 1)

@@ -1,15 +1,28 @@
 """Targets for every test of a whole daemon: simple ones, and real programs."""
 
+import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from relay import ENGINE, engine
 from tests.e2e import programs
 from tests.e2e.installed import Installed
 from tests.harness import HANG_S, Echo
+
+_TRACED: Final = str(
+    Path(__file__).parents[2] / "build/traced"
+)  # compiled so that it can be told where it is: setup.py
+
+
+@pytest.fixture(params=[_TRACED, "interpreted"] if ENGINE.compiled else ["interpreted"], ids=os.path.basename)
+def walking(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a daemon whose workers are to walk (faults.py), in each form of the engine that can."""
+    return {engine.VARIABLE: str(request.param)}
 
 
 @pytest.fixture

@@ -111,10 +111,10 @@ def test_holders_are_killed_too(daemons: Daemons, tmp_path: Path, long: bool) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [TCP, HTTP], ids=["tcp", "http"])
-def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path, way: Way) -> None:
+def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path, way: Way, walking: dict[str, str]) -> None:
     """Workers die at every kind of step, so every window has had a kill in it."""
     with (
-        site(daemons, tmp_path, way, workers=way.workers, environment={"RELAY_FAULT": way.walk}) as at,
+        site(daemons, tmp_path, way, workers=way.workers, environment=walking | {"RELAY_FAULT": way.walk}) as at,
         at.streams.running(6),
     ):
         await_visits(at.streams, {at.daemon: way.walk})

@@ -124,11 +124,11 @@ def test_workers_are_killed(daemons: Daemons, tmp_path: Path, long: bool) -> Non
 
 
 @pytest.mark.slow
-def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path) -> None:
+def test_every_step_of_the_way_is_visited(daemons: Daemons, tmp_path: Path, walking: dict[str, str]) -> None:
     """Workers die at every kind of step, before a list, a door to a bare role and an edge before one."""
     walk = "walk-several"
     with (
-        ways(daemons, tmp_path, workers=1, environment={"RELAY_FAULT": walk}) as found,
+        ways(daemons, tmp_path, workers=1, environment=walking | {"RELAY_FAULT": walk}) as found,
         contextlib.ExitStack() as stack,
     ):
         for way in found:

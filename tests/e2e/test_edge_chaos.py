@@ -23,7 +23,7 @@ _CLEAN = {"client_fin", "target_fin"}
 
 @contextmanager
 def traffic(
-    daemons: Daemons, *, instances: int, loops: int, workers: int, walk: bool = False, **keys: Any
+    daemons: Daemons, *, instances: int, loops: int, workers: int, walk: dict[str, str] | None = None, **keys: Any
 ) -> Iterator[tuple[Daemon, list[Daemon], Streams]]:
     """An edge, instances of one echo server, and streams through them. Asserts that all of them were right."""
     with target() as (at, address):
@@ -36,7 +36,7 @@ def traffic(
         settings = {"workers": workers, "log": {"level": "warning"}}
 
         def start(instance: str, fault: str) -> Daemon:
-            return daemons(file, settings, instance=instance, environment={"RELAY_FAULT": fault} if walk else None)
+            return daemons(file, settings, instance=instance, environment=walk and walk | {"RELAY_FAULT": fault})
 
         behind = [start(f"web_IN_{n}", "walk-header") for n in range(instances)]
         edge = start("edge_IN_0", "walk-edge")
@@ -86,10 +86,10 @@ def test_workers_of_edge_and_instances_are_killed(daemons: Daemons) -> None:
 
 
 @pytest.mark.slow
-def test_every_step_of_the_way_through_an_edge_is_visited(daemons: Daemons) -> None:
+def test_every_step_of_the_way_through_an_edge_is_visited(daemons: Daemons, walking: dict[str, str]) -> None:
     """Workers of both die at every kind of step, at the same time; both look at what the streams begin with."""
     # One worker after the other dies while it takes over, and nobody is accepted meanwhile: for longer than is usual.
     patient = {"connect": "2m", "first_byte": "2m"}
-    walking = traffic(daemons, instances=1, loops=6, workers=1, walk=True, protocol="http", timeouts=patient)
-    with walking as (edge, (instance,), streams):
+    made = traffic(daemons, instances=1, loops=6, workers=1, walk=walking, protocol="http", timeouts=patient)
+    with made as (edge, (instance,), streams):
         await_visits(streams, {edge: "walk-edge", instance: "walk-header"})

@@ -189,11 +189,11 @@ def test_the_same_where_no_relay_stands_before_several(daemons: Daemons, way: Wa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [direct, behind_an_edge])
-def test_workers_die_at_every_step_of_waiting(daemons: Daemons, way: Way) -> None:
-    def walking(*args: Any, **keys: Any) -> Daemon:
-        return daemons(*args, **keys, environment={"RELAY_FAULT": "walk-hold"})
+def test_workers_die_at_every_step_of_waiting(daemons: Daemons, way: Way, walking: dict[str, str]) -> None:
+    def made(*args: Any, **keys: Any) -> Daemon:
+        return daemons(*args, **keys, environment=walking | {"RELAY_FAULT": "walk-hold"})
 
-    with site(walking, way, **HOLD) as (application, load, (first, *_)):
+    with site(made, way, **HOLD) as (application, load, (first, *_)):
 
         def visited() -> bool:
             restart(application, 0.3)

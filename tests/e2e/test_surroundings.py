@@ -1,6 +1,7 @@
 """Where a daemon is started: what is closed there, and what is missing."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,3 +55,18 @@ def test_a_command_without_an_output_does_its_work(daemons: Daemons, closed: tup
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert daemon.status()["generation"] == 2
+
+
+def lock_no_memory() -> None:
+    """As an ordinary user whose LimitMEMLOCK= is 0. Root may lock all the same, with CAP_IPC_LOCK."""
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+
+
+@pytest.mark.real("setpriv")
+def test_where_no_memory_may_be_locked_all_is_spliced(daemons: Daemons, echo: Echo) -> None:
+    wrapper = ("setpriv", "--bounding-set=-ipc_lock") if os.geteuid() == 0 else ()
+    daemon = daemons(one_endpoint(port := free_port(), echo.target), wrapper=wrapper, before_exec=lock_no_memory)
+    assert {event["process"] for event in daemon.events("not copied")} == {"worker-0", "worker-1"}
+    with dial(port) as client:
+        assert echoed(client) == b"ping"
+    assert daemon.endpoint("web/in")["sent"] == 4

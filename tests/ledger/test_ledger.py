@@ -206,6 +206,7 @@ def killed_after(stores: int, part: WorkerLedger, monkeypatch: pytest.MonkeyPatc
             call()
 
 
+@pytest.mark.interpreted
 def test_a_half_written_record_is_not_there(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after everything but the state."""
     part = ledger.worker(0)
@@ -218,6 +219,7 @@ def test_a_half_written_record_is_not_there(ledger: Ledger, monkeypatch: pytest.
     assert [flow.peer for flow in ledger.flows()] == ["whole"]
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("stores", range(3))
 def test_a_flow_that_had_nearly_ended_goes_on_as_it_was(
     stores: int, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
