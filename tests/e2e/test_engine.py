@@ -6,7 +6,10 @@ import pytest
 
 from relay import ENGINE, __version__, engine
 from tests.conftest import Daemons
-from tests.e2e.installed import upgraded
+from tests.e2e.chaos import Streams, assert_accounted
+from tests.e2e.installed import Installed, upgraded
+from tests.e2e.peers import settled
+from tests.e2e.streams import WELL_ENDED, target
 from tests.harness import Daemon, Echo, Scrape, dial, echoed, one_endpoint
 from tests.ports import free_port
 
@@ -45,3 +48,24 @@ def test_the_whole_daemon_runs_one_form_and_says_which(wanted: str, daemons: Dae
             upgraded(daemon)
     (upgrading,) = daemon.events("upgrading")
     assert upgrading["engine"] == started["engine"]
+
+
+@pytest.mark.slow
+def test_streams_go_on_over_upgrades_from_one_form_to_the_other(daemons: Daemons, installed: Installed) -> None:
+    with target() as (_, address):
+        endpoint = one_endpoint(port := free_port(), address)
+        daemon = daemons(endpoint, {"workers": 2, "log": {"level": "warning"}}, wrapper=installed.wrapper)
+        streams = Streams(("127.0.0.1", port), 7, sorted(WELL_ENDED, key=lambda shape: shape.__name__))
+        forms: list[str] = []
+        with streams.running(8):
+            for _ in streams.turns(6):
+                if len(forms) % 2:
+                    installed.restore()
+                else:  # it is not what was compiled any more
+                    installed.change("dataplane/share.py", "One worker's part in it", "A worker's part in it")
+                assert (done := daemon.relay("upgrade")).returncode == 0, done
+                forms.append(daemon.status()["engine"])
+        assert set(forms[::2]) == {"interpreted"}
+        assert not ENGINE.compiled or set(forms[1::2]) == {"compiled"}
+        assert sum(worker["flows_adopted"] for worker in daemon.status()["workers"]) > 0
+        assert_accounted(settled(daemon), streams.done)
