@@ -27,10 +27,12 @@ from relay import engine  # where a build is isolated, this directory is not in 
 # A .pxd whose first line begins so is read by others. Its .py is not compiled.
 DECLARATIONS_ONLY = "# Declarations only"
 FLAGS = ("-O2", "-g0")
+# What is checked costs a few ns. A mistake is then an exception, which ends one connection, and not the process.
 DIRECTIVES = {
-    "boundscheck": False,
-    "wraparound": False,
-    "initializedcheck": False,
+    "boundscheck": True,
+    "nonecheck": True,
+    "initializedcheck": True,
+    "wraparound": False,  # no index is negative
     "cdivision": False,
     "annotation_typing": False,
     "linetrace": True,  # the same C can be built with hooks for tracing (CYTHON_TRACE) and without

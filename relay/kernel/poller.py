@@ -88,7 +88,7 @@ class Poller:
 
     def _take(self, fd: int) -> Handler | None:
         """Whoever was told of it; and is no more."""
-        if fd >= len(self._handlers):
+        if not 0 <= fd < len(self._handlers):  # below 0: a socket that was closed
             return None
         handler, self._handlers[fd] = self._handlers[fd], None
         return handler

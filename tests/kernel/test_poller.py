@@ -308,3 +308,16 @@ def test_nested_in_an_event_loop(loop_factory: Callable[[], asyncio.AbstractEven
     assert left[0] <= 0
     assert ticks
     assert bench.errors == []
+
+
+def test_a_socket_that_is_closed_already_is_nobodys(bench: Bench) -> None:
+    mine, peer = bench.pair()
+    seen: list[int] = []
+    bench.poller.watch(mine.fileno(), READ, noting(seen, mine))
+    other, _ = bench.pair()
+    other.close()
+    bench.poller.close(other)
+    bench.poller.serve()
+    peer.send(b"x")
+    bench.poller.serve()
+    assert (seen, bench.errors) == ([READ], [])
