@@ -11,6 +11,7 @@ import ast
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from array import array
 from pathlib import Path
@@ -106,6 +107,7 @@ def keep_counters_private() -> None:
     def attach_to_an_array(self, memory, words, *rest) -> None:  # type: ignore[no-untyped-def]
         attach(self, memory, words, *rest)
         self.words = array("Q", words)
+        self.numbers = self._words = array("q", self.numbers)
 
     def shared_word(self, word) -> int:  # type: ignore[no-untyped-def]
         with memoryview(self.memory) as memory, memory.cast("Q") as words:
@@ -128,6 +130,7 @@ def count_two_descriptors() -> None:
 
 
 def main() -> int:
+    os.environ["RELAY_ENGINE"] = "interpreted"  # what is altered is the sources
     sys.path.insert(0, str(REPOSITORY))
     match sys.argv[1:2]:
         case ["no-records"]:

@@ -58,6 +58,7 @@ _ELSEWHERE: Final = (
     "lane.error = ",
     "_hurry(",
     "._splice(",
+    "SCRATCH_W] = 0",
 )
 
 

@@ -69,4 +69,4 @@ def test_where_no_memory_may_be_locked_all_is_spliced(daemons: Daemons, echo: Ec
     assert {event["process"] for event in daemon.events("not copied")} == {"worker-0", "worker-1"}
     with dial(port) as client:
         assert echoed(client) == b"ping"
-    assert daemon.endpoint("web/in")["sent"] == 4
+    assert daemon.endpoint("web/in")["sent_bytes"] == 4

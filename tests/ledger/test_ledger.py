@@ -200,7 +200,7 @@ def killed_after(stores: int, part: WorkerLedger, monkeypatch: pytest.MonkeyPatc
     """Make the call; the kill comes after so many stores."""
     left = [stores]
     with monkeypatch.context() as patch:
-        patch.setattr(part, "words", _Stores(part.words, left))
+        patch.setattr(part, "_words", _Stores(part._words, left))
         patch.setattr(part, "_ints", _Stores(part._ints, left))
         with pytest.raises(Killed):
             call()
