@@ -53,6 +53,7 @@ def test_a_worker_that_is_stopped(daemons: Daemons, echo: Echo) -> None:
     counted(daemon, accepted=1, closed={"client_fin": 1})
 
 
+@pytest.mark.interpreted
 def test_a_worker_that_goes_round_in_circles(daemons: Daemons, echo: Echo, tmp_path: Path) -> None:
     service = one_endpoint(port := free_port(), echo.target, access=[{"deny": CLIENT}])
     program = ("-c", LOOPS.format(flag=str(tmp_path / "flag")))
