@@ -35,6 +35,8 @@ DIRECTIVES = {
     "wraparound": False,  # no index is negative
     "cdivision": False,
     "annotation_typing": False,
+    "c_string_type": "str",  # what a system call tells or takes as text
+    "c_string_encoding": "ascii",
     "linetrace": True,  # the same C can be built with hooks for tracing (CYTHON_TRACE) and without
 }
 

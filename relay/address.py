@@ -8,7 +8,6 @@ from typing import Final, NamedTuple, Self
 
 _IPV4_BYTES: Final = 4
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
-
 _COMPATIBLE: Final = bytes(12)  # ::/96, RFC 4291 section 2.5.5.1
 
 
@@ -68,8 +67,8 @@ def map_host(packed: bytes) -> bytes:
 def host_text(packed: bytes) -> str:
     """An address of 4 or 16 bytes as accept(2) would give it; an IPv4-mapped one as IPv4."""
     packed = unmap(packed)
-    if len(packed) == 4:
-        return ".".join(map(str, packed))
+    if len(packed) == _IPV4_BYTES:
+        return f"{packed[0]}.{packed[1]}.{packed[2]}.{packed[3]}"
     if packed.startswith(_COMPATIBLE) and packed[12:14] != b"\0\0":  # inet_ntop(3) writes their tail with dots
-        return "::" + ".".join(map(str, packed[12:]))
+        return f"::{packed[12]}.{packed[13]}.{packed[14]}.{packed[15]}"
     return str(IPv6Address(packed))

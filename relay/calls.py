@@ -1,4 +1,4 @@
-"""The data plane's system calls, by descriptor and number: each returns what the kernel did, or `-errno`, and raises nothing.
+"""The data plane's system calls, by descriptor and number: each returns what the kernel did, or `-errno`; none raises.
 
 A call that moves a message is made many thousand times a second. An exception for "nothing there" (EAGAIN) would cost more
 than the call, and so would an object for each socket.
@@ -27,6 +27,19 @@ _sendmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int
 _write: Final = _libc.write
 _write.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _write.restype = ctypes.c_ssize_t
+_accept4: Final = _libc.accept4
+_socket: Final = _libc.socket
+_connect: Final = _libc.connect
+_shutdown: Final = _libc.shutdown
+_setsockopt: Final = _libc.setsockopt
+_getsockopt: Final = _libc.getsockopt
+_peer: Final = (ctypes.c_ubyte * 28)()  # a struct sockaddr_in or sockaddr_in6: ip(7), ipv6(7)
+_peer_bytes: Final = ctypes.c_uint()
+_libc_recv: Final = _libc.recv
+_libc_recv.restype = ctypes.c_ssize_t
+PEEK_MAX_BYTES: Final = 32 * 1024
+"""More is not looked at: a whole TLS record, which is the longest of what is (envelope/clienthello.py)."""
+_peeked: Final = ctypes.create_string_buffer(PEEK_MAX_BYTES)
 _mlock: Final = _libc.mlock
 _mlock.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 # SPLICE_F_NONBLOCK is for the pipe's end; the sockets are O_NONBLOCK themselves. Never SPLICE_F_MORE: on a last
@@ -60,13 +73,38 @@ def write_at(fd: int, at: int, count: int) -> int:
     return done if done >= 0 else -ctypes.get_errno()
 
 
+def put_text(at: int, text: str, room: int) -> None:
+    """Store this text (ASCII) at this address, where there is so much room, and nought behind it."""
+    ctypes.memmove(at, text.encode().ljust(room, b"\0"), room)
+
+
 def lock_memory(at: int, count: int) -> bool:
     """Keep these bytes in memory, each where it is: mlock(2). Not inherited by a child."""
     return bool(_mlock(at, count) == 0)
 
 
+def peek(fd: int, most_bytes: int) -> int:
+    """Look at what has come, and leave it there: recv(2), MSG_PEEK. How many bytes, PEEK_MAX_BYTES at most; 0: the end."""
+    return _recv(fd, _peeked, min(most_bytes, PEEK_MAX_BYTES), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
+def peeked(count: int) -> bytes:
+    """So many of the bytes that were looked at last."""
+    return bytes(memoryview(_peeked)[:count])
+
+
+def take(fd: int, count: int) -> int:
+    """Take so many bytes out of the socket; nobody wants them: recv(2). How many; PEEK_MAX_BYTES at most."""
+    return _recv(fd, _peeked, min(count, PEEK_MAX_BYTES), socket.MSG_DONTWAIT)
+
+
+def _recv(fd: int, into: ctypes.Array[ctypes.c_char], most_bytes: int, flags: int) -> int:
+    done: int = _libc_recv(fd, into, ctypes.c_size_t(most_bytes), flags)
+    return done if done >= 0 else -ctypes.get_errno()
+
+
 def readable_bytes(fd: int) -> int:
-    """Bytes that stand in a pipe: pipe(7), FIONREAD. 0 where there is no such pipe any more."""
+    """Bytes that stand in a pipe or a socket: pipe(7), tcp(7), FIONREAD. 0 where there is no such descriptor any more."""
     return _ioctl_int(fd, termios.FIONREAD)
 
 
@@ -82,11 +120,99 @@ def _ioctl_int(fd: int, request: int) -> int:
         return 0
 
 
+def accept(listener_fd: int) -> int:
+    """The descriptor of the next connection, not blocking: accept4(2). Who came, `accepted_host` says until the next one."""
+    _peer_bytes.value = ctypes.sizeof(_peer)
+    fd: int = _accept4(listener_fd, _peer, ctypes.byref(_peer_bytes), socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    return fd if fd >= 0 else -ctypes.get_errno()
+
+
+def accepted_host() -> str:
+    """The IP address of who was accepted last."""
+    if struct.unpack_from("H", _peer)[0] == socket.AF_INET:
+        return socket.inet_ntop(socket.AF_INET, bytes(_peer[4:8]))
+    return socket.inet_ntop(socket.AF_INET6, bytes(_peer[8:24]))
+
+
+def accepted_peer() -> str:
+    """Who that is, with the port: `host:port`, `[host]:port`. After `accepted_host`."""
+    host, (port,) = accepted_host(), struct.unpack_from("!H", _peer, 2)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def open_socket(family: int) -> int:
+    """A new stream socket, not blocking: socket(2)."""
+    fd: int = _socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+    return fd if fd >= 0 else -ctypes.get_errno()
+
+
+def connect(fd: int, host: str, port: int) -> int:
+    """Connect to an IP address: connect(2), of a socket that does not block. 0, or -EINPROGRESS: it will be told.
+
+    Asked a second time where it is in progress, for over loopback the handshake is over by then.
+    """
+    try:
+        if ":" in host:
+            address = struct.pack(
+                "=H2s4x16s4x", socket.AF_INET6, port.to_bytes(2), socket.inet_pton(socket.AF_INET6, host)
+            )
+        else:
+            address = struct.pack("=H2s4s8x", socket.AF_INET, port.to_bytes(2), socket.inet_pton(socket.AF_INET, host))
+    except OSError:
+        return -errno.EINVAL
+    for _ in range(2):
+        code = 0 if _connect(fd, address, len(address)) == 0 else ctypes.get_errno()
+        if code != errno.EINPROGRESS:
+            break
+    return -{errno.EISCONN: 0, errno.EALREADY: errno.EINPROGRESS}.get(code, code)
+
+
+def shut_write(fd: int) -> int:
+    """Send the end of the stream: shutdown(2) for writing. 0."""
+    return 0 if _shutdown(fd, socket.SHUT_WR) == 0 else -ctypes.get_errno()
+
+
+def close(fd: int) -> int:
+    """close(2). 0."""
+    try:
+        os.close(fd)
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    return 0
+
+
+def set_option(fd: int, level: int, name: int, value: int) -> int:
+    """Set an option of a socket to this number: setsockopt(2). 0."""
+    return _set_option(fd, level, name, struct.pack("i", value))
+
+
+def finish_on_close(fd: int) -> int:
+    """Make close(2) send what is still in the buffer, and a FIN: socket(7), SO_LINGER off. 0."""
+    return _set_option(fd, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
+
+
+def _set_option(fd: int, level: int, name: int, value: bytes) -> int:
+    return 0 if _setsockopt(fd, level, name, value, len(value)) == 0 else -ctypes.get_errno()
+
+
+def pending_error(fd: int) -> int:
+    """The error that the next read or write would fail with, 0 for none; it is told once: socket(7), SO_ERROR."""
+    error, size = ctypes.c_int(), ctypes.c_uint(ctypes.sizeof(ctypes.c_int))
+    failed = _getsockopt(fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(error), ctypes.byref(size))
+    return ctypes.get_errno() if failed else error.value
+
+
 _epolls: Final[dict[int, select.epoll]] = {}
 _events: list[tuple[int, int]] = []
 
 ADD, DELETE, MODIFY = 1, 2, 3
 """What `control_poll` does: epoll_ctl(2)."""
+
+READ: Final = select.EPOLLIN
+WRITE: Final = select.EPOLLOUT
+PEER_FIN: Final = select.EPOLLRDHUP
+BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+"""What is watched for, and what a descriptor is ready for. BROKEN always counts."""
 
 
 def open_poll() -> int:

@@ -115,7 +115,7 @@ TESTED_ELSEWHERE: Final = {
     "relay.control.control": "a process; the end-to-end tests reload it, kill it and read its status",
     "relay.control.upgrade": "two versions of relay; the end-to-end tests upgrade one to the other",
     "relay.processes.handover": "it replaces the program; the end-to-end tests upgrade it",
-    "relay.ledger.layout": "names of what the tests of the ledger look at",
+    "relay.dataplane.turns": "numbers; tests/ledger/test_layout.py has both their places, test_splice.py what they tell",
     "relay.dataplane.route": "the tests of dialling and of the edge go through it",
     "relay.dataplane.adopt": "it takes a dead process' descriptors over; the end-to-end tests kill workers at every step",
     "relay.dataplane.faults": "it is the end-to-end tests' own tool",

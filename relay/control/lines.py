@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.looking import Looker
 from relay.envelope import asking
-from relay.kernel.sockets import ask_often, target_socket
+from relay.kernel.connecting import target_socket
+from relay.kernel.sockets import ask_often
 from relay.ledger.layout import Knows
 from relay.ledger.ledger import Ledger
 from relay.log import Logger

@@ -22,7 +22,8 @@ from typing import Final, NamedTuple, Self, TypeVar
 from relay.address import join_host_port
 from relay.config.snapshot import EndpointRow, ProbeRow, TargetRow
 from relay.envelope import asking, proxyproto
-from relay.kernel.sockets import CAPACITY, NOT_BEGUN, is_no_socket, target_socket
+from relay.kernel.connecting import NOT_BEGUN, is_no_socket, target_socket
+from relay.kernel.sockets import CAPACITY
 from relay.ledger.layout import Knows
 from relay.targets import why
 

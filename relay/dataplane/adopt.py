@@ -28,14 +28,8 @@ from relay.dataplane.line import Line
 from relay.dataplane.listener import Listener
 from relay.dataplane.pipes import Pipe, PipePool
 from relay.envelope import asking
-from relay.kernel.sockets import (
-    Accepted,
-    connected_addresses,
-    finish_on_close,
-    is_gone,
-    readable_now,
-    reset_on_close,
-)
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.sockets import connected_addresses, is_gone, not_blocking, readable_now, reset_on_close
 from relay.ledger.layout import CAUSES, CLEAN_CAUSES, Count, Flag, State, Word
 from relay.ledger.ledger import NO_PIPE, owner_of
 from relay.ledger.record import FlowRecord
@@ -159,10 +153,10 @@ class Adoption:
             if record.state in _MOVING:
                 self.left.discard(record.target_fd)
                 up, down = self._pipe(record, 0, scratch), self._pipe(record, 1, scratch)
-                Forwarding(flow, Accepted(record.target_fd)).resume(record, up, down)
+                Forwarding(flow, BareSocket(record.target_fd)).resume(record, up, down)
             elif record.state in _JOINED:
                 self.left.discard(record.target_fd)
-                Dialling(flow).resume(record, Accepted(record.target_fd))
+                Dialling(flow).resume(record, BareSocket(record.target_fd))
             elif record.state == State.LINE:
                 Line(flow).resume()
             elif record.state == State.DIAL:  # nothing has been sent on: from the first target on
@@ -186,7 +180,7 @@ class Adoption:
             return True
         found = connected_addresses(record.client_fd)
         if found is None:
-            return is_gone(Accepted(record.client_fd))  # reset: it has no peer any more
+            return is_gone(BareSocket(record.client_fd))  # reset: it has no peer any more
         # What came to no endpoint's port was brought to the relay's.
         return not by_itself or not any(found[0].port in each.declared.listens.values() for each in self._plain())
 
@@ -236,9 +230,9 @@ class Adoption:
             if own and fd in self.left:
                 self.left.discard(fd)
                 with contextlib.suppress(OSError):
-                    sock = Accepted(fd)
+                    sock = BareSocket(fd)
                     if clean:
-                        finish_on_close(fd)
+                        calls.finish_on_close(fd)
                     else:
                         reset_on_close(sock)
                     sock.close()
@@ -256,7 +250,8 @@ class Adoption:
             listener = self._listener_at(found[0])
             if listener is not None:
                 self.left.discard(fd)
-                listener.take(fd, found[1], now_ns)
+                not_blocking(fd)  # 0.1.0 made it so after it had accepted it
+                listener.take(fd, found[1].host, str(found[1]), now_ns)
 
     def _listener_at(self, address: Address) -> Listener | None:
         there = (str(address), join_host_port("0.0.0.0", address.port), join_host_port("::", address.port))
@@ -268,15 +263,14 @@ def flow_of(record: FlowRecord, context: Context, gate: Gate) -> Flow:
     by_another = gate.declared.edges or record.state == State.HEADER
     via = connected_addresses(record.client_fd) if by_another else None
     edge = via[1].host if via is not None else ""
-    peer = Address.parse(record.peer)
     asks_line = record.state != State.END and record.flags & Flag.ASKS_LINE
     return Flow(
         context,
         gate,
-        Accepted(record.client_fd),
+        BareSocket(record.client_fd),
         # Before the edge's header was taken the connection was the edge's own, for the limits.
-        edge if edge and record.state == State.HEADER else peer.host,
-        peer,
+        edge if edge and record.state == State.HEADER else Address.parse(record.peer).host,
+        record.peer,
         started_ns=record.started_ns,
         record=record.index,
         state=record.state,

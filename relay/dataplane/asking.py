@@ -14,9 +14,10 @@ from relay.address import Address
 from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.forwarding import Forwarding
 from relay.envelope import asking, proxyproto
+from relay.kernel.bare_socket import BareSocket
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
-from relay.kernel.poller import BROKEN, READ
-from relay.kernel.sockets import AnySocket, hear_beyond, is_gone, no_delay
+from relay.kernel.poller import BROKEN, READ, UNWATCHED
+from relay.kernel.sockets import hear_beyond, is_gone, no_delay
 from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
 from relay.targets import why
@@ -46,7 +47,7 @@ class Asking(Stage):
 
     __slots__ = ("_copied_bytes", "_deadline_s", "_dial", "_header", "_target", "_watched")
 
-    def __init__(self, flow: Flow, dial: Dial, target: AnySocket, watched: int | None) -> None:
+    def __init__(self, flow: Flow, dial: Dial, target: BareSocket, watched: int) -> None:
         """`watched`: what the poller watches the target for so far."""
         self.flow = flow
         self._dial = dial
@@ -60,7 +61,7 @@ class Asking(Stage):
         """The instance's relay has been reached: ask it. Whether to go on with the next target instead."""
         flow = self.flow
         # Before anything is sent: from here on a successor asks the socket how much was.
-        flow.stand(self, State.ASK, self._target.fileno(), target_slot=flow.route.slot)
+        flow.stand(self, State.ASK, self._target.fileno(), flow.route.slot())
         flow.route.join()
         self._header = _header(flow, self._target)
         self._deadline_s = flow.tick_until(flow.route.patience_s())
@@ -69,7 +70,7 @@ class Asking(Stage):
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood."""
         flow = self.flow
-        flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
+        flow.stand(self, record.state, record.target_fd, record.target_slot)
         flow.route.resume(record.target_slot, flow.client, self._target)
         self._header = _header(flow, self._target)
         sent = sent_bytes(self._target, dialled=True)
@@ -112,9 +113,9 @@ class Asking(Stage):
     def _await_more(self) -> None:
         flow = self.flow
         if self._copied_bytes >= COPIED_MAX_BYTES:
-            return flow.watch_client(None, self)
+            return flow.watch_client(UNWATCHED, self)
         if self._copied_bytes:
-            hear_beyond(flow.client, self._copied_bytes)
+            hear_beyond(flow.client_fd, self._copied_bytes)
         return flow.watch_client(READ, self)
 
     def ready(self, fd: int, events: int) -> None:
@@ -137,7 +138,7 @@ class Asking(Stage):
         self._copied_bytes += sent
         if sent:
             return self._await_more()
-        return flow.watch_client(None, self)  # its end; or it comes later, with what is not copied
+        return flow.watch_client(UNWATCHED, self)  # its end; or it comes later, with what is not copied
 
     def _send(self, data: bytes) -> int:
         """How much of it the target's socket took; that one is broken, its own event tells."""
@@ -186,7 +187,7 @@ class Asking(Stage):
     def _hear_all(self) -> None:
         """Any byte of the client's is news again."""
         if self._copied_bytes:
-            hear_beyond(self.flow.client, 0)
+            hear_beyond(self.flow.client_fd, 0)
 
     def _take_out(self, answer: bytes, copied_bytes: int) -> None:
         """Take the relay's answer, and what was copied, out of the sockets; then bytes flow."""
@@ -239,7 +240,7 @@ class Asking(Stage):
         return self._dial.leave(cause)
 
 
-def _header(flow: Flow, target: AnySocket) -> bytes:
+def _header(flow: Flow, target: BareSocket) -> bytes:
     """What goes before the client's bytes: who the client is, the question, and for which endpoint where that is not told.
 
     Who comes by a door is for the other machine this one: nobody but an edge may speak for others.

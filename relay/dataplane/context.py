@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from relay.address import Address
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.dataplane.share import Share
 from relay.dataplane.source_addresses import SourceAddresses
 from relay.dataplane.splice import Mover
+from relay.kernel.clock import Clock
 from relay.kernel.poller import Poller
 from relay.ledger.layout import Word
 from relay.ledger.ledger import WorkerLedger
@@ -22,8 +22,8 @@ class Context:
     """A worker's data plane. `waiting` and `starved` are looked through by the worker's tick."""
 
     __slots__ = (
-        "denials", "ended", "exhausted", "flows", "free_records", "gates", "ledger", "left", "lines", "log", "mover",
-        "now_ns", "poller", "relay_port", "share", "sources", "starved", "unused_records", "waiting",
+        "clock", "denials", "ended", "exhausted", "flows", "free_records", "gates", "ledger", "left", "lines", "log", "mover",
+        "poller", "relay_port", "share", "sources", "starved", "unused_records", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -36,12 +36,9 @@ class Context:
         denials: Denials,
         free_records: list[int],
         exhausted: Callable[[str], None],
-        now_ns: Callable[[], int] = time.monotonic_ns,
+        clock: Clock | None = None,
     ) -> None:
-        """`exhausted`: the machine has no more to give (a word why), so that nothing is accepted for a moment.
-
-        `now_ns` is CLOCK_MONOTONIC; tests have one that they move themselves.
-        """
+        """`exhausted`: the machine has no more to give (a word why), so that nothing is accepted for a moment."""
         self.poller = poller
         self.mover = mover
         self.ledger = ledger
@@ -50,7 +47,7 @@ class Context:
         self.free_records = free_records
         self.unused_records = range(0)  # never used so far: `has_room` takes some of them into `free_records`
         self.exhausted = exhausted
-        self.now_ns = now_ns
+        self.clock = clock or Clock()
         # Of Flow, which is made with a context (flow.py).
         self.flows: set[Any] = set()
         self.waiting: set[Any] = set()  # their stages have a deadline
@@ -64,6 +61,10 @@ class Context:
         self.relay_port = 0  # where connections name their endpoint; 0: nowhere
         self.share = Share(ledger)
 
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return self.clock.now_ns()
+
     def now_s(self) -> float:
         """CLOCK_MONOTONIC, in seconds."""
         return self.now_ns() / 1e9
@@ -72,16 +73,16 @@ class Context:
         """Give a sign of life, once a second and from work that may take longer: see processes/watch.py."""
         self.ledger[Word.HEARTBEAT_NS] = time.monotonic_ns()
 
-    def deny(self, gate: Gate, peer: Address, reason: str, detail: str = "") -> None:
-        """Count and say who is refused. `detail` is for the log alone."""
+    def deny(self, gate: Gate, peer: str, reason: str, detail: str = "") -> None:
+        """Count and say who is refused, as `host:port`. `detail` is for the log alone."""
         gate.denied(reason)
         self.denials.note(gate.declared.name, peer, reason, detail)
 
-    def audit(self, gate: Gate, source: str, peer: Address) -> None:
+    def audit(self, gate: Gate, source: str, peer: str) -> None:
         """Count and say whom the envelope would refuse, if it were enforced."""
         if not gate.permits(source):
             gate.would_deny()
-            self.denials.note(gate.declared.name, peer, gate.declared.denied_reason, event="would deny")
+            self.denials.note(gate.declared.name, peer, gate.declared.denied_reason, "", "would deny")
 
     def has_room(self) -> bool:
         """Whether there is a record for one more flow. To ask when `free_records` is empty."""

@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Final, Literal
 
-from relay.address import Address
 from relay.log import Logger
 
 Event = Literal["denied", "would deny", "dial"]
@@ -33,19 +32,19 @@ class Denials:
     def note(
         self,
         endpoint: str,
-        peer: Address,
+        peer: str,
         reason: str,
         detail: str = "",
         event: Event = "denied",
     ) -> None:
-        """One refusal. `detail` stands only in a full line, for it may be anything."""
+        """One refusal, of who is at `peer` (`host:port`). `detail` stands only in a full line, for it may be anything."""
         if self._written[event] < _FULL_LINES[event]:
             self._written[event] += 1
             self._log.event(
                 _LEVELS[event],
                 event,
                 endpoint=endpoint,
-                peer=str(peer),
+                peer=peer,
                 reason=reason,
                 **({"detail": detail} if detail else {}),
             )

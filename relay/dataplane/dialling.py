@@ -1,9 +1,9 @@
 """How a flow comes by its target: the one whose turn it is, and at its failure the next, while there is time."""
 
 import errno
-from socket import SO_ERROR, SOL_SOCKET, SocketType
 from typing import Final
 
+from relay import calls
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.asking import Asking
@@ -13,22 +13,16 @@ from relay.dataplane.holding import Holding, patience_s
 from relay.dataplane.telling import tell
 from relay.envelope import proxyproto
 from relay.errors import os_reason
-from relay.kernel.poller import WRITE
-from relay.kernel.sockets import (
-    CAPACITY,
-    NOT_BEGUN,
-    NOT_TRANSPARENT,
-    AnySocket,
-    connect,
-    is_no_socket,
-    no_delay,
-    reset_on_close,
-    target_socket,
-)
-from relay.ledger.layout import State
+from relay.kernel import connecting
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.connecting import NOT_BEGUN, NOT_TRANSPARENT, is_no_socket
+from relay.kernel.poller import UNWATCHED, WRITE
+from relay.kernel.sockets import CAPACITY, no_delay, reset_on_close
+from relay.ledger import layout
 from relay.ledger.record import FlowRecord
 from relay.targets import why
 
+_NO_PORT_LEFT: Final = errno.EADDRNOTAVAIL
 _FURTHER_MAX: Final = 3  # source addresses in one dial: each that has no port left costs the kernel a search of some ms
 
 
@@ -39,8 +33,8 @@ class Dialling(Stage):
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self._target: AnySocket | None = None
-        self._watched: int | None = None  # what the poller watches it for
+        self._target: BareSocket | None = None
+        self._watched = UNWATCHED  # what the poller watches it for
         self._retry: TargetRow | None = None  # to be dialled again at the next tick: epoll will not tell when
         self._deadline_s = 0.0
         self._holding: Holding | None = None  # it has waited for a target
@@ -50,10 +44,10 @@ class Dialling(Stage):
     def start(self) -> None:
         """Connect to the target whose turn it is; where that fails at once, to the next."""
         flow = self.flow
-        if flow.context.ledger.words[flow.gate.hold_until_at] and self._is_held():
+        if flow.gate.was_held() and self._is_held():
             return
         try:
-            while row := flow.route.begin(flow.client, flow.peer):
+            while row := flow.route.begin(flow.client, flow.peer_text):
                 self._retry = None
                 if not self._connect(row):
                     return
@@ -72,27 +66,31 @@ class Dialling(Stage):
         if not self._hold("connect_failed"):
             self.start()
 
-    def resume(self, record: FlowRecord, target: AnySocket) -> None:
+    def resume(self, record: FlowRecord, target: BareSocket) -> None:
         """Go on where a dead worker had asked this target's relay."""
         self._target = target
-        Asking(self.flow, self, target, None).resume(record)
+        Asking(self.flow, self, target, UNWATCHED).resume(record)
 
     def _connect(self, row: TargetRow) -> bool:
         """Begin to connect. Whether to go on with the next target."""
         flow, declared = self.flow, self.flow.gate.declared
         sources = flow.context.sources
         try:
-            if declared.transparent:
-                target = target_socket(row, flow.source, foreign=True)
+            if flow.gate.dials_plainly and not sources.in_use:
+                target = connecting.target_socket(row)
+            elif declared.transparent:
+                target = connecting.target_socket(row, flow.source, True)
+            elif declared.dial_from:
+                target = connecting.target_socket(row, declared.dial_from)
             else:
-                usual = declared.dial_from or not sources.in_use
-                target = target_socket(row, declared.dial_from if usual else sources.of(row, flow.route.dialled_ns))
-            code = connect(target, row)
-            if code == errno.EADDRNOTAVAIL:
-                target, code = self._dial_further(row, target)
+                target = connecting.target_socket(row, sources.of(row, flow.route.dialled_ns))
+            self._target = target
+            code = connecting.connect(target, row)
+            if code == _NO_PORT_LEFT:
+                code = self._dial_further(row)
+                target = self._target
         except OSError as error:
             return self._no_socket(row, error)
-        self._target = target
         if code == 0:
             return self._connected(target)
         if code in CAPACITY:
@@ -100,9 +98,9 @@ class Dialling(Stage):
             return self._exhausted(row)
         if not row.path and code in NOT_BEGUN:
             return self._no_way(row, code, NOT_BEGUN[code])
-        self._wait(target.fileno())
+        self._wait(target.fd)
         if code == errno.EINPROGRESS:
-            flow.context.poller.want(target.fileno(), None, WRITE, self)
+            flow.context.poller.want(target.fd, UNWATCHED, WRITE, self)
             self._watched, self._retry = WRITE, None
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
@@ -110,12 +108,12 @@ class Dialling(Stage):
             return self._not_connected(code, _fault(row, code))
         return False
 
-    def _dial_further(self, row: TargetRow, target: SocketType) -> tuple[SocketType, int]:
-        """The address that `target` was to connect from has no port left: the same from the ones that follow, if they may.
+    def _dial_further(self, row: TargetRow) -> int:
+        """The address that it was to connect from has no port left: from the ones that follow, if they may.
 
-        A socket, and what connect(2) said. Raises OSError where there is no socket for it.
+        `_target` is another one then. What connect(2) said last. Raises OSError where there is no socket for it.
         """
-        flow, declared, code = self.flow, self.flow.gate.declared, errno.EADDRNOTAVAIL
+        flow, declared, code = self.flow, self.flow.gate.declared, _NO_PORT_LEFT
         if (
             declared.many_sources
             and not declared.dial_from
@@ -123,15 +121,15 @@ class Dialling(Stage):
             and row.host.startswith("127.")
         ):
             for _ in range(_FURTHER_MAX):
-                target.close()
+                self._drop()
                 speaks_as = flow.context.sources.further(row, flow.route.dialled_ns)
                 if flow.gate.from_other_source():
                     message = f"no local port is free towards {row.text}: it is dialled from {speaks_as} as well"
                     flow.context.log.event("warning", "source addresses", endpoint=declared.name, message=message)
-                target = target_socket(row, speaks_as)
-                if (code := connect(target, row)) != errno.EADDRNOTAVAIL:
+                target = self._target = connecting.target_socket(row, speaks_as)
+                if (code := connecting.connect(target, row)) != _NO_PORT_LEFT:
                     break
-        return target, code
+        return code
 
     def _no_socket(self, row: TargetRow, error: OSError) -> bool:
         """There is no socket for the dial. Whether to go on with the next target."""
@@ -170,7 +168,7 @@ class Dialling(Stage):
     def _give_up(self, fault: int) -> None:
         """This machine is in trouble: say so, and end the flow."""
         flow = self.flow
-        flow.context.denials.note(flow.gate.declared.name, flow.peer, flow.reason, event="dial")
+        flow.context.denials.note(flow.gate.declared.name, flow.peer_text, flow.reason, "", "dial")
         self._end("error", fault)
 
     def _end(self, cause: str, fault: int) -> None:
@@ -200,8 +198,8 @@ class Dialling(Stage):
     def _wait(self, target_fd: int) -> None:
         """Wait for the answer. When the same target is dialled again its time runs on."""
         flow = self.flow
-        flow.stand(self, State.DIAL, target_fd)
-        flow.watch_client(None, self)  # what it sent and we looked at would be reported over and over
+        flow.stand(self, layout.State.DIAL, target_fd)
+        flow.watch_client(UNWATCHED, self)  # what it sent and we looked at would be reported over and over
         if self._retry is None:
             self._deadline_s = flow.tick_until(flow.route.patience_s())
 
@@ -209,7 +207,7 @@ class Dialling(Stage):
         """The target has answered, or it never will."""
         target = self._target
         assert target is not None  # epoll speaks of it
-        code = target.getsockopt(SOL_SOCKET, SO_ERROR)
+        code = calls.pending_error(target.fileno())
         if self._not_connected(code, why.of_error(code)) if code else self._connected(target):
             self.start()
 
@@ -220,16 +218,15 @@ class Dialling(Stage):
             return True
         return self.failed("connect_failed", self._blamed(reason))
 
-    def _connected(self, target: AnySocket) -> bool:
+    def _connected(self, target: BareSocket) -> bool:
         """The target answered: tell it who the client is, if it wants to know, and let bytes flow.
 
         Whether to go on with the next target, as this one is gone already.
         """
         flow = self.flow
-        if flow.route.asks:
+        if flow.route.asks():
             return Asking(flow, self, target, self._watched).start()
-        declared = flow.gate.declared
-        if declared.send_proxy and not introduce(target, flow, declared.send_proxy):
+        if flow.gate.sends_proxy and not introduce(target, flow):
             return self.failed("connect_failed", self._blamed(why.RESET))
         flow.reached()
         Forwarding(flow, target, self._watched).start()
@@ -275,7 +272,7 @@ class Dialling(Stage):
         return 0, 0
 
     def _drop(self) -> None:
-        target, self._target, self._watched = self._target, None, None
+        target, self._target, self._watched = self._target, None, UNWATCHED
         if target is not None:
             reset_on_close(target)
             self.flow.context.poller.close(target)
@@ -286,12 +283,12 @@ def _fault(row: TargetRow, code: int) -> int:
     return why.NOT_A_SOCKET if code == errno.ECONNREFUSED and is_no_socket(row.path) else why.of_error(code)
 
 
-def introduce(target: AnySocket, flow: Flow, version: str) -> bool:
-    """Tell the target who the client is, with a PROXY header of this version (doc/proxy-protocol.txt).
+def introduce(target: BareSocket, flow: Flow) -> bool:
+    """Tell the target who the client is, with a PROXY header as it is declared (doc/proxy-protocol.txt).
 
     False: the target did not take it. It fits any new socket's buffer, so it goes whole or not at all.
     """
-    build = proxyproto.build_v1 if version == "v1" else proxyproto.build_v2
+    build = proxyproto.build_v1 if flow.gate.declared.send_proxy == "v1" else proxyproto.build_v2
     try:
         # The peer is known already: getpeername(2) fails for a client that has left.
         peer, local = flow.peer, flow.local()
@@ -300,6 +297,6 @@ def introduce(target: AnySocket, flow: Flow, version: str) -> bool:
         header = build(peer.packed, peer.port, local.packed, local.port)
         # Before the first byte: else what the client says would wait until the header is acknowledged, for a round trip.
         no_delay(target)
-        return target.send(header) == len(header)
+        return bool(target.send(header) == len(header))
     except OSError:
         return False

@@ -1,11 +1,13 @@
 """Looking at a connection's first bytes: they are judged and left in the socket, so the target gets them as they came."""
 
-import socket
+import os
 from typing import Final
 
+from relay import calls
 from relay.envelope import clienthello, httphead, proxyproto
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
-from relay.kernel.sockets import AnySocket, hear_beyond
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.sockets import hear_beyond
 
 LOOKS_MAX: Final = 512
 """How often what has come is looked at before the client is refused: each look copies all of it out of the kernel anew.
@@ -18,6 +20,7 @@ A line that somebody types may have nearly as many characters as this.
 _PARSERS: Final = {"http": httphead.look, "https": clienthello.look}
 _WHAT: Final = {"http": "HTTP request line", "https": "TLS ClientHello"}
 
+Right = httphead.HttpHead | clienthello.Hello | proxyproto.Header
 Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
 SoFar = httphead.HttpHeadSoFar | clienthello.HelloSoFar
 
@@ -32,22 +35,22 @@ def too_many_looks(protocol: str = "") -> Reject:
     return Reject(f"no {_WHAT.get(protocol, 'PROXY header')} within {LOOKS_MAX} looks: it comes in too many pieces")
 
 
-def first_bytes(client: AnySocket, protocol: str, seen_bytes: int, before: SoFar | None = None) -> tuple[Verdict, int]:
+def first_bytes(client: BareSocket, protocol: str, seen_bytes: int, before: SoFar | None = None) -> tuple[Verdict, int]:
     """The verdict on what has come so far, as `protocol` (http, https), and how many bytes that is.
 
     `seen_bytes` had come the last time. `before` has seen what had come at the looks before, or nothing yet.
 
     Raises BlockingIOError when nothing has come, and another OSError when the connection is broken.
     """
-    data = client.recv(clienthello.LIMIT_BYTES, socket.MSG_PEEK)
+    data = _peek(client, clienthello.LIMIT_BYTES)
     verdict = _PARSERS[protocol](data) if before is None else before.look(data)
     _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
     return verdict, len(data)
 
 
-def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
+def header(client: BareSocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
     """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
-    data = client.recv(proxyproto.V2_LIMIT_BYTES, socket.MSG_PEEK)
+    data = _peek(client, proxyproto.V2_LIMIT_BYTES)
     verdict = proxyproto.parse(data)
     if isinstance(verdict, proxyproto.Header) and verdict.version != 2:
         verdict = Reject("a PROXY header of version 1; an edge sends version 2")
@@ -55,13 +58,20 @@ def header(client: AnySocket, seen_bytes: int) -> tuple[Incomplete | Reject | pr
     return verdict, len(data)
 
 
-def take(client: AnySocket, header_bytes: int) -> None:
+def take(client: BareSocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
-    client.recv(header_bytes)
+    calls.take(client.fd, header_bytes)
 
 
-def _await_more(client: AnySocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:
+def _peek(client: BareSocket, most_bytes: int) -> bytes:
+    come = calls.peek(client.fd, most_bytes)
+    if come < 0:
+        raise OSError(-come, os.strerror(-come))
+    return calls.peeked(come)
+
+
+def _await_more(client: BareSocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:
     if incomplete:
-        hear_beyond(client, come_bytes)
+        hear_beyond(client.fd, come_bytes)
     elif seen_bytes:
-        hear_beyond(client, 0)
+        hear_beyond(client.fd, 0)

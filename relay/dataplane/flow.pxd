@@ -1,9 +1,15 @@
 # A connection that was let in, and the stage in which it stands.
 
+cimport cython
+
+from relay cimport calls
 from relay.dataplane.context cimport Context
 from relay.dataplane.gate cimport Gate
 from relay.dataplane.route cimport Route
+from relay.kernel.bare_socket cimport BareSocket
 from relay.kernel.poller cimport Handler
+from relay.ledger cimport layout
+from relay.ledger.ledger cimport WorkerLedger
 
 
 cdef class Stage(Handler):
@@ -15,13 +21,17 @@ cdef class Stage(Handler):
     cpdef leave(self, str cause)
 
 
+@cython.freelist(64)
 cdef class Flow:
     cdef public Context context
     cdef public Gate gate
-    cdef public object client, client_interest, peer, came_to
-    cdef public str source, via, reason
+    cdef public BareSocket client
+    cdef public object came_to
+    cdef readonly int client_fd
+    cdef public int client_interest
+    cdef public str source, peer_text, via, reason
     cdef public bint probe
-    cdef public object asks
+    cdef public int asks
     cdef public Route route
     cdef public Py_ssize_t record
     cdef public long long started_ns
@@ -29,9 +39,18 @@ cdef class Flow:
     cdef public int state
     cdef public Stage stage
 
-    cpdef watch_client(self, interest, Handler handler)
+    @cython.locals(ledger=WorkerLedger, record=Py_ssize_t, before=int)
+    cpdef stand(self, Stage stage, int state, int target_fd=*, int target_slot=*, str cause=*)
+    cpdef watch_client(self, int interest, Handler handler)
     cpdef tick_until(self, double timeout_s)
+    @cython.locals(context=Context, route=Route)
     cpdef reached(self)
+    @cython.locals(context=Context, stage=Stage, is_line=bint)
     cpdef cut(self, str cause)
+    @cython.locals(context=Context, gate=Gate)
     cpdef account(self, str cause, tuple moved_bytes)
     cdef _say_end(self, str cause, double duration_s, tuple moved_bytes)
+
+
+@cython.locals(us="long long")
+cdef str _seconds(double duration_s)

@@ -15,16 +15,19 @@ The poller holds the stage itself, so nobody asks where a flow stands. The envel
 
 import json
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Final
 
+from relay import calls
 from relay.address import Address
 from relay.dataplane.context import Context
 from relay.dataplane.gate import Gate
 from relay.dataplane.route import Route
 from relay.envelope import asking
-from relay.kernel.poller import Handler
-from relay.kernel.sockets import AnySocket, finish_on_close
-from relay.ledger.layout import CLEAN_CAUSES, State
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.poller import UNWATCHED, Handler
+from relay.ledger import layout
+from relay.ledger.layout import CLEAN_CAUSES
 
 MOVES: Final[list[Callable[[int, int, str], None]]] = []
 """Who is told of every move before it is made: from where, to where, and why it ends. Of tests alone."""
@@ -54,6 +57,8 @@ class Stage(Handler):
         return 0, 0
 
 
+_quoted: Final = lru_cache(maxsize=1024)(json.dumps)  # of targets' texts, which are few
+
 _NOWHERE: Final = Stage()  # before the first stage, and after the end: nothing is waited for, nothing is held
 
 
@@ -61,21 +66,20 @@ class Flow:
     """One connection from accept to close. Its stages read the facts; `stand` and `cut` change where it stands."""
 
     __slots__ = (
-        "asks", "came_to", "client", "client_interest", "connect_s", "context", "gate", "peer", "probe", "reason", "record",
-        "route", "source", "stage", "started_ns", "state", "via",
+        "asks", "came_to", "client", "client_fd", "client_interest", "connect_s", "context", "gate", "peer_text", "probe",
+        "reason", "record", "route", "source", "stage", "started_ns", "state", "via",
     )  # fmt: skip
 
     def __init__(
         self,
         context: Context,
         gate: Gate,
-        client: AnySocket,
+        client: BareSocket,
         source: str,
-        peer: Address,
-        *,
+        peer_text: str,
         started_ns: int,
         record: int,
-        state: int = State.FREE,
+        state: int = layout.State.FREE,
         via: str = "",
         probe: bool = False,
         asks: int = asking.NOTHING,
@@ -85,25 +89,24 @@ class Flow:
         self.context = context
         self.gate = gate  # the endpoint's
         self.client = client
-        self.client_interest: int | None = None  # what the poller watches the client for
+        self.client_fd = self.client.fd
+        self.client_interest = UNWATCHED  # what the poller watches the client for
         self.source = source  # whose share of the limits it has: the edge's, until that has said who the client is
-        self.peer = peer
+        self.peer_text = peer_text  # the client's address with its port
         self.via = via  # the edge's address, of a client that came by one
         self.probe = probe  # it is the edge's own: does the application take connections
         self.came_to = came_to  # where its client connected to, as the edge says; None: nobody said
         self.asks = asks  # what the edge wants to be told: envelope/asking.py
-        self.route = Route(gate, context.now_ns)
+        self.route = Route(gate, self.context.clock)
         self.record = record  # its place in the ledger
         self.started_ns = started_ns
         self.connect_s = 0.0
         self.reason = ""  # why its last dial failed, in words
         self.state = state
         self.stage: Stage = _NOWHERE
-        context.flows.add(self)
+        self.context.flows.add(self)
 
-    def stand(
-        self, stage: Stage, state: int, target_fd: int = -1, *, target_slot: int = -1, cause: str = ""
-    ) -> None:  # fmt: skip
+    def stand(self, stage: Stage, state: int, target_fd: int = -1, target_slot: int = -1, cause: str = "") -> None:
         """Stand there from now on: nothing else changes where a flow stands, and the ledger says so at once.
 
         The first time is when it counts as accepted. `target_slot` is the pool's target that it is joined to.
@@ -112,11 +115,11 @@ class Flow:
         for told in MOVES:
             told(before, state, cause)
         self.stage, self.state = stage, state
-        if state == State.END:
+        if state == layout.State.END:
             ledger.ending(record, cause)
-        elif before == State.FREE:
-            slot, client_fd = self.gate.declared.slot, self.client.fileno()
-            ledger.begin(record, state, slot, client_fd, target_fd, self.started_ns, str(self.peer), target_slot)
+        elif before == layout.State.FREE:
+            slot = self.gate.slot
+            ledger.begin(record, state, slot, self.client_fd, target_fd, self.started_ns, self.peer_text, target_slot)
             self.gate.accepted()
         else:
             if target_slot >= 0:
@@ -126,7 +129,7 @@ class Flow:
     def pass_on(self, gate: Gate) -> None:
         """It is this endpoint's from here on, whose counts and limits it is under, and still its bringer's own."""
         context, before, self.gate = self.context, self.gate, gate
-        self.route = Route(gate, context.now_ns)
+        self.route = Route(gate, context.clock)
         context.ledger.pass_on(self.record, gate.declared.slot)
         before.release(self.source, "passed")
         gate.readmit(self.source)
@@ -142,9 +145,9 @@ class Flow:
         host, port = self.client.getsockname()[:2]
         return Address(host, self.gate.declared.listen_port if port == self.context.relay_port else port)
 
-    def watch_client(self, interest: int | None, handler: Handler) -> None:
-        """Call the stage's `handler` for these events of the client's socket; None: for none at all."""
-        self.context.poller.want(self.client.fileno(), self.client_interest, interest, handler)
+    def watch_client(self, interest: int, handler: Handler) -> None:
+        """Call the stage's `handler` for these events of the client's socket; for none at all: UNWATCHED."""
+        self.context.poller.want(self.client_fd, self.client_interest, interest, handler)
         self.client_interest = interest
 
     def tick_until(self, timeout_s: float) -> float:
@@ -162,26 +165,31 @@ class Flow:
             self.gate.reached(self.client)
 
     @property
+    def peer(self) -> Address:
+        """The client's address."""
+        return Address.parse(self.peer_text)
+
+    @property
     def brings_nobody(self) -> bool:
         """Whether it is an edge's own question, or the edge has yet to say whose it is."""
-        return self.probe or self.state == State.HEADER
+        return self.probe or self.state == layout.State.HEADER
 
     def is_with(self, hosts: Collection[str]) -> bool:
         """Whether bytes move between its client and an instance at one of these addresses."""
         # A dial fails by itself and goes on to the next; in CLOSE one side has been reset, and the other has a time.
-        return self.state == State.SPLICE and self.route.leads_to(hosts)
+        return self.state == layout.State.SPLICE and self.route.leads_to(hosts)
 
     def cut(self, cause: str) -> None:
         """The only way out, taken once. But for an end by both FINs both sides get a reset: a FIN says that all was sent."""
-        if self.state == State.END:
+        if self.state == layout.State.END:
             return
-        context, stage, is_line = self.context, self.stage, self.state == State.LINE
-        if self.state == State.FREE:
-            self.stand(stage, State.DIAL)  # it failed at once; whoever was let in is in the ledger before the end
-        self.stand(_NOWHERE, State.END, cause=cause)  # first: from here on nobody takes the flow over
+        context, stage, is_line = self.context, self.stage, self.state == layout.State.LINE
+        if self.state == layout.State.FREE:  # it failed at once; whoever was let in is in the ledger before the end
+            self.stand(stage, layout.State.DIAL)
+        self.stand(_NOWHERE, layout.State.END, -1, -1, cause)  # first: from here on nobody takes the flow over
         context.ended.append(self.record)
         if cause in CLEAN_CAUSES:
-            finish_on_close(self.client.fileno())
+            calls.finish_on_close(self.client_fd)
         moved_bytes = stage.leave(cause)
         context.poller.close(self.client)
         context.flows.discard(self)
@@ -207,11 +215,18 @@ class Flow:
         than the target's text and the reason can hold a character that JSON escapes.
         """
         log, target = self.context.log, self.route.target
-        name = json.dumps(target.text) if target else "null"
+        name = _quoted(target.text) if target is not None else "null"
         reason = f',"reason":{json.dumps(self.reason)}' if self.reason else ""
         attempts = f',"attempts":{self.route.dials}' if self.route.dials > 1 else ""
         log.add(
             f'{{"time":"{log.now()}","level":"info","event":"connection","endpoint":"{self.gate.declared.name}",'
-            f'"peer":"{self.peer}","target":{name},"received":{moved_bytes[0]},"sent":{moved_bytes[1]},'
-            f'"duration_s":{duration_s:.6f},"connect_s":{self.connect_s:.6f},"cause":"{cause}"{attempts}{reason}}}'
+            f'"peer":"{self.peer_text}","target":{name},"received":{moved_bytes[0]},"sent":{moved_bytes[1]},'
+            f'"duration_s":{_seconds(duration_s)},"connect_s":{_seconds(self.connect_s)},"cause":"{cause}"'
+            f"{attempts}{reason}}}"
         )
+
+
+def _seconds(duration_s: float) -> str:
+    """It in JSON, to the microsecond."""
+    us = int(duration_s * 1e6 + 0.5)
+    return f"{us // 1_000_000}.{us % 1_000_000:06d}"

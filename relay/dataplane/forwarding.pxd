@@ -2,13 +2,21 @@
 
 cimport cython
 
+from relay cimport calls
+from relay.dataplane cimport splice, turns
 from relay.dataplane.flow cimport Flow, Stage
 from relay.dataplane.splice cimport Lane, Mover
+from relay.kernel.bare_socket cimport BareSocket
+from relay.ledger cimport layout
+
+cdef int _TAKEN
 
 
 cdef class Forwarding(Stage):
     cdef Mover _mover
-    cdef public object _target, _target_interest, _peers
+    cdef public BareSocket _target
+    cdef public object _peers
+    cdef int _target_fd, _target_interest
     cdef public Lane _up, _down
     cdef public str _broken_by, _cause
     cdef public double _deadline_s, _idle_since_s
@@ -21,8 +29,8 @@ cdef class Forwarding(Stage):
     cdef _note(self, Lane lane, int turn)
     @cython.locals(flow=Flow, up=Lane, down=Lane, up_done=bint, down_done=bint)
     cpdef _settle(self)
-    @cython.locals(flow=Flow, up=Lane, down=Lane, starved=bint)
+    @cython.locals(flow=Flow, up=Lane, down=Lane, starved=bint, wanted=int)
     cpdef watch(self)
-    cdef _watch_target(self, interest)
+    cdef _watch_target(self, int interest)
     @cython.locals(flow=Flow, up=Lane, down=Lane)
     cpdef leave(self, str cause)

@@ -7,27 +7,22 @@ from socket import AF_UNIX
 from typing import Final
 
 from relay import calls
+from relay.dataplane import splice, turns
 from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.peers import Peers
 from relay.dataplane.pipes import Pipe
-from relay.dataplane.splice import Lane, Turn, interest, lanes
+from relay.dataplane.splice import Lane
 from relay.dataplane.telling import tell_taken
 from relay.envelope import asking
+from relay.kernel.bare_socket import BareSocket
 from relay.kernel.byte_counts import sent_bytes
-from relay.kernel.poller import BROKEN, READ, WRITE
-from relay.kernel.sockets import (
-    UNREACHED,
-    AnySocket,
-    hear_no_more,
-    is_gone,
-    keep_urgent,
-    pending_error,
-    reset_on_close,
-    unsent_bytes,
-)
-from relay.ledger.layout import CLEAN_CAUSES, Flag, State
+from relay.kernel.poller import UNWATCHED
+from relay.kernel.sockets import UNREACHED, hear_no_more, is_gone, keep_urgent, reset_on_close
+from relay.ledger import layout
+from relay.ledger.layout import CLEAN_CAUSES
 from relay.ledger.record import FlowRecord
 
+_TAKEN: Final = asking.TAKEN
 LIFETIME_SPREAD: Final = 0.1  # of it, either way
 _MIX: Final = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, whose multiples are spread evenly (Knuth, 6.4)
 _WORD: Final = (1 << 64) - 1
@@ -39,16 +34,17 @@ class Forwarding(Stage):
 
     __slots__ = (
         "_broken_by", "_cause", "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_mover", "_peers", "_target",
-        "_target_interest", "_unsent_mark", "_up",
+        "_target_fd", "_target_interest", "_unsent_mark", "_up",
     )  # fmt: skip
 
-    def __init__(self, flow: Flow, target: AnySocket, watched: int | None = None) -> None:
+    def __init__(self, flow: Flow, target: BareSocket, watched: int = UNWATCHED) -> None:
         """`watched`: what the poller watches the target for so far."""
         self.flow = flow
-        self._mover = flow.context.mover
+        self._mover = self.flow.context.mover
         self._target = target
+        self._target_fd = self._target.fd
         self._target_interest = watched
-        self._up, self._down = lanes(flow.client, target, flow.gate.counts_at, flow.record)
+        self._up, self._down = splice.lanes(self.flow.client, target, self.flow.gate.counts_at, self.flow.record)
         self._broken_by = ""  # client or target, once one of them is known to be broken
         self._cause = ""  # of the end that this comes to
         self._deadline_s = 0.0  # of CLOSE; 0: bytes still move
@@ -61,14 +57,17 @@ class Forwarding(Stage):
         """The target has answered. So many bytes of the client's went to it already."""
         flow = self.flow
         flow.context.waiting.discard(flow)
-        flow.stand(self, State.SPLICE, self._target.fileno(), target_slot=flow.route.slot)
-        if flow.asks == asking.TAKEN and not tell_taken(flow):
+        flow.stand(self, layout.State.SPLICE, self._target_fd, flow.route.slot())
+        if flow.asks == _TAKEN and not tell_taken(flow):
             return flow.cut("client_reset")
         if copied_bytes:
             self._up.total_bytes = copied_bytes
             flow.context.ledger.words[self._up.bytes_at] += copied_bytes
-        flow.watch_client(READ, self)
-        return self._watch_target(READ)
+        flow.watch_client(calls.READ, self)
+        self._watch_target(calls.READ)
+        if self._mover.copies:  # not in the midst of an adoption, which has the scratch pipe
+            self.ready(flow.client_fd, calls.READ)  # the client spoke first, as a rule
+        return None
 
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
         """Go on where a dead worker stood, with pipes that have bytes in them.
@@ -76,57 +75,60 @@ class Forwarding(Stage):
         What can be asked of the sockets again is not in the record: that a stream has ended is read again.
         """
         flow = self.flow
-        flow.stand(self, record.state, record.target_fd, target_slot=record.target_slot)
+        flow.stand(self, record.state, record.target_fd, record.target_slot)
         flow.route.resume(record.target_slot, flow.client, self._target)
-        if flow.asks == asking.TAKEN and not sent_bytes(flow.client, dialled=False) and not tell_taken(flow):
+        if flow.asks == _TAKEN and not sent_bytes(flow.client, dialled=False) and not tell_taken(flow):
             return flow.cut("client_reset")
         self._up.total_bytes, self._down.total_bytes = record.received_bytes, record.sent_bytes
         for lane, pipe in ((self._up, up), (self._down, down)):
             keep_urgent(lane.source)  # a program of before did not
-            lane.eof = record.state == State.CLOSE  # before that all was read, and handed to the sockets
+            lane.eof = record.state == layout.State.CLOSE  # before that all was read, and handed to the sockets
             if pipe is not None:
                 lane.adopt(pipe, calls.readable_bytes(pipe.r))
         # An error is told once, and the dead worker may have been the one that was told. A connection that is over
         # without having been sent its end was reset.
         for into, reset, fin in (
-            (self._down, Flag.CLIENT_RESET, Flag.DOWN_FIN), (self._up, Flag.TARGET_RESET, Flag.UP_FIN)
-        ):  # fmt: skip
+            (self._down, layout.Flag.CLIENT_RESET, layout.Flag.DOWN_FIN),
+            (self._up, layout.Flag.TARGET_RESET, layout.Flag.UP_FIN),
+        ):
             if record.flags & reset:
-                self._broken(into, dead=bool(record.flags & Flag.PEER_DEAD))
+                self._broken(into, dead=bool(record.flags & layout.Flag.PEER_DEAD))
             elif is_gone(into.sink) and not record.flags & fin:
-                self._broken(into, dead=pending_error(into.sink) in UNREACHED)
+                self._broken(into, dead=calls.pending_error(into.sink_fd) in UNREACHED)
         return self._settle()
 
     def ready(self, fd: int, events: int) -> None:
         """A socket is ready. Every message passes here: bytes came, and usually all of them went on."""
         up, down = self._up, self._down
-        out, back = (up, down) if fd == up.source_fd else (down, up)
-        if events != READ:
+        out, back = up, down
+        if fd != up.source_fd:
+            out, back = down, up
+        if events != calls.READ:
             self._more(out, back, events)
         elif turn := self._mover.turn(out):
-            if turn != Turn.CHANGED:
+            if turn != turns.CHANGED:
                 self._note(out, turn)
             self._settle()
 
     def _more(self, out: Lane, back: Lane, events: int) -> None:
         """A socket has more to say than "bytes came". `out` reads from it, `back` writes to it."""
-        if events & WRITE and back.held_bytes:
+        if events & calls.WRITE and back.held_bytes:
             self._note(back, self._mover.turn(back))
-        if events & ~WRITE:
+        if events & ~calls.WRITE:
             if not out.eof and not out.held_bytes and self.flow not in self.flow.context.starved:
                 self._note(out, self._mover.turn(out))
-            elif events & BROKEN:
+            elif events & calls.BROKEN:
                 # Nothing to be read now, so remember it: epoll would report it again and again.
                 out.hup = True
         self._settle()
 
     def _note(self, lane: Lane, turn: int) -> None:
         """Take in what a lane's turn came to."""
-        if turn == Turn.SOURCE_BROKEN:
+        if turn == turns.SOURCE_BROKEN:
             self._broken(self._down if lane is self._up else self._up, dead=lane.error in UNREACHED)
-        elif turn == Turn.SINK_BROKEN:
+        elif turn == turns.SINK_BROKEN:
             self._broken(lane, dead=lane.error in UNREACHED)
-        elif turn == Turn.STARVED:
+        elif turn == turns.STARVED:
             self.flow.context.starved.add(self.flow)
 
     def _broken(self, into: Lane, *, dead: bool) -> None:
@@ -134,10 +136,10 @@ class Forwarding(Stage):
 
         Nothing reaches it any more; what it had sent before is still delivered.
         """
-        by, flags = ("client", Flag.CLIENT_RESET) if into is self._down else ("target", Flag.TARGET_RESET)
+        by, flags = ("client", layout.Flag.CLIENT_RESET) if into is self._down else ("target", layout.Flag.TARGET_RESET)
         if not self._broken_by:
             self._broken_by, self._cause = by, "peer_dead" if dead else f"{by}_reset"
-            flags |= Flag.PEER_DEAD if dead else 0
+            flags |= layout.Flag.PEER_DEAD if dead else 0
         self.flow.context.ledger.flag(self.flow.record, flags)
         self._abandon(into)
         if dead:
@@ -150,7 +152,7 @@ class Forwarding(Stage):
             # orderly end: a reset would take from the client what the target sent last.
             self._abandon(into)
         else:
-            self._broken(into, dead=pending_error(into.sink) in UNREACHED)
+            self._broken(into, dead=calls.pending_error(into.sink_fd) in UNREACHED)
 
     def _abandon(self, lane: Lane) -> None:
         self.flow.context.mover.abandon(lane)
@@ -170,10 +172,10 @@ class Forwarding(Stage):
             # Closing sends the FIN that is still owed. Abandoned without a reset: the target was gone first, see `_gone`.
             return flow.cut("target_fin" if down.fin or up.abandoned else "client_fin")
         if up_done and not up.fin:
-            flow.context.ledger.flag(flow.record, Flag.UP_FIN)  # before it is sent: see `resume`
+            flow.context.ledger.flag(flow.record, layout.Flag.UP_FIN)  # before it is sent: see `resume`
             up.finish()
         if down_done and not down.fin:
-            flow.context.ledger.flag(flow.record, Flag.DOWN_FIN)
+            flow.context.ledger.flag(flow.record, layout.Flag.DOWN_FIN)
             down.finish()
         return self.watch()
 
@@ -181,28 +183,28 @@ class Forwarding(Stage):
         """Watch both sockets for what is needed now."""
         flow, up, down = self.flow, self._up, self._down
         starved = flow in flow.context.starved
-        if (wanted := interest(up, down, starved)) != flow.client_interest:
+        if (wanted := splice.interest(up, down, starved)) != flow.client_interest:
             flow.watch_client(wanted, self)
-        if (wanted := interest(down, up, starved)) != self._target_interest:
+        if (wanted := splice.interest(down, up, starved)) != self._target_interest:
             self._watch_target(wanted)
 
-    def _watch_target(self, interest: int | None) -> None:
-        self.flow.context.poller.want(self._target.fileno(), self._target_interest, interest, self)
+    def _watch_target(self, interest: int) -> None:
+        self.flow.context.poller.want(self._target_fd, self._target_interest, interest, self)
         self._target_interest = interest
 
     def _deliver_then_reset(self) -> None:
         """One end is broken. Reset the other, but not before its peer has taken what stands in its send buffer."""
         flow = self.flow
         other = self._target if self._broken_by == "client" else flow.client
-        unsent = unsent_bytes(other)
+        unsent = calls.unsent_bytes(other.fileno())
         if not unsent or is_gone(other):
             return flow.cut(self._cause)
         if not self._deadline_s:
             self._tell_moved()  # from here on nothing moves
-            flow.stand(self, State.CLOSE, self._target.fileno())
+            flow.stand(self, layout.State.CLOSE, self._target_fd)
             flow.context.starved.discard(flow)
-            flow.watch_client(None, self)
-            self._watch_target(None)
+            flow.watch_client(UNWATCHED, self)
+            self._watch_target(UNWATCHED)
         elif unsent == self._unsent_mark:
             return None
         self._unsent_mark = unsent
@@ -267,7 +269,7 @@ class Forwarding(Stage):
 
     def _consider_idle(self, now_s: float, idle_s: float) -> None:
         """Nothing was moved for a while. Bytes that leave a send buffer are no idleness: a slow reader takes them."""
-        unsent = unsent_bytes(self.flow.client) + unsent_bytes(self._target)
+        unsent = calls.unsent_bytes(self.flow.client_fd) + calls.unsent_bytes(self._target_fd)
         if unsent != self._unsent_mark and self._unsent_mark >= 0:
             self._idle_since_s = now_s
         elif now_s - self._idle_since_s >= idle_s:

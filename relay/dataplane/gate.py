@@ -9,9 +9,10 @@ from typing import Final, Protocol
 
 from relay.address import network_of, packed_host
 from relay.config.snapshot import EndpointRow, TargetRow
-from relay.kernel.sockets import AnySocket
+from relay.kernel.bare_socket import BareSocket
+from relay.ledger import layout
 from relay.ledger.by_source import SourceCounts
-from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Count, Health
+from relay.ledger.layout import CAUSES, ENVELOPE_REASONS, REASONS, Health
 from relay.ledger.ledger import WorkerLedger
 from relay.targets import why
 from relay.targets.health import is_found_down, own_health
@@ -20,8 +21,8 @@ from relay.targets.pool import Pool
 # Verdicts, and what a limit calls them, remembered by source address. A flood of invented sources only empties it: 16,384
 # entries are about 2 MiB.
 _REMEMBERED_MAX: Final = 16384
-_REASON: Final = {name: Count.DENIED + n for n, name in enumerate(REASONS)}
-_CAUSE: Final = {name: Count.CLOSED + n for n, name in enumerate(CAUSES)}
+_REASON: Final = {name: layout.Count.DENIED + n for n, name in enumerate(REASONS)}
+_CAUSE: Final = {name: layout.Count.CLOSED + n for n, name in enumerate(CAUSES)}
 _TOLD_HOLD_S: Final = 60.0  # a connection waits so long for instances that say that they hold new ones
 _SLOW_WINDOW_S: Final = 60  # in which a rate below one a second is counted, so that `30/m` means 30 and not none
 
@@ -38,9 +39,9 @@ class Gate:
 
     def __init__(self, declared: EndpointRow, ledger: WorkerLedger, sources: SourceCounts) -> None:
         self.counts_at = ledger.claim(declared.slot, declared.name)
-        self._holder = ledger.words[self.counts_at + Count.HOLDER]
+        self._holder = ledger.words[self.counts_at + layout.Count.HOLDER]
         self._all_counts_at = ledger.all_counts_at(declared.slot)
-        self.hold_until_at = self._all_counts_at[0] + Count.HOLD_UNTIL_NS
+        self.hold_until_at = self._all_counts_at[0] + layout.Count.HOLD_UNTIL_NS
         self.held: dict[int, Queue] = {}  # who waits for a target, by the port that it came to (0: any)
         self._words = ledger.numbers
         self._sources = sources
@@ -49,6 +50,7 @@ class Gate:
         self._bits: tuple[int, int] | None = None
         self._names: dict[str, int] = {}  # what it calls them
         self._ledger = ledger
+        self.slot = declared.slot
         self.pool: Pool | None = None  # of several targets
         self.declared = declared
         self.declare(declared)
@@ -56,7 +58,7 @@ class Gate:
     def declare(self, declared: EndpointRow) -> None:
         """Work by this declaration from now on."""
         if declared.targets != self.declared.targets:
-            self._words[self.counts_at + Count.TARGET_UP] = 0  # the new one has not been dialled yet
+            self._words[self.counts_at + layout.Count.TARGET_UP] = 0  # the new one has not been dialled yet
         if declared.distribution is None:
             self.pool = None
         elif self.pool is None or declared.targets != self.pool.targets or declared != self.declared:
@@ -67,16 +69,26 @@ class Gate:
         self.declared = declared
         self._edges = frozenset(declared.edges)
         self.is_brought = declared.is_brought
+        # Looked up for every connection: an attribute of a row costs as much as ten of these.
+        self.looks = declared.protocol != "tcp"
+        self.connect_s = declared.connect_s
+        self.sends_proxy = declared.send_proxy is not None
+        own = declared.targets[0] if declared.distribution is None and declared.targets else None
+        self.own_target = own if own is not None and own.port_count == 1 else None
+        self.drops = bool(declared.drop_filter)
+        self.has_edges = bool(declared.edges)
+        self.dials_plainly = not declared.transparent and not declared.dial_from
         self.audits = declared.enforce == "audit"
         self._envelope = declared.envelope
         self._verdicts: dict[str, bool] = {}
+        self._is_limited = (declared.connections, declared.per_source, declared.rate_per_s) != (None, None, None)
         limited, bits = declared.per_source is not None, (declared.per_source_ipv4_bits, declared.per_source_ipv6_bits)
         if (bits if limited else None) != self._bits:
             self._recount(bits if limited else None)
 
     def forget(self) -> None:
         """Its endpoint is gone. The counters are nought for whoever gets the row next, unless somebody has it already."""
-        if self._ledger.words[self.counts_at + Count.HOLDER] == self._holder:
+        if self._ledger.words[self.counts_at + layout.Count.HOLDER] == self._holder:
             self._ledger.clear(self.declared.slot)
 
     def permits(self, source: str) -> bool:
@@ -136,7 +148,9 @@ class Gate:
         if self._asked is not None and not self._asked.any_left() and not self.hold_s(int(now_s * 1e9)):
             return "no_target"
         name = self._enter(source, 1)
-        if declared.connections is not None and self._total(Count.ACTIVE) > declared.connections:
+        if not self._is_limited:
+            return None
+        if declared.connections is not None and self._total(layout.Count.ACTIVE) > declared.connections:
             reason = "connections"
         elif declared.per_source is not None and self._sources.total(name) > declared.per_source:
             reason = "per_source"
@@ -149,7 +163,7 @@ class Gate:
 
     def accepted(self) -> None:
         """Count a connection that was let in and stands in the ledger: see `WorkerLedger.reconcile`."""
-        self._words[self.counts_at + Count.ACCEPTED] += 1
+        self._words[self.counts_at + layout.Count.ACCEPTED] += 1
 
     def readmit(self, source: str) -> None:
         """Count in a connection that was let in by a predecessor, which has counted it as accepted."""
@@ -162,16 +176,20 @@ class Gate:
 
     def dial_failed(self) -> None:
         """Count a dial that came to nothing."""
-        self._words[self.counts_at + Count.CONNECT_FAILURES] += 1
+        self._words[self.counts_at + layout.Count.CONNECT_FAILURES] += 1
 
     def target_failed(self, dialled_ns: int, dial_why: int) -> None:
         """None of the targets took the connection; the last dial began then (CLOCK_MONOTONIC). See `health.failed_dial`."""
-        self._words[self.counts_at + Count.DIAL_WHY] = dial_why
-        self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1
+        self._words[self.counts_at + layout.Count.DIAL_WHY] = dial_why
+        self._words[self.counts_at + layout.Count.TARGET_UP] = dialled_ns << 1
 
     def target_answered(self, dialled_ns: int) -> None:
         """The dial that began then was answered."""
-        self._words[self.counts_at + Count.TARGET_UP] = dialled_ns << 1 | 1
+        self._words[self.counts_at + layout.Count.TARGET_UP] = dialled_ns << 1 | 1
+
+    def was_held(self) -> bool:
+        """Whether somebody has ever asked for that. For a look that costs nothing."""
+        return self._words[self.hold_until_at] != 0
 
     def is_held(self, now_ns: int) -> bool:
         """Whether new connections are to wait, as somebody asked by hand (`relay hold`)."""
@@ -182,23 +200,23 @@ class Gate:
         declared, until_ns = self.declared, self._words[self.hold_until_at]
         told = self.pool is not None and self.pool.is_held()
         found_s = [declared.hold_s or 0.0, (until_ns - now_ns) / 1e9, _TOLD_HOLD_S if told else 0.0]
-        if max(found_s) <= 0 or (declared.held_max is not None and self._total(Count.HELD) >= declared.held_max):
+        if max(found_s) <= 0 or (declared.held_max is not None and self._total(layout.Count.HELD) >= declared.held_max):
             return None
         return max(found_s)
 
-    def reached(self, client: AnySocket) -> None:
+    def reached(self, client: BareSocket) -> None:
         """A connection has reached a target: those who wait for the same follow."""
         if (held := self.held.get(self.held_at(client))) is not None:
             held.reached()
 
-    def held_at(self, client: AnySocket) -> int:
+    def held_at(self, client: BareSocket) -> int:
         """By which port this client's connection waits in `held`: each of a range may lead to a target of its own."""
         return int(client.getsockname()[1]) if self.declared.port_count > 1 else 0
 
     def from_other_source(self) -> bool:
         """Count a dial from an address that is not the usual one; whether it is the first of all workers."""
-        first = not self._total(Count.OTHER_SOURCE)
-        self._words[self.counts_at + Count.OTHER_SOURCE] += 1
+        first = not self._total(layout.Count.OTHER_SOURCE)
+        self._words[self.counts_at + layout.Count.OTHER_SOURCE] += 1
         return first
 
     def is_down(self, target: TargetRow) -> bool:
@@ -206,7 +224,7 @@ class Gate:
         if self.pool is not None:
             place = self.pool.place_of(target)
             return place is not None and self.pool.is_down(place)
-        there = is_found_down(self._words[self._all_counts_at[0] + Count.HEALTH])
+        there = is_found_down(self._words[self._all_counts_at[0] + layout.Count.HEALTH])
         return there and any(each.includes(target) for each in self.declared.targets)
 
     def fault(self) -> int:
@@ -226,11 +244,11 @@ class Gate:
 
     def would_deny(self) -> None:
         """Count one whom the envelope refuses, and who is let in because it is not enforced."""
-        self._words[self.counts_at + Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
+        self._words[self.counts_at + layout.Count.WOULD_DENY + ENVELOPE_REASONS.index(self.declared.denied_reason)] += 1
 
     def _enter(self, source: str, change: int) -> int:
         """One connection more, or one less; what the limit calls its source, 0 where there is none."""
-        words, at, sources = self._words, self.counts_at + Count.ACTIVE, self._per_source
+        words, at, sources = self._words, self.counts_at + layout.Count.ACTIVE, self._per_source
         count = sources.get(source, 0) + change
         if count < 0:  # it was not counted in, and takes from nobody
             return 0
@@ -277,13 +295,12 @@ class Gate:
         """
         window_s = 1 if rate_per_s >= 1 else _SLOW_WINDOW_S
         window = int(now_s / window_s)
-        words = self._words
-        own = words[self.counts_at + Count.RATE_WINDOW]
-        words[self.counts_at + Count.RATE_WINDOW] = own + 1 if own >> 32 == window else (window << 32) + 1
-        used = sum(
-            [word & 0xFFFFFFFF for at in self._all_counts_at if (word := words[at + Count.RATE_WINDOW]) >> 32 == window]
-        )
+        words, mine = self._words, self.counts_at + layout.Count.RATE_WINDOW
+        own = words[mine]
+        words[mine] = own + 1 if own >> 32 == window else (window << 32) + 1
+        counted = [words[at + layout.Count.RATE_WINDOW] for at in self._all_counts_at]
+        used = sum([word & 0xFFFFFFFF for word in counted if word >> 32 == window])
         if used > rate_per_s * window_s:
-            words[self.counts_at + Count.RATE_WINDOW] -= 1
+            words[mine] -= 1
             return True
         return False

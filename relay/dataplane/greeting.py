@@ -1,9 +1,8 @@
 """What comes before the dial: who the client is, where an edge says so, and whether it speaks what is declared."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
+from relay import calls
 from relay.address import Address, host_text
 from relay.dataplane import first_bytes
 from relay.dataplane.dialling import Dialling
@@ -11,7 +10,7 @@ from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.line import Line
 from relay.dataplane.passing import endpoint_of
 from relay.dataplane.telling import tell
-from relay.envelope import asking
+from relay.envelope import asking, proxyproto
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.poller import BROKEN, PEER_FIN, READ
@@ -21,7 +20,6 @@ from relay.ledger.layout import Flag, State
 from relay.ledger.record import FlowRecord
 from relay.targets import why
 
-_Right = TypeVar("_Right")
 _ASKS: Final = {
     asking.NOTHING: 0,
     asking.THROUGH: Flag.ASKS_WHY,
@@ -41,7 +39,7 @@ def begin(flow: Flow) -> None:
 
 def _go_on(flow: Flow) -> None:
     """The client is known."""
-    if flow.gate.declared.protocol == "tcp" or flow.probe:
+    if not flow.gate.looks or flow.probe:
         Dialling(flow).start()
     else:
         Greeting(flow).expect(State.LOOK)
@@ -62,10 +60,14 @@ class Greeting(Stage):
 
     def expect(self, state: int) -> None:
         """Wait in HEADER or LOOK until enough has come."""
-        self.flow.stand(self, state)
+        flow = self.flow
+        flow.stand(self, state)
         if state == State.LOOK:
-            self._protocol = self.flow.gate.declared.protocol
-        self.flow.watch_client(READ | PEER_FIN, self)
+            self._protocol = flow.gate.declared.protocol
+        if calls.readable_bytes(flow.client_fd):  # as a rule something has come with the connection
+            self.ready(flow.client_fd, READ)
+        if flow.stage is self:
+            flow.watch_client(READ | PEER_FIN, self)
 
     def ready(self, fd: int, events: int) -> None:
         """The client has sent something, or nothing more will come."""
@@ -77,7 +79,7 @@ class Greeting(Stage):
     def resume(self, record: FlowRecord) -> None:
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
         client = self.flow.client
-        hear_beyond(client, 0)
+        hear_beyond(client.fd, 0)
         if record.state == State.HEADER and taken_bytes(client):
             self._identified(Address.parse(record.peer))
         elif record.state == State.LOOK and self.flow.gate.declared.protocol == "tcp":  # since a reload
@@ -88,12 +90,13 @@ class Greeting(Stage):
     def _on_header(self, events: int) -> None:
         """Look at the edge's PROXY header; once it is whole, take it, and no byte more."""
         flow = self.flow
-        header = self._judged(events, partial(first_bytes.header, flow.client))
+        header = self._judged(events)
         if header is None:
             return
+        assert isinstance(header, proxyproto.Header)  # it was looked at as one
         flow.probe = header.is_local
         peer = flow.peer if header.src is None else Address(host_text(header.src), header.src_port)
-        asked = asking.asked_in(header.tlvs)
+        asked = asking.asked_in(header.tlvs) if header.tlvs else asking.NOTHING
         flow.asks = asked if flow.probe or asked == asking.TAKEN else asking.NOTHING
         names_endpoint = flow.gate.declared.type == "relay" and flow.asks != asking.LINE
         gate = endpoint_of(flow, header.tlvs, peer) if names_endpoint else flow.gate
@@ -129,11 +132,11 @@ class Greeting(Stage):
             return flow.cut("told")
         if not flow.probe:
             edge, source = flow.source, peer.host
-            flow.peer = peer
+            flow.peer_text = str(peer)
             if gate.audits:
-                context.audit(gate, source, peer)
+                context.audit(gate, source, flow.peer_text)
             if reason := gate.identify(edge, source, context.now_s()):
-                context.deny(gate, peer, reason)
+                context.deny(gate, flow.peer_text, reason)
                 tell(flow, why.DENIED)
                 return flow.cut("denied")
             flow.source = source
@@ -144,15 +147,20 @@ class Greeting(Stage):
         flow = self.flow
         if self._looks and self._so_far is None:  # most need no second one
             self._so_far = first_bytes.so_far(self._protocol)
-        look = partial(first_bytes.first_bytes, flow.client, self._protocol, before=self._so_far)
-        if self._judged(events, look) is not None:
+        if self._judged(events) is not None:
             Dialling(flow).start()
 
-    def _judged(self, events: int, look: Callable[[int], tuple[Incomplete | Reject | _Right, int]]) -> _Right | None:
+    def _judged(self, events: int) -> first_bytes.Right | None:
         """What is right, as soon as it is whole. Until then None: more must come, or this was the end of the flow."""
-        flow = self.flow
+        flow, seen_bytes = self.flow, self._looked_bytes
+        verdict: Incomplete | Reject | first_bytes.Right
         try:
-            verdict, self._looked_bytes = look(self._looked_bytes)
+            if flow.state == State.HEADER:
+                verdict, self._looked_bytes = first_bytes.header(flow.client, seen_bytes)
+            else:
+                verdict, self._looked_bytes = first_bytes.first_bytes(
+                    flow.client, self._protocol, seen_bytes, self._so_far
+                )
         except BlockingIOError:
             return None
         except OSError:
@@ -162,7 +170,7 @@ class Greeting(Stage):
         if isinstance(verdict, Incomplete) and self._looks >= first_bytes.LOOKS_MAX:
             verdict = first_bytes.too_many_looks(self._protocol)
         if isinstance(verdict, Reject):
-            flow.context.deny(flow.gate, flow.peer, "protocol", verdict.reason)
+            flow.context.deny(flow.gate, flow.peer_text, "protocol", verdict.reason)
             self._refuse("protocol")
         elif not isinstance(verdict, Incomplete):
             return verdict

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from relay.dataplane.context import Context
 from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
-from relay.kernel.sockets import AnySocket
+from relay.kernel.bare_socket import BareSocket
 from relay.ledger.layout import Count, State
 
 _PAUSE_S: Final = 0.1  # from one try to the next
@@ -50,7 +50,7 @@ class Held:
         self._try_at_s = context.now_s() + _PAUSE_S
 
     @staticmethod
-    def of(context: Context, gate: Gate, client: AnySocket) -> "Held":
+    def of(context: Context, gate: Gate, client: BareSocket) -> "Held":
         """The gate's queue for connections such as this client's."""
         port = gate.held_at(client)
         found = gate.held.get(port)

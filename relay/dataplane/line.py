@@ -84,7 +84,7 @@ class Line(Stage):
             return flow.cut("told")  # it is not there any more
         if heard > self._said or self._said >= _SAID_MAX:
             return flow.cut("told")
-        hear_beyond(flow.client, heard)
+        hear_beyond(flow.client_fd, heard)
         return flow.watch_client(READ | PEER_FIN, self)
 
     def ready(self, fd: int, events: int) -> None:

@@ -2,10 +2,15 @@
 
 cimport cython
 
+from relay cimport calls
+from relay.dataplane cimport greeting
 from relay.dataplane.context cimport Context
 from relay.dataplane.flow cimport Flow
 from relay.dataplane.gate cimport Gate
+from relay.dataplane.share cimport Share
+from relay.kernel.bare_socket cimport BareSocket
 from relay.kernel.poller cimport Handler
+from relay.ledger cimport layout
 
 
 cdef class Listener(Handler):
@@ -17,7 +22,7 @@ cdef class Listener(Handler):
 
     cdef _accept_some(self)
     cdef _hear(self)
-    @cython.locals(context=Context, over=int)
+    @cython.locals(context=Context, over=int, fd=int, listener_fd=int)
     cdef bint _accept(self, most) except -1
     @cython.locals(context=Context, gate=Gate, flow=Flow)
-    cpdef take(self, int fd, address, long long now_ns)
+    cpdef take(self, int fd, str source, str peer, long long now_ns)

@@ -15,27 +15,20 @@ import os
 import socket
 from typing import Final
 
-from relay.address import Address
+from relay import calls
+from relay.dataplane import greeting
 from relay.dataplane.context import Context
 from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
-from relay.dataplane.greeting import begin
 from relay.dataplane.share import NOBODY
 from relay.envelope.bpf import newcomers_filter
 from relay.errors import os_reason
 from relay.kernel.accepting import SAID_S, is_over, refusal
+from relay.kernel.bare_socket import BareSocket
 from relay.kernel.listening import BACKLOG
 from relay.kernel.poller import EDGE, EXCLUSIVE, READ, Handler
-from relay.kernel.sockets import (
-    CAPACITY,
-    Accepted,
-    attach_filter,
-    detach_filter,
-    dropped_packets,
-    keep_urgent,
-    not_blocking,
-    wake_watchers,
-)
+from relay.kernel.sockets import CAPACITY, attach_filter, detach_filter, dropped_packets, keep_urgent, wake_watchers
+from relay.ledger import layout
 from relay.ledger.layout import Word
 
 _NO_NEWCOMERS: Final = newcomers_filter()
@@ -185,28 +178,33 @@ class Listener(Handler):
         """Accept a burst, until there are `most` flows; whether there may be more to accept."""
         context, flows = self._context, self._context.flows
         now_ns = context.now_ns()
-        over = 0  # in a row
+        over, listener_fd = 0, self.sock.fileno()  # `over`: in a row
         for _ in range(_BURST):
             if len(flows) >= most:
                 return True
             if not context.free_records and not context.has_room():
                 context.exhausted("room for connections")
                 return False
-            try:
-                fd, address = self.sock._accept()  # type: ignore[attr-defined]  # accept() less a socket object
-            except BlockingIOError:
+            fd = calls.accept(listener_fd)
+            if fd >= 0:
+                over = 0
+                self.take(fd, calls.accepted_host(), calls.accepted_peer(), now_ns)
+            elif fd == calls.AGAIN:
                 return False
-            except OSError as error:
-                if error.errno in CAPACITY:
-                    context.exhausted(errno.errorcode[error.errno])
-                    return False
+            else:
                 over += 1
-                if not is_over(error, over):
-                    self._rest(error)
+                if not self._goes_on(OSError(-fd, os.strerror(-fd)), over):
                     return False
-                continue  # that client's connection broke while it waited; accept(2) says to take the next one
-            over = 0
-            self.take(fd, address, now_ns)
+        return True
+
+    def _goes_on(self, error: OSError, over: int) -> bool:
+        """accept(2) has failed, so often in a row. Whether to take the next one: that client's connection broke."""
+        if error.errno in CAPACITY:
+            self._context.exhausted(errno.errorcode[error.errno])
+            return False
+        if not is_over(error, over):
+            self._rest(error)
+            return False
         return True
 
     def _rest(self, error: OSError) -> None:
@@ -222,27 +220,27 @@ class Listener(Handler):
             self._watch(0)
             context.left.add(self.resume)
 
-    def take(self, fd: int, address: tuple[str, int] | tuple[str, int, int, int], now_ns: int) -> None:
-        """A connection came off the backlog: ask the gate, and begin a flow or refuse. Raises what is a bug."""
+    def take(self, fd: int, source: str, peer: str, now_ns: int) -> None:
+        """A connection came off the backlog, from this host (`peer`: with its port), and does not block.
+
+        Ask the gate, and begin a flow or refuse. Raises what is a bug.
+        """
         context, gate = self._context, self.gate
-        peer = Address(address[0], address[1])  # IPv6's has two fields more
-        source = peer.host
-        if gate.audits and not gate.declared.edges:
+        if gate.audits and not gate.has_edges:
             context.audit(gate, source, peer)
         reason = gate.admit(source, now_ns / 1e9)
         if reason is not None:
-            os.close(fd)
+            calls.close(fd)
             context.deny(gate, peer, reason)
             return
-        not_blocking(fd)
-        if gate.declared.drop_filter or self._turned_away:
+        if gate.drops or self._turned_away:
             # The socket has inherited the listener's filter. It would be asked about every packet of a connection that was
             # let in, and hold the memory of a program that is long replaced.
             detach_filter(fd)
         record, via = context.free_records.pop(), source if gate.is_brought else ""
-        flow = Flow(context, gate, Accepted(fd), source, peer, started_ns=now_ns, record=record, via=via)
+        flow = Flow(context, gate, BareSocket(fd), source, peer, now_ns, record, layout.State.FREE, via)
         try:
-            begin(flow)
+            greeting.begin(flow)
         except Exception:  # a bug, which the poller tells; nothing would ever end this flow
             flow.cut("error")
             raise

@@ -43,6 +43,6 @@ def endpoint_of(flow: Flow, tlvs: bytes, peer: Address) -> Gate | None:
 
 
 def _refuse(flow: Flow, reason: str, told: int, detail: str) -> None:
-    flow.context.deny(flow.gate, flow.peer, reason, detail)
+    flow.context.deny(flow.gate, flow.peer_text, reason, detail)
     tell(flow, told)
     flow.cut("protocol" if reason == "protocol" else "denied")

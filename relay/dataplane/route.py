@@ -1,12 +1,14 @@
 """Which target a connection goes to: the one whose turn it is, and at its failure another, within the time for connecting."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final
 
 from relay.address import Address
 from relay.config.snapshot import TargetRow
 from relay.dataplane.gate import Gate
-from relay.kernel.sockets import AnySocket, connected_addresses, peer_path
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.clock import Clock
+from relay.kernel.sockets import connected_addresses, peer_path
 from relay.ledger.layout import Knows
 from relay.targets import why as reasons
 from relay.targets.health import failed_dial
@@ -22,13 +24,13 @@ class Route:
     """The targets of one connection, in turn. `target` is the one that is being dialled or was reached."""
 
     __slots__ = (
-        "_attempt", "_gate", "_is_held", "_is_joined", "_now_ns", "_place", "_pool", "_replaced", "_tried", "_until_s",
+        "_attempt", "_clock", "_gate", "_is_held", "_is_joined", "_place", "_pool", "_replaced", "_tried", "_until_s",
         "by_name", "dialled_ns", "dials", "target",
     )  # fmt: skip
 
-    def __init__(self, gate: Gate, now_ns: Callable[[], int]) -> None:
+    def __init__(self, gate: Gate, clock: Clock) -> None:
         self._gate = gate
-        self._now_ns = now_ns  # CLOCK_MONOTONIC
+        self._clock = clock
         self._pool = gate.pool
         self._attempt = 0
         self._tried = 0  # a bit for the place of each of the pool's targets that failed
@@ -42,25 +44,25 @@ class Route:
         self.dialled_ns = 0
         self.dials = 0  # begun so far; a worker that took the connection over has its own only
 
-    @property
     def slot(self) -> int:
         """The pool's target in the ledger; -1: none."""
         return -1 if self._pool is None or self._place is None else self._pool.targets[self._place].slot
 
-    @property
     def asks(self) -> bool:
         """Whether the target's relay says when its own target has taken the connection."""
         if self._pool is None or self._place is None:
             return False
         return self.by_name or self._pool.knows(self._place, Knows.TAKEN)
 
-    def begin(self, client: AnySocket, peer: Address) -> TargetRow | None:
-        """Where to dial now, for the client at `peer`; None: there is no target, or none any more."""
-        self.dialled_ns = self._now_ns()
+    def begin(self, client: BareSocket, peer: str) -> TargetRow | None:
+        """Where to dial now, for the client at `peer` (`host:port`); None: there is no target, or none any more."""
+        self.dialled_ns = self._clock.now_ns()
         if not self._until_s:
-            self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
+            self._until_s = self.dialled_ns / 1e9 + self._gate.connect_s
         self.target = self._own(client) if self._pool is None else self._of_pool(client, peer)
         self.dials += self.target is not None
+        if self._pool is None:
+            return self.target
         relay = self._relay()
         self.by_name = relay is not None
         return relay or self.target
@@ -80,7 +82,9 @@ class Route:
         self.dials -= 1
         return True
 
-    def _own(self, client: AnySocket) -> TargetRow | None:
+    def _own(self, client: BareSocket) -> TargetRow | None:
+        if self._attempt == 0 and self._gate.own_target is not None:
+            return self._gate.own_target
         declared = self._gate.declared
         row = declared.target(self._attempt)
         if row.port_count > 1:
@@ -89,12 +93,13 @@ class Route:
         # None: its ports were changed meanwhile, and the client's is none of them.
         return row if row.port_count == 1 else None
 
-    def _of_pool(self, client: AnySocket, peer: Address) -> TargetRow | None:
+    def _of_pool(self, client: BareSocket, peer: str) -> TargetRow | None:
         assert self._pool is not None  # it was asked before
         declared = self._gate.declared
         port = declared.listen_port if declared.port_count == 1 else client.getsockname()[1]
+        source = Address.parse(peer)
         self._place = self._pool.choose(
-            peer.packed, peer.port, port, self._tried, self.dialled_ns, down_too=self._is_held
+            source.packed, source.port, port, self._tried, self.dialled_ns, down_too=self._is_held
         )
         if self._place is None:
             return None
@@ -110,7 +115,7 @@ class Route:
 
     def patience_s(self) -> float:
         """How long to wait for the answer to this dial."""
-        left_s = self._until_s - self._now_ns() / 1e9
+        left_s = self._until_s - self._clock.now_ns() / 1e9
         if self._pool is None or self._pool.is_single:
             return left_s
         return min(left_s, _PATIENCE_MAX_S, self._gate.declared.connect_s / _PATIENCE_SHARE)
@@ -119,7 +124,7 @@ class Route:
         """The dial came to nothing; whether another target may be tried. `why`: targets/why.py."""
         self._gate.dial_failed()
         if self._pool is not None and self._place is not None:
-            self._pool.failed(self._place, self._now_ns(), why)
+            self._pool.failed(self._place, self._clock.now_ns(), why)
         if self.skip():
             return True
         if self._pool is None:
@@ -136,7 +141,7 @@ class Route:
         if self._place is not None:
             self._tried |= 1 << self._place
             self._replaced, self._place = self._place, None
-        return self._now_ns() / 1e9 < self._until_s
+        return self._clock.now_ns() / 1e9 < self._until_s
 
     def reached(self, took_s: float) -> None:
         """The target has taken the connection."""
@@ -144,10 +149,10 @@ class Route:
         if self._pool is None:
             self._gate.target_answered(self.dialled_ns)
         elif self._place is not None:
-            self._pool.answered(self._place, took_s, self._now_ns())
+            self._pool.answered(self._place, took_s, self._clock.now_ns())
             declared = self._gate.declared
             if declared.type != "door" or declared.direct or self.by_name:  # see `leave`
-                self._pool.proved(self._place, self._now_ns())
+                self._pool.proved(self._place, self._clock.now_ns())
 
     def join(self) -> None:
         """The target has one connection more, until `part`."""
@@ -183,12 +188,12 @@ class Route:
         if self._pool is not None and self._place is not None:
             self._pool.unlearn(self._place, Knows.TAKEN | Knows.NAMES)
 
-    def resume(self, slot: int, client: AnySocket, joined: AnySocket) -> None:
+    def resume(self, slot: int, client: BareSocket, joined: BareSocket) -> None:
         """A predecessor's connection is with the target that has this slot in the ledger, by the socket `joined`.
 
         As if it had been dialled now.
         """
-        self.dialled_ns, self.dials = self._now_ns(), 1
+        self.dialled_ns, self.dials = self._clock.now_ns(), 1
         self._until_s = self.dialled_ns / 1e9 + self._gate.declared.connect_s
         # With a slot it was one of several. Only where it is needed is a socket asked: thousands may be taken over at once.
         if self._pool is None and slot < 0 and not self._gate.cuts_down:
@@ -219,12 +224,12 @@ class Route:
             return
         if self._gate.declared.type == "door" and not self._gate.declared.direct:
             if cause == "target_reset" and not sent_bytes:
-                self._pool.failed(self._place, self._now_ns(), reasons.RESET)
+                self._pool.failed(self._place, self._clock.now_ns(), reasons.RESET)
             elif sent_bytes and cause != "peer_dead":  # what came before it died proves nothing
-                self._pool.proved(self._place, self._now_ns())
+                self._pool.proved(self._place, self._clock.now_ns())
 
 
-def _at(joined: AnySocket) -> TargetRow | None:
+def _at(joined: BareSocket) -> TargetRow | None:
     """What this socket is connected to, as a target; None: the kernel does not say."""
     if (addresses := connected_addresses(joined.fileno())) is not None:
         _, peer = addresses

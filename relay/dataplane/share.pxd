@@ -1,5 +1,7 @@
 # Who has his share of all connections.
 
+cimport cython
+
 from relay.calls cimport word
 
 
@@ -12,5 +14,6 @@ cdef class Share:
     cpdef join(self, connections)
     cpdef leave(self)
     cpdef tell(self, long connections)
-    cpdef most(self)
+    @cython.locals(at=Py_ssize_t, there="long long", fewest="long long")
+    cpdef long long most(self) except -1
     cpdef look(self, now_ns)

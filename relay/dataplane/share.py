@@ -50,11 +50,12 @@ class Share:
     def most(self) -> int:
         """With how many connections this worker has its share. One that has left has never enough."""
         words, fewest = self._words, NOBODY
-        if self._others and words[self._mine]:
-            for at in self._others:  # a loop, for this is asked at every accept: min() takes three times as long
-                if 0 < (there := words[at]) < fewest:
-                    fewest = there
-        return most(fewest - 1)
+        if not self._others or not words[self._mine]:
+            return NOBODY
+        for at in self._others:  # a loop, for this is asked at every accept: min() takes three times as long
+            if 0 < (there := words[at]) < fewest:
+                fewest = there
+        return NOBODY if fewest == NOBODY else most(fewest - 1)
 
     def look(self, now_ns: int) -> None:
         """See who hangs. About once a second; `now_ns` is CLOCK_MONOTONIC."""

@@ -4,15 +4,20 @@ cimport cython
 
 from relay cimport calls
 from relay.calls cimport word
+from relay.dataplane cimport turns
 from relay.dataplane.pipes cimport Pipe, PipePool
+from relay.kernel.bare_socket cimport BareSocket
 from relay.ledger.copying cimport CopyBuffer
 from relay.ledger.ledger cimport WorkerLedger
+from relay.ledger cimport layout
 
-cdef int _SAME
+cdef int _LARGE
 
 
+@cython.no_gc  # it is in no cycle
+@cython.freelist(64)
 cdef class Lane:
-    cdef public object source, sink
+    cdef public BareSocket source, sink
     cdef public int source_fd, sink_fd, direction, error, full_turns
     cdef public Py_ssize_t bytes_at, record, owner
     cdef public Pipe pipe
@@ -41,6 +46,7 @@ cdef class Mover:
     cdef int _copy(self, Lane lane, Pipe pipe, int result) except -1
     @cython.locals(came=long, went=long, left=long)
     cdef int _splice(self, Lane lane, Pipe pipe, int result) except -1
+    cdef long _left(self, Lane lane, long came, long went) except? -1
     cdef int _nothing_came(self, Lane lane, long came, int result) except -1
     cdef _hurry(self, Lane lane)
     cpdef abandon(self, Lane lane)
@@ -52,3 +58,8 @@ cdef class Mover:
     cdef int _sink_broken(self, Lane lane, long error, Pipe pipe) except -1
     @cython.locals(before=long, left=long, moved=long)
     cdef int _deliver_held(self, Lane lane) except -1
+
+
+cpdef tuple lanes(BareSocket client, BareSocket target, Py_ssize_t counts_at, Py_ssize_t record)
+@cython.locals(wanted=int)
+cpdef int interest(Lane out, Lane back, bint starved) except? -2

@@ -19,33 +19,23 @@ Two rules make the rest simple (each learnt from a forwarder that broke it; sozu
 * FIN goes on only after the pipe is empty. `done` says so.
 """
 
+import errno
 import os
-from socket import MSG_TRUNC, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
+from socket import IPPROTO_TCP, MSG_TRUNC, SO_OOBINLINE, SOL_SOCKET, TCP_NODELAY
 from typing import Final
 
 from relay import calls
+from relay.dataplane import turns
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.kernel.poller import READ, WRITE
-from relay.kernel.sockets import AnySocket, no_delay
-from relay.ledger.layout import COPY_BYTES, Count, Word
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.poller import UNWATCHED
+from relay.ledger import layout
+from relay.ledger.layout import COPY_BYTES, Word
 from relay.ledger.ledger import NO_PIPE, WorkerLedger, owner_of
 
 _LARGE: Final = 2  # turns in a row that filled the buffer: one alone is often the end of a message
 _DISCARD_BYTES: Final = 8 * 1024 * 1024  # in one go: a peer that never stops sending keeps nobody else waiting
 _NOWHERE: Final = bytearray(64 * 1024)
-
-
-class Turn:
-    """What a turn of a lane came to."""
-
-    SAME: Final = 0  # whatever it wanted before, it wants now
-    CHANGED: Final = 1  # what it holds, or its end, changed: compute interest anew
-    SOURCE_BROKEN: Final = 2  # reading failed: all that will ever come is in the pipe
-    SINK_BROKEN: Final = 3  # writing failed: nothing can be delivered any more
-    STARVED: Final = 4  # no pipe to read into: try again later
-
-
-_SAME: Final = Turn.SAME  # looked up for every message
 
 
 class Lane:
@@ -56,11 +46,10 @@ class Lane:
         "pipe", "record", "sink", "sink_fd", "source", "source_fd", "total_bytes",
     )  # fmt: skip
 
-    def __init__(self, source: AnySocket, sink: AnySocket, bytes_at: int, record: int, direction: int) -> None:
+    def __init__(self, source: BareSocket, sink: BareSocket, bytes_at: int, record: int, direction: int) -> None:
         self.source = source
-        self.source_fd = source.fileno()
-        self.sink_fd = sink.fileno()
         self.sink = sink
+        self.source_fd, self.sink_fd = self.source.fd, self.sink.fd
         self.bytes_at = bytes_at  # the ledger's word that counts this direction's bytes
         self.record = record  # of the flow, in the ledger
         self.direction = direction  # 0 to the target, 1 to the client
@@ -88,11 +77,8 @@ class Lane:
     def finish(self) -> None:
         """Pass the end of the stream on: shutdown(2) for writing. Only when `done`, and once."""
         self.fin = True
-        try:
-            self.sink.shutdown(SHUT_WR)
-        except OSError:
-            # ENOTCONN: the sink was reset meanwhile. Its own lane finds that out, after what it sent has been read.
-            return
+        # ENOTCONN: it was reset meanwhile. Its own lane finds that out, after what it sent has been read.
+        calls.shut_write(self.sink_fd)
 
 
 class Mover:
@@ -118,10 +104,10 @@ class Mover:
 
         Raises nothing; a socket's error is the turn's result.
         """
-        result = _SAME
+        result = turns.SAME
         if lane.held_bytes:
             result = self._deliver_held(lane)
-            if lane.held_bytes or result == Turn.SINK_BROKEN:
+            if lane.held_bytes or result == turns.SINK_BROKEN:
                 return result
         if lane.eof:
             return result
@@ -129,7 +115,7 @@ class Mover:
         if pipe is None:
             pipe = self._new_scratch()
             if pipe is None:
-                return Turn.STARVED
+                return turns.STARVED
         if self.copies and lane.full_turns < _LARGE and not lane.error:
             return self._copy(lane, pipe, result)
         return self._splice(lane, pipe, result)
@@ -150,16 +136,14 @@ class Mover:
         went = buffer.pass_on(lane.sink_fd)
         if went < 0 and went != calls.AGAIN:
             return self._sink_broken(lane, went, None)
-        left = came - max(went, 0)
-        lane.total_bytes += came - left
-        self._words[lane.bytes_at] += came - left
+        left = self._left(lane, came, went)
         if not left:
             return result
         self._keep(lane, pipe, left)
         self._words[self._owner] = lane.owner  # before the bytes come
         buffer.set_aside(pipe.w)
         self._new_scratch()
-        return Turn.CHANGED
+        return turns.CHANGED
 
     def _splice(self, lane: Lane, pipe: Pipe, result: int) -> int:
         """Read once and deliver that by way of this pipe."""
@@ -175,14 +159,20 @@ class Mover:
         went = calls.splice(pipe.r, lane.sink_fd, came)
         if went < 0 and went != calls.AGAIN:
             return self._sink_broken(lane, went, pipe)
-        left = came - max(went, 0)
-        lane.total_bytes += came - left
-        self._words[lane.bytes_at] += came - left
+        left = self._left(lane, came, went)
         if not left:
             return result
         self._keep(lane, pipe, left)
         self._new_scratch()
-        return Turn.CHANGED
+        return turns.CHANGED
+
+    def _left(self, lane: Lane, came: int, went: int) -> int:
+        """Count what went of what came. How much is left."""
+        if went < 0:  # EAGAIN: nothing did
+            return came
+        lane.total_bytes += went
+        self._words[lane.bytes_at] += went
+        return came - went
 
     def _nothing_came(self, lane: Lane, came: int, result: int) -> int:
         """What a turn comes to that has read nothing."""
@@ -190,11 +180,11 @@ class Mover:
             return result
         lane.eof = True
         lane.error = lane.error or -came
-        return Turn.SOURCE_BROKEN if lane.error else Turn.CHANGED
+        return turns.SOURCE_BROKEN if lane.error else turns.CHANGED
 
     def _hurry(self, lane: Lane) -> None:
-        """The first bytes wait for no acknowledgement, so a connection with one request does without this."""
-        no_delay(lane.sink)
+        """The first bytes wait for no acknowledgement, so a connection with one request does without TCP_NODELAY: tcp(7)."""
+        calls.set_option(lane.sink_fd, IPPROTO_TCP, TCP_NODELAY, 1)
         lane.delays = False
 
     def abandon(self, lane: Lane) -> None:
@@ -237,7 +227,7 @@ class Mover:
             lane.source.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
             byte = lane.source.recv(1)
         except OSError as error:
-            return -(error.errno or 0)
+            return -(error.errno or errno.EIO)
         return os.write(pipe.w, byte) if byte else calls.AGAIN
 
     def _keep(self, lane: Lane, pipe: Pipe, left: int) -> None:
@@ -265,7 +255,7 @@ class Mover:
             self._words[self._owner] = 0
             self._pool.discard(pipe)
             self._new_scratch()  # at once: its descriptors have just become free
-        return Turn.SINK_BROKEN
+        return turns.SINK_BROKEN
 
     def _deliver_held(self, lane: Lane) -> int:
         pipe = lane.pipe
@@ -275,34 +265,32 @@ class Mover:
             left -= moved
         if left and moved < 0 and moved != calls.AGAIN:
             lane.error = -moved
-            return Turn.SINK_BROKEN
-        lane.held_bytes = left
-        lane.total_bytes += before - left
-        self._words[lane.bytes_at] += before - left
+            return turns.SINK_BROKEN
+        lane.held_bytes = self._left(lane, before, before - left)
         if left:
-            return Turn.SAME
+            return turns.SAME
         lane.pipe = None
         self._ledger.hold(lane.record, lane.direction, NO_PIPE)  # before somebody else gets it
         self._pool.give_back(pipe)
-        return Turn.CHANGED
+        return turns.CHANGED
 
 
-def lanes(client: AnySocket, target: AnySocket, counts_at: int, record: int) -> tuple[Lane, Lane]:
+def lanes(client: BareSocket, target: BareSocket, counts_at: int, record: int) -> tuple[Lane, Lane]:
     """The two directions of a flow, (client to target, target to client), counted from the word `counts_at` on."""
-    return Lane(client, target, counts_at + Count.RECEIVED, record, 0), Lane(
-        target, client, counts_at + Count.SENT, record, 1
+    return Lane(client, target, counts_at + layout.Count.RECEIVED, record, 0), Lane(
+        target, client, counts_at + layout.Count.SENT, record, 1
     )
 
 
-def interest(out: Lane, back: Lane, starved: bool) -> int | None:
-    """What a socket is watched for. `out` reads from it, `back` writes to it. None: not at all.
+def interest(out: Lane, back: Lane, starved: bool) -> int:
+    """What a socket is watched for. `out` reads from it, `back` writes to it.
 
     Bytes that wait in `out`'s pipe mean "do not read"; bytes that wait in `back`'s mean "tell me when it takes more". A
     socket without either is still watched for its breaking, until it has reported that.
     """
     wanted = 0
     if not out.eof and not out.held_bytes and not starved:
-        wanted |= READ
+        wanted |= calls.READ
     if back.held_bytes:
-        wanted |= WRITE
-    return None if out.hup and not wanted else wanted
+        wanted |= calls.WRITE
+    return UNWATCHED if out.hup and not wanted else wanted

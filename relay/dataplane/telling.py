@@ -4,9 +4,9 @@ import contextlib
 from socket import MSG_DONTWAIT, MSG_TRUNC
 from typing import Final
 
+from relay import calls
 from relay.dataplane.flow import Flow
 from relay.envelope import asking
-from relay.kernel.sockets import finish_on_close
 from relay.targets import why
 
 _LEFT_MAX_BYTES: Final = 64 * 1024  # what an edge asks of the application in a probe is much shorter
@@ -35,4 +35,4 @@ def tell(flow: Flow, fault: int, reason: str = "") -> None:
         flow.client.send(answer)
         # What came and is not read makes close(2) send a reset: RFC 2525, 2.17.
         flow.client.recv(_LEFT_MAX_BYTES, MSG_DONTWAIT | MSG_TRUNC)
-    finish_on_close(flow.client.fileno())
+    calls.finish_on_close(flow.client.fileno())

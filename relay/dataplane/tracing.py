@@ -62,9 +62,8 @@ def trace(there: Iterable[Traced], follow: Callable[[Traced, int, int], None], *
     Python/sysmodule.c, PyEval_SetTrace, and PyEval_SetProfile where no lines are wanted, which is quicker.
     """
     begins = {(place.file, line): place for place in there for line in place.first_lines}
-    seen: dict[
-        int, tuple[Any, Traced | None]
-    ] = {}  # by the code's address; with the code, so that it has that for good
+    # By the code's address; with the code, so that it has that for good.
+    seen: dict[int, tuple[Any, Traced | None]] = {}
 
     def traced(_: object, frame: Any, what: int, _value: object) -> int:
         if what in _TOLD:

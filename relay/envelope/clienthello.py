@@ -1,8 +1,6 @@
 """The first message of a TLS connection, as far as relay needs it: is it one, for which name, for which protocols."""
 
-import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 
@@ -18,15 +16,13 @@ _CONTENT_HANDSHAKE = 22  # RFC 8446 section 5.1
 _CLIENT_HELLO = 1  # RFC 8446 section 4
 _EXTENSION_SERVER_NAME = 0  # RFC 6066 section 3
 _EXTENSION_ALPN = 16  # RFC 7301 section 3.1
-_EXTENSION_HEADER = struct.Struct("!HH")  # RFC 8446 section 4.2: type and length
-_READ = (_EXTENSION_SERVER_NAME, _EXTENSION_ALPN)
+_EXTENSION_HEADER_BYTES = 4  # RFC 8446 section 4.2: type and length
 _NAME_TYPE_HOST = 0  # RFC 6066 section 3, the only one there is
 _PAST_THE_END = "a field that reaches past the end of what holds it"
 _HOST_MAX_BYTES = 255  # RFC 1035 section 2.3.4: no DNS name is longer
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """A ClientHello. `sni` is the server name as sent, or None; `alpn` the offered protocols in the client's order.
 
     ALPN identifiers are opaque bytes: each byte is one character (ISO 8859-1), GREASE values (RFC 8701) included.
@@ -84,7 +80,10 @@ class _Reader:
         return self.data[start : self.at]
 
     def number(self, width_bytes: int) -> int:
-        return int.from_bytes(self.take(width_bytes), "big")
+        value = 0
+        for byte in self.take(width_bytes):
+            value = value << 8 | byte
+        return value
 
     def vector(self, width_bytes: int, least: int, most: int) -> bytes:
         """A field with its length before it (RFC 8446 section 3.4)."""
@@ -151,16 +150,16 @@ class HelloSoFar(_Reader):
         data, end, have = self.data, self.end, len(self.data)
         at = self._extensions_at
         while at < end:
-            kind, after = 0, at + _EXTENSION_HEADER.size
+            kind, after = 0, at + _EXTENSION_HEADER_BYTES
             if after <= have:
-                kind, length = _EXTENSION_HEADER.unpack_from(data, at)
-                after += length
+                kind = data[at] << 8 | data[at + 1]
+                after += data[at + 2] << 8 | data[at + 3]
             if after > end:
                 raise _Wrong(_PAST_THE_END)
             if after > have:
                 raise _Short
-            if kind in _READ:
-                self._read_extension(kind, data[at + _EXTENSION_HEADER.size : after])
+            if kind in (_EXTENSION_SERVER_NAME, _EXTENSION_ALPN):
+                self._read_extension(kind, data[at + _EXTENSION_HEADER_BYTES : after])
             at = self._extensions_at = after
         return Hello(self._sni, self._alpn)
 

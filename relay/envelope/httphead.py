@@ -1,8 +1,7 @@
 """The first line of an HTTP connection, as far as relay needs it: is it HTTP."""
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 
@@ -37,8 +36,7 @@ _BEGINNING = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HttpHead:
+class HttpHead(NamedTuple):
     """A request line's three parts as sent, or the HTTP/2 preface's (`PRI`, `*`, `HTTP/2.0`)."""
 
     method: bytes

@@ -5,8 +5,8 @@ Source: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt (2020/03/05)
 
 import re
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from relay.address import map_host, unmap
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
@@ -37,8 +37,7 @@ _V2_BLOCK_BYTES = {0x0: 0, 0x1: 12, 0x2: 36, 0x3: 216}
 _V2_LAST_TRANSPORT = 0x2
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """One PROXY header.
 
     `src` and `dst` are packed addresses (IPv4-mapped ones as the 4 bytes of IPv4), with their TCP ports. Both are None,

@@ -5,7 +5,7 @@ import struct
 from typing import Final
 
 from relay import calls
-from relay.kernel.sockets import AnySocket, unsent_bytes
+from relay.kernel.bare_socket import AnySocket
 
 # linux/tcp.h, struct tcp_info: state, bytes_acked, bytes_received (Linux 4.1)
 _COUNTS: Final = struct.Struct("=B 119x QQ")
@@ -31,9 +31,9 @@ def sent_bytes(sock: AnySocket, *, dialled: bool) -> int:
     `dialled`: it was connected from here. Its SYN counts as one byte that was acknowledged; that of an accepted one does not.
     """
     while True:
-        waits = unsent_bytes(sock)
+        waits = calls.unsent_bytes(sock.fileno())
         _, acked, _ = _counts(sock)
-        if unsent_bytes(sock) == waits:  # else some were acknowledged between the two questions
+        if calls.unsent_bytes(sock.fileno()) == waits:  # else some were acknowledged between the two questions
             return acked + waits - dialled
 
 

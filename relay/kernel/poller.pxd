@@ -3,6 +3,7 @@
 cimport cython
 
 from relay cimport calls
+from relay.kernel.bare_socket cimport BareSocket
 
 
 cdef class Handler:
@@ -16,12 +17,13 @@ cdef class Poller:
     cdef list _closing
 
     cpdef watch(self, int fd, unsigned int interest, Handler handler)
-    cpdef want(self, int fd, before, after, Handler handler)
+    cpdef want(self, int fd, int before, int after, Handler handler)
     cdef _control(self, int how, int fd, unsigned int interest)
     cdef _set(self, int fd, Handler handler)
     cdef Handler _take(self, int fd)
     cpdef forget(self, int fd)
-    cpdef close(self, sock)
+    cpdef close(self, BareSocket sock)
     @cython.locals(ready=long, n=long, fd=int, wait_ms=int, deadline_ns="long long", handler=Handler)
     cpdef serve(self)
+    @cython.locals(sock=BareSocket, closing=list)
     cpdef bury(self)

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from typing import Final
 
 from relay import calls
-from relay.kernel.sockets import AnySocket
+from relay.kernel.bare_socket import BareSocket
 
-READ: Final = select.EPOLLIN
-WRITE: Final = select.EPOLLOUT
-PEER_FIN: Final = select.EPOLLRDHUP
-BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+READ: Final = calls.READ
+WRITE: Final = calls.WRITE
+PEER_FIN: Final = calls.PEER_FIN
+BROKEN: Final = calls.BROKEN
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 EDGE: Final = select.EPOLLET
+UNWATCHED: Final = -1
+"""The interest in a descriptor of which not even its breaking is to be told."""
 
 # While traffic flows, the next batch is waited for right here, which saves the loop's own round; no longer than a slice, so
 # that timers and control messages are served. And not less than a tick of the kernel's clock (CONFIG_HZ=250): for a wait that
@@ -53,7 +55,7 @@ class Poller:
         if self._epoll_fd < 0:
             raise OSError(-self._epoll_fd, "no poller is to be had")
         self._handlers: list[Handler | None] = []  # by descriptor
-        self._closing: list[AnySocket] = []
+        self._closing: list[BareSocket] = []
 
     def fileno(self) -> int:
         """The descriptor to nest in another loop."""
@@ -64,12 +66,12 @@ class Poller:
         self._control(calls.ADD, fd, interest)
         self._set(fd, handler)
 
-    def want(self, fd: int, before: int | None, after: int | None, handler: Handler) -> None:
-        """Another interest, and perhaps another handler, for what was watched for `before`; None: not watched."""
-        if after is None:
+    def want(self, fd: int, before: int, after: int, handler: Handler) -> None:
+        """Another interest, and perhaps another handler, for what was watched for `before`; either may be UNWATCHED."""
+        if after < 0:
             self.forget(fd)
             return
-        if before is None:
+        if before < 0:
             self._control(calls.ADD, fd, after)
         elif before != after:
             self._control(calls.MODIFY, fd, after)
@@ -98,9 +100,9 @@ class Poller:
         if self._take(fd) is not None:
             self._control(calls.DELETE, fd, 0)
 
-    def close(self, sock: AnySocket) -> None:
+    def close(self, sock: BareSocket) -> None:
         """Forget the socket now, close it when the batch is through. Closing takes it out of epoll (epoll(7), Q6)."""
-        self._take(sock.fileno())
+        self._take(sock.fd)
         self._closing.append(sock)
 
     def serve(self) -> None:

@@ -1,4 +1,4 @@
-"""What relay asks of a single socket or descriptor: dialling, closing, and what the kernel knows about it."""
+"""What relay asks of a single socket or descriptor: options, closing, and what the kernel knows about it."""
 
 import contextlib
 import ctypes
@@ -8,20 +8,18 @@ import os
 import resource
 import select
 import socket
-import stat
 import struct
 import termios
 from array import array
 from collections.abc import Iterable
 from socket import SO_LINGER, SOL_SOCKET, SocketType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from relay import calls
 from relay.address import Address
-from relay.config.snapshot import TargetRow
+from relay.kernel.bare_socket import AnySocket
 
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)  # socket(7) SO_LINGER on, 0 s: close(2) sends RST
-_FIN_ON_CLOSE: Final = struct.pack("ii", 0, 0)
 _libc: Final = ctypes.PyDLL(None)
 _setsockopt: Final = _libc.setsockopt
 _getsockopt: Final = _libc.getsockopt
@@ -36,24 +34,6 @@ _SO_DETACH_FILTER: Final = 27
 _SO_MEMINFO: Final = 55
 _MEMINFO: Final = struct.Struct("9I")
 _MEMINFO_DROPS: Final = 8  # linux/sock_diag.h, SK_MEMINFO_DROPS
-NOT_TRANSPARENT: Final = {  # why a target cannot be dialled from the client's address
-    errno.EPERM: "`transparent` needs CAP_NET_RAW: grant it to the unit, see systemd/README.md",
-    errno.EAFNOSUPPORT: "`transparent` needs a target of the client's IP version: write `localhost` for both",
-}
-# connect(2): why this machine does not even begin. The target is not asked, and not to blame. Of a Unix socket EACCES and
-# EPERM are the target's own: it is a file.
-NOT_BEGUN: Final = {
-    errno.EADDRNOTAVAIL: "no local port is free towards it: see net.ipv4.ip_local_port_range",
-    errno.EACCES: "this machine's own rules forbid it (ip rule, SELinux)",
-    errno.EPERM: "this machine's own rules forbid it (nftables)",
-    errno.ENETUNREACH: "this machine has no route to it",
-    errno.ENETDOWN: "this machine's network is down",
-    errno.EAFNOSUPPORT: "this machine does not speak its IP version",
-}
-_EPHEMERAL_MIN: Final = 32768  # ip(7), ip_local_port_range: below it no connection is given its own port
-_IP_TRANSPARENT: Final = 19  # linux/in.h
-_IP_BIND_ADDRESS_NO_PORT: Final = 24  # the port is chosen by connect(2), when it knows which are free for the target
-_IPV6_TRANSPARENT: Final = 75  # linux/in6.h
 _TCP_CLOSE: Final = 7  # tcp_states.h; the first byte of TCP_INFO
 _state: Final = (ctypes.c_ubyte * 1)()  # where the kernel writes that byte
 _state_bytes: Final = ctypes.pointer(ctypes.c_uint(1))
@@ -69,61 +49,9 @@ UNREACHED: Final = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNR
 """What a socket fails with whose peer has not answered for too long; the routers' word on it, where they gave one."""
 
 
-class Accepted:
-    """A socket as accept(2) gave it: a descriptor. The object that Python needs for asking more is made when asked for.
-
-    Most connections come and go without one, and making it asks the kernel for the socket's name under its lock, which
-    with the object itself is a tenth of a short connection's cost.
-    """
-
-    __slots__ = ("_fd", "_socket")
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._socket: SocketType | None = None
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._fd
-
-    def close(self) -> None:
-        """close(2)."""
-        if self._socket is not None:
-            self._socket.detach()
-        os.close(self._fd)
-
-    def __getattr__(self, name: str) -> Any:
-        if self._socket is None:
-            self._socket = SocketType(fileno=self._fd)
-        return getattr(self._socket, name)
-
-
-AnySocket = SocketType | Accepted
-
-
-def target_socket(row: TargetRow, speaks_as: str = "", *, foreign: bool = False) -> SocketType:
-    """A socket for dialling `row`, not blocking, from the address `speaks_as` if given: see `_speak_as`.
-
-    Raises OSError where the machine has none to give, and what `_speak_as` raises.
-    """
-    if row.path:
-        return SocketType(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    family = socket.AF_INET6 if ":" in row.host else socket.AF_INET
-    made = SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    keep_urgent(made)
-    if speaks_as:
-        try:
-            _speak_as(made, speaks_as, foreign=foreign)
-        except OSError:
-            made.close()
-            raise
-    return made
-
-
 def no_delay(sock: AnySocket) -> None:
     """What came apart is passed on apart: tcp(7), TCP_NODELAY. A Unix socket never waits."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    calls.set_option(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def keep_urgent(sock: AnySocket) -> None:
@@ -131,56 +59,7 @@ def keep_urgent(sock: AnySocket) -> None:
 
     Accepted sockets have it from their listener.
     """
-    with contextlib.suppress(OSError):
-        sock.setsockopt(SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def _speak_as(target: SocketType, address: str, *, foreign: bool) -> None:
-    """Connect from `address`. A `foreign` one is not this machine's: ip(7), IP_TRANSPARENT.
-
-    Raises OSError: EPERM for a foreign one without CAP_NET_RAW or CAP_NET_ADMIN, EAFNOSUPPORT for one of the other IP
-    version. Its answers come back here only with the routing rules of systemd/transparent.
-    """
-    if (":" in address) is not (target.family == socket.AF_INET6):
-        raise OSError(errno.EAFNOSUPPORT, "the address is of the other IP version")
-    if foreign:
-        level, option = socket.IPPROTO_IP, _IP_TRANSPARENT
-        if target.family == socket.AF_INET6:
-            level, option = socket.IPPROTO_IPV6, _IPV6_TRANSPARENT
-        target.setsockopt(level, option, 1)
-    target.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-    target.bind((address, 0))
-
-
-def connect(target: SocketType, row: TargetRow) -> int:
-    """Begin to connect: 0 when it is connected already, EINPROGRESS when that will be told, else what went wrong."""
-    if row.path:
-        return target.connect_ex(row.path)
-    code = target.connect_ex((row.host, row.port))
-    if code == errno.EINPROGRESS:
-        # Over loopback the handshake is over by now. Asking again is cheaper than a round of epoll (connect(2)).
-        code = target.connect_ex((row.host, row.port))
-    if code in (0, errno.EISCONN):
-        return errno.ECONNREFUSED if row.port >= _EPHEMERAL_MIN and _met_itself(target) else 0
-    return errno.EINPROGRESS if code == errno.EALREADY else code
-
-
-def is_no_socket(path: str) -> bool:
-    """Whether there is a file of another kind. connect(2) refuses it like a socket that nobody listens on."""
-    try:
-        return bool(path) and not stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return False
-
-
-def _met_itself(target: SocketType) -> bool:
-    """Whether a socket is connected to itself: TCP lets it, where nobody listens on the port that it was given as its own."""
-    return bool(target.getsockname() == target.getpeername())
-
-
-def unsent_bytes(sock: AnySocket) -> int:
-    """Bytes in the send buffer that the peer has not acknowledged: tcp(7), SIOCOUTQ."""
-    return calls.unsent_bytes(sock.fileno())
+    calls.set_option(sock.fileno(), SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def is_gone(sock: AnySocket) -> bool:
@@ -233,14 +112,9 @@ def ask_often(fd: int) -> None:
     ask_peer(fd, idle_s=1, every_s=1, probes=2, resend_max_s=1)
 
 
-def hear_beyond(sock: AnySocket, count: int) -> None:
+def hear_beyond(fd: int, count: int) -> None:
     """Have a socket in which so many bytes are to stay become readable with the next one: socket(7), SO_RCVLOWAT."""
-    sock.setsockopt(SOL_SOCKET, socket.SO_RCVLOWAT, count + 1)
-
-
-def pending_error(sock: AnySocket) -> int:
-    """The error that the next read or write would fail with, 0 for none; it is told once: socket(7), SO_ERROR."""
-    return int(sock.getsockopt(SOL_SOCKET, socket.SO_ERROR))
+    calls.set_option(fd, SOL_SOCKET, socket.SO_RCVLOWAT, count + 1)
 
 
 def hear_no_more(sock: AnySocket) -> None:
@@ -334,12 +208,6 @@ def readable_now(fds: list[int]) -> set[int]:
 def not_blocking(fd: int) -> None:
     """Set O_NONBLOCK: ioctl(2), FIONBIO."""
     fcntl.ioctl(fd, termios.FIONBIO, _ON)
-
-
-def finish_on_close(fd: int) -> None:
-    """Make close(2) of an accepted socket send what is still in its buffer, and a FIN: see `listener.open_listener`."""
-    # By the descriptor alone: the object that Python wants for it costs more than the call.
-    _setsockopt(fd, SOL_SOCKET, SO_LINGER, _FIN_ON_CLOSE, len(_FIN_ON_CLOSE))
 
 
 def reset_on_close(sock: AnySocket) -> None:

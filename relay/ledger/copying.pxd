@@ -8,7 +8,8 @@ from relay.calls cimport length, word
 
 cdef class CopyBuffer:
     cdef object _memory, _headers, _locked
-    cdef size_t _base, _receive_at, _send_at, _bytes_at
+    cdef readonly size_t memory_at
+    cdef size_t _receive_at, _send_at, _bytes_at
     cdef word[::1] _words
     cdef length[::1] _lengths
     cdef unsigned long[::1] _sizes

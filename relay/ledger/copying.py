@@ -47,8 +47,8 @@ class CopyBuffer:
         """`part_at` is the index of the worker's first word in the ledger's memory. Nothing is changed before `prepare`."""
         first = part_at * WORD_BYTES
         receive, send = first + Word.COPY_RECEIVE * WORD_BYTES, first + Word.COPY_SEND * WORD_BYTES
-        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._memory, self._base, self._part_at = memory, base, part_at
+        self.memory_at = base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._memory, self._part_at = memory, part_at
         self._headers = receive, send
         self._words = memoryview(memory).cast("q")
         self._owner = part_at + Word.COPY_OWNER
@@ -67,7 +67,7 @@ class CopyBuffer:
                 return False
         self._lengths[self._received] = 0
         for at in self._headers:  # addresses of this process: those of the one before mean nothing here
-            _MMSGHDR.pack_into(self._memory, at, 0, 0, self._base + at + _MMSGHDR.size, 1, 0, 0, 0, 0)
+            _MMSGHDR.pack_into(self._memory, at, 0, 0, self.memory_at + at + _MMSGHDR.size, 1, 0, 0, 0, 0)
             _IOVEC.pack_into(self._memory, at + _MMSGHDR.size, self._bytes_at, COPY_BYTES)
         return True
 

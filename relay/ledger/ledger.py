@@ -15,16 +15,15 @@ when a flow begins and cleared first when it ends: a record with a state is comp
 
 import mmap
 import os
-import struct
 import sys
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Final
 
+from relay import calls
 from relay.address import Address
 from relay.errors import RelayBug
-from relay.ledger import record, source_tables
+from relay.ledger import layout, record, source_tables
 from relay.ledger.copying import CopyBuffer
 from relay.ledger.layout import (
     CAUSES,
@@ -42,32 +41,28 @@ from relay.ledger.layout import (
     VERSION,
     WORD_BYTES,
     WORKER_WORDS,
-    Count,
     DaemonWord,
-    Flag,
-    State,
     TargetCount,
     Word,
 )
 from relay.ledger.record import FlowRecord
 
-# A record less its state, as it is when a flow begins: no pipes, no bytes, no flags. Fewer values to pack cost a third less.
-_BODY: Final = struct.Struct("=Iii16sQ20si64s")
-_NO_PIPES: Final = struct.pack("=iiii", -1, -1, -1, -1)
-_NOTHING: Final = bytes(20)
-# A short connection's record is begun, ended and freed. Stores into a view of 4-byte integers make that half as dear as
-# packing. Each of these is an integer's place in a record, counted from the state at 0.
+# Each of these is a 4-byte integer's place in a record (record.py), counted from the state at 0.
 _INT: Final = 4
 _RECORD_INTS: Final = RECORD_BYTES // _INT
 _SLOT: Final = 1
+_CLIENT: Final = 2
 _TARGET: Final = 3
 _PIPES: Final = 4
 _FLAGS: Final = 14
 _TARGET_SLOT: Final = 15
-_BYTES: Final = 5  # of the record's words
+# And each of these a word's.
+_RECORD_WORDS: Final = RECORD_BYTES // WORD_BYTES
+_STARTED: Final = 4
+_BYTES: Final = 5
 _LOW_BYTE: Final = 0 if sys.byteorder == "little" else _INT - 1
-_ENDED: Final = {cause: n << Flag.CAUSE_SHIFT for n, cause in enumerate(CAUSES)}
-_LOW_FLAGS: Final = (1 << Flag.CAUSE_SHIFT) - 1
+_ENDED: Final = {cause: n << layout.Flag.CAUSE_SHIFT for n, cause in enumerate(CAUSES)}
+_LOW_FLAGS: Final = (1 << layout.Flag.CAUSE_SHIFT) - 1
 
 NO_PIPE: Final = (-1, -1)
 
@@ -133,7 +128,7 @@ class Ledger:
 
     def active(self, slot: int) -> int:
         """Flows of the endpoint that are open now: every one that was accepted and has not been closed."""
-        return self.total(slot, Count.ACTIVE)
+        return self.total(slot, layout.Count.ACTIVE)
 
     def flows(self, state: int | None = None) -> Iterator[FlowRecord]:
         """Every open flow of every worker; of those that stand at this state alone."""
@@ -166,6 +161,7 @@ class WorkerLedger:
         records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
         self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
         self.copying = CopyBuffer(memory, base)
+        self._memory_at = self.copying.memory_at
 
     def __getitem__(self, word: int) -> int:
         return int(self._words[self._base + word])
@@ -174,15 +170,15 @@ class WorkerLedger:
         self._words[self._base + word] = value
 
     def counts_at(self, slot: int) -> int:
-        """Index into `words` of the first counter of an endpoint: `words[at + Count.SENT] += n`."""
+        """Index into `words` of the first counter of an endpoint: `words[at + layout.Count.SENT] += n`."""
         return self._counts + slot * SLOT_WORDS
 
     def claim(self, slot: int, name: str) -> int:
         """Index into `words` of the first counter of the endpoint `name`, at nought if another had it before."""
         at, holder = self.counts_at(slot), _holder(name)
-        if self.words[at + Count.HOLDER] != holder:
+        if self.words[at + layout.Count.HOLDER] != holder:
             self.clear(slot)
-            self.words[at + Count.HOLDER] = holder
+            self.words[at + layout.Count.HOLDER] = holder
         return at
 
     def claim_target(self, slot: int, name: str) -> int:
@@ -221,25 +217,26 @@ class WorkerLedger:
         or at its end and not yet counted as closed, and never both.
         """
         at = self.counts_at(slot)
-        closed = at + Count.CLOSED
-        self.words[at + Count.ACTIVE] = self.words[at + Count.HELD] = 0  # the flows that go on are counted in again
+        closed = at + layout.Count.CLOSED
+        # The flows that go on are counted in again.
+        self.words[at + layout.Count.ACTIVE] = self.words[at + layout.Count.HELD] = 0
         for cause in (*ended, None):
             # All that there is room for: a program to come may have counted causes that this one does not know.
-            missing = self.words[at + Count.ACCEPTED] - sum(self.words[closed : closed + CAUSES_MAX]) - live
+            missing = self.words[at + layout.Count.ACCEPTED] - sum(self.words[closed : closed + CAUSES_MAX]) - live
             if missing <= 0 or cause is None:
-                self.words[at + Count.ACCEPTED] -= missing
+                self.words[at + layout.Count.ACCEPTED] -= missing
                 return
             self.words[closed + CAUSES.index(cause)] += 1
 
     def observe_connect(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connect_duration_seconds`."""
-        self._words[at + Count.CONNECT_BUCKETS + bisect_left(CONNECT_BOUNDS_S, value_s)] += 1
-        self._words[at + Count.CONNECT_SUM_NS] += int(value_s * 1e9)
+        self._words[at + layout.Count.CONNECT_BUCKETS + _bucket(CONNECT_BOUNDS_S, value_s)] += 1
+        self._words[at + layout.Count.CONNECT_SUM_NS] += int(value_s * 1e9)
 
     def observe_duration(self, at: int, value_s: float) -> None:
         """Add one value to the endpoint's `relay_connection_duration_seconds`."""
-        self._words[at + Count.DURATION_BUCKETS + bisect_left(DURATION_BOUNDS_S, value_s)] += 1
-        self._words[at + Count.DURATION_SUM_NS] += int(value_s * 1e9)
+        self._words[at + layout.Count.DURATION_BUCKETS + _bucket(DURATION_BOUNDS_S, value_s)] += 1
+        self._words[at + layout.Count.DURATION_SUM_NS] += int(value_s * 1e9)
 
     def word_index(self, word: int, worker: int | None = None) -> int:
         """Index into `words` of one of this worker's words, or of another's, for a store or a look that must cost nothing."""
@@ -259,19 +256,17 @@ class WorkerLedger:
         """Record a new flow. `target_fd` is -1 while there is no target; `peer` is `address:port`."""
         if index >= self._words[self._high]:
             self._words[self._high] = index + 1
-        _BODY.pack_into(
-            self._bytes,
-            index * RECORD_BYTES + _INT,
-            slot,
-            client_fd,
-            target_fd,
-            _NO_PIPES,
-            started_ns,
-            _NOTHING,
-            target_slot,
-            peer.encode(),
-        )
-        self._ints[index * _RECORD_INTS] = state  # last: see the module's text
+        ints, at = self._ints, index * _RECORD_INTS
+        ints[at + _SLOT], ints[at + _CLIENT], ints[at + _TARGET] = slot, client_fd, target_fd
+        for n in range(_PIPES, _PIPES + 4):
+            ints[at + n] = -1
+        ints[at + _FLAGS], ints[at + _TARGET_SLOT] = 0, target_slot
+        words, word = self._words, self.records_at + index * _RECORD_WORDS
+        words[word + _STARTED] = started_ns
+        words[word + _BYTES] = words[word + _BYTES + 1] = 0
+        text_at = self._memory_at + self._records + index * RECORD_BYTES + record.CLIENT_AT
+        calls.put_text(text_at, peer, record.CLIENT_BYTES)
+        ints[at] = state  # last: see the module's text
 
     def advance(self, index: int, state: int, target_fd: int) -> None:
         """The flow has a target socket (-1: none now), and stands at `state`."""
@@ -281,7 +276,7 @@ class WorkerLedger:
 
     def moved(self, index: int, received_bytes: int, sent_bytes: int) -> None:
         """The flow's bytes so far, both ways."""
-        at = (self._records + index * RECORD_BYTES) // WORD_BYTES + _BYTES
+        at = self.records_at + index * _RECORD_WORDS + _BYTES
         self._words[at] = received_bytes
         self._words[at + 1] = sent_bytes
 
@@ -317,7 +312,7 @@ class WorkerLedger:
         at = index * _RECORD_INTS
         self._words[self._ending] = index + 1
         self._ints[at + _FLAGS] = self._ints[at + _FLAGS] & _LOW_FLAGS | _ENDED[cause]
-        self._ints[at] = State.END
+        self._ints[at] = layout.State.END
 
     def end(self, indices: Iterable[int]) -> None:
         """These flows are over and nothing of them is left."""
@@ -335,6 +330,14 @@ class WorkerLedger:
         for index in [index for index, at in enumerate(states) if (at if state is None else at == state)]:
             if (found := record.read(memory, first + index * RECORD_BYTES, self.index, index)) is not None:
                 yield found  # else it was freed meanwhile
+
+
+def _bucket(bounds_s: tuple[float, ...], value_s: float) -> int:
+    """The number of the first bound that the value does not exceed. No bisection: most connections are short."""
+    n = 0
+    while n < len(bounds_s) and value_s > bounds_s[n]:
+        n += 1
+    return n
 
 
 def _holder(name: str) -> int:

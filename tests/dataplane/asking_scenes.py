@@ -10,7 +10,8 @@ from relay.dataplane.asking import Asking
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.greeting import begin
 from relay.envelope import asking, proxyproto
-from relay.kernel.sockets import Accepted
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.poller import UNWATCHED
 from relay.ledger.layout import State, TargetCount
 from tests.dataplane.rig import Rig, Target, rig_to, tcp_target
 from tests.dataplane.scenes import Scene
@@ -81,10 +82,10 @@ def succeeded(scene: Scene) -> Scene:
     """A successor goes on with it."""
     rig, dead = scene.rig, scene.flow.stage
     assert isinstance(dead, Asking)
-    if dead._watched is not None:
+    if dead._watched != UNWATCHED:
         rig.poller.forget(dead._target.fileno())
     flow, record = rig.taken_over(scene.flow)
     assert record.target_fd == dead._target.fileno()
     dead._target.detach()
-    Dialling(flow).resume(record, Accepted(record.target_fd))
+    Dialling(flow).resume(record, BareSocket(record.target_fd))
     return replace(scene, flow=flow)

@@ -2,17 +2,13 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
 from typing import Any, Final
-from unittest.mock import patch
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane import dialling
 from relay.dataplane.flow import Flow
 from relay.dataplane.greeting import begin
 from relay.envelope import asking
-from relay.kernel.sockets import connect
-from relay.ledger.layout import Count, State
+from relay.ledger.layout import CONNECT_BOUNDS_S, Count, State
 from relay.targets import why
 from tests.dataplane.asking_scenes import at_ask
 from tests.dataplane.rig import LATER_S, Rig, Target, refusing, rig_to, silent_target, tcp_target
@@ -77,14 +73,7 @@ def held(rig: Rig) -> int:
     return rig.ledger.total(0, Count.HELD)
 
 
-@contextlib.contextmanager
-def counted_dials() -> Iterator[list[int]]:
-    """The ports that are dialled meanwhile."""
-    ports: list[int] = []
-
-    def counting(target: Any, row: Any) -> int:
-        ports.append(row.port)
-        return connect(target, row)
-
-    with patch.object(dialling, "connect", counting):
-        yield ports
+def dials(rig: Rig) -> int:
+    """How many dials have come to something so far: to an answer, or to a refusal."""
+    answered = sum(rig.ledger.total(0, Count.CONNECT_BUCKETS + n) for n in range(len(CONNECT_BOUNDS_S) + 1))
+    return answered + rig.ledger.total(0, Count.CONNECT_FAILURES)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from relay.dataplane import turns
 from relay.dataplane.pipes import Pipe, PipePool
-from relay.dataplane.splice import Mover, Turn, lanes
+from relay.dataplane.splice import Mover, lanes
+from relay.kernel.bare_socket import AnySocket, BareSocket
 from relay.ledger.ledger import Ledger
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
@@ -98,19 +100,19 @@ class Bench:
             took = self.write(b"a" * 65536)
             before = self.up.total_bytes, self.up.held_bytes
             turn = self.turn()
-            still = not took and turn == Turn.SAME and before == (self.up.total_bytes, self.up.held_bytes)
+            still = not took and turn == turns.SAME and before == (self.up.total_bytes, self.up.held_bytes)
             quiet = quiet + 1 if still and self.up.held_bytes else 0
             written += took
         return written
 
 
-def wait(sock: socket.socket) -> None:
+def wait(sock: AnySocket) -> None:
     """Until there is something to be read: bytes, an end, an error. By select(2), which needs no free descriptor."""
     assert select.select([sock], [], [], HANG_S)[0]
 
 
-def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a connection with small buffers, neither blocking."""
+def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, BareSocket]:
+    """Two ends of a connection with small buffers, neither blocking: a test's, and a lane's."""
     if kind == "unix":
         pair = socket.socketpair()
     else:
@@ -122,7 +124,9 @@ def connected(kind: Kind, stack: contextlib.ExitStack) -> tuple[socket.socket, s
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    return pair
+    inner = BareSocket(pair[1].detach())
+    stack.callback(inner.close)
+    return pair[0], inner
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from relay import calls
 from relay import log as logging
-from relay.address import Address
 from relay.config.snapshot import EndpointRow, TargetRow
 from relay.dataplane.adopt import flow_of
 from relay.dataplane.context import Context
@@ -22,9 +22,10 @@ from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
 from relay.dataplane.listener import Listener
 from relay.dataplane.splice import Mover
+from relay.kernel import clock
+from relay.kernel.bare_socket import BareSocket
 from relay.kernel.listening import open_listener
-from relay.kernel.poller import Handler, Poller
-from relay.kernel.sockets import Accepted, not_blocking
+from relay.kernel.poller import UNWATCHED, Handler, Poller
 from relay.ledger.by_source import SourceCounts
 from relay.ledger.layout import CAUSES, Count, Word
 from relay.ledger.record import FlowRecord
@@ -46,11 +47,14 @@ class Move(NamedTuple):
     cause: str
 
 
-class Clock:
+class Clock(clock.Clock):
     """CLOCK_MONOTONIC of the data plane under test, in ns: it stands still until a test lets time pass."""
 
     def __init__(self) -> None:
         self._now_ns = 1_000_000_000_000
+
+    def now_ns(self) -> int:
+        return self._now_ns
 
     def __call__(self) -> int:
         return self._now_ns
@@ -83,7 +87,7 @@ class Rig:
             denials=Denials(self.log),
             free_records=list(range(flows - 1, -1, -1)),
             exhausted=self._on_exhausted,
-            now_ns=self.clock,
+            clock=self.clock,
         )
         self.gate = Gate(row, self.part, SourceCounts(self.part))
         self.listener = Listener(self.context, self.gate, open_listener(row, port))
@@ -145,19 +149,18 @@ class Rig:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, READER_BYTES)
         client.connect(self.address[:2])
         client.setblocking(False)
-        fd, address = self.listener.sock._accept()  # type: ignore[attr-defined]  # as the listener does
-        not_blocking(fd)
-        peer = Address(*address)
-        assert self.gate.admit(peer.host, self.context.now_s()) is None
-        record, via = self.context.free_records.pop(), peer.host if self.gate.is_brought else ""
+        fd = calls.accept(self.listener.sock.fileno())  # as the listener does
+        host, peer = calls.accepted_host(), calls.accepted_peer()
+        assert self.gate.admit(host, self.context.now_s()) is None
+        record, via = self.context.free_records.pop(), host if self.gate.is_brought else ""
         return client, Flow(
-            self.context, self.gate, Accepted(fd), peer.host, peer, started_ns=self.clock(), record=record, via=via
+            self.context, self.gate, BareSocket(fd), host, peer, started_ns=self.clock(), record=record, via=via
         )
 
     def taken_over(self, flow: Flow) -> tuple[Flow, FlowRecord]:
         """The same flow as a successor makes it, with its record: nothing of it is closed, and nobody else touches it."""
         [record] = self.ledger.flows()
-        if flow.client_interest is not None:
+        if flow.client_interest != UNWATCHED:
             self.poller.forget(flow.client.fileno())
         for flows in (self.context.flows, self.context.waiting, self.context.starved):
             flows.discard(flow)
@@ -324,8 +327,13 @@ def refusing() -> TargetRow:
     return TargetRow(f"127.0.0.1:{port}", host="127.0.0.1", port=port)
 
 
-def silent_target(stack: contextlib.ExitStack) -> Target:
+def unroutable() -> TargetRow:
+    """A target that this machine cannot even begin to dial: no route of TCP leads to a broadcast address (ENETUNREACH)."""
+    return TargetRow("127.255.255.255:80", host="127.255.255.255", port=80)
+
+
+def silent_target(stack: contextlib.ExitStack, port: int = 0) -> Target:
     """A listener whose backlog is full: the kernel drops further SYNs (listen(2)), so dialling waits."""
-    target = tcp_target(stack, backlog=0)
+    target = tcp_target(stack, backlog=0, port=port)
     stack.enter_context(full_backlog(target.sock))
     return target

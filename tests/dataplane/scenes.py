@@ -14,7 +14,8 @@ from relay.dataplane.forwarding import Forwarding
 from relay.dataplane.greeting import begin
 from relay.dataplane.pipes import Pipe
 from relay.envelope import asking, proxyproto
-from relay.kernel.sockets import Accepted, Transmission, transmission
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.sockets import Transmission, transmission
 from relay.ledger.layout import Count, Health, State
 from relay.targets import why
 from relay.targets.health import packed
@@ -110,11 +111,10 @@ def taken_over(scene: Scene, up: Pipe | None = None, down: Pipe | None = None) -
     """A successor's stage of the same flow, with the pipes that have bytes in them."""
     dead, rig = scene.forwarding, scene.rig
     rig.sweep()
-    if dead._target_interest is not None:
-        rig.poller.forget(dead._target.fileno())
+    rig.poller.forget(dead._target.fileno())
     flow, record = rig.taken_over(scene.flow)
     assert record.target_fd == dead._target.fileno()
-    Forwarding(flow, Accepted(dead._target.detach())).resume(record, up, down)
+    Forwarding(flow, BareSocket(dead._target.detach())).resume(record, up, down)
     return Scene(rig, scene.client, flow, scene.target, scene.service)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from relay.dataplane.asking import COPIED_MAX_BYTES
 from relay.envelope import asking
+from relay.kernel.poller import UNWATCHED
 from relay.ledger.layout import State, TargetCount
 from relay.targets import why
 from tests.dataplane.asking_scenes import REQUEST, at_ask, at_taken, header_of, succeeded
@@ -232,7 +233,7 @@ def test_a_client_that_leaves_meanwhile(stack: Stack) -> None:
 def test_a_client_that_has_finished_is_not_looked_at_over_and_over(stack: Stack) -> None:
     scene = at_ask(stack)
     scene.client.shutdown(socket.SHUT_WR)
-    scene.rig.until(lambda: scene.flow.client_interest is None, "its end is seen")
+    scene.rig.until(lambda: scene.flow.client_interest == UNWATCHED, "its end is seen")
     taken(scene)
     assert scene.rig.ending(scene.served) == "fin"
     scene.served.close()

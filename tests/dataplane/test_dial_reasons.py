@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from relay.config.snapshot import TargetRow
-from relay.dataplane import dialling
-from relay.kernel.sockets import NOT_BEGUN, target_socket
-from relay.kernel.sockets import connect as real_connect
+from relay.kernel import connecting
+from relay.kernel.connecting import NOT_BEGUN, target_socket
+from relay.kernel.connecting import connect as real_connect
 from relay.ledger.layout import Count
 from relay.targets import why
 from relay.targets.health import failed_dial
-from tests.dataplane.rig import refusing, rig_to, silent_target, tcp_target
+from tests.dataplane.rig import refusing, rig_to, silent_target, tcp_target, unroutable
 from tests.ledger.rig import target_up
 
 
@@ -91,12 +91,13 @@ def test_who_gets_there_by_another_way_has_no_reason(stack: contextlib.ExitStack
     assert "reason" not in rig.ended()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("code", NOT_BEGUN)
 def test_trouble_of_this_machine_is_an_error_and_no_target_is_down(
     code: int, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = rig_to(stack, TargetRow("[2001:db8::1]:80", host="2001:db8::1", port=80))
-    monkeypatch.setattr(dialling, "connect", lambda target, row: code)
+    monkeypatch.setattr(connecting, "connect", lambda target, row: code)
     assert rig.ending(rig.connect()) == "reset"
     assert (target_up(rig.ledger), rig.ledger.total(0, Count.CONNECT_FAILURES)) == (None, 0)
     rig.log.flush()
@@ -105,35 +106,46 @@ def test_trouble_of_this_machine_is_an_error_and_no_target_is_down(
     assert lines["dial"]["reason"] == lines["connection"]["reason"] == f"[2001:db8::1]:80: {NOT_BEGUN[code]}"
 
 
+def test_so_it_is_when_the_kernel_itself_says_it(stack: contextlib.ExitStack) -> None:
+    rig = rig_to(stack, row := unroutable())
+    assert rig.ending(rig.connect()) == "reset"
+    assert (target_up(rig.ledger), rig.ledger.total(0, Count.CONNECT_FAILURES)) == (None, 0)
+    record = rig.ended()
+    assert (record["cause"], record["reason"]) == ("error", f"{row.text}: {NOT_BEGUN[errno.ENETUNREACH]}")
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EADDRNOTAVAIL])
 def test_so_it_is_where_the_clients_own_address_is_dialled_from(
     code: int, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tcp_target(stack)
     rig = rig_to(stack, target, transparent=True)
-    monkeypatch.setattr(dialling, "target_socket", lambda row, *_, **__: target_socket(row))
-    monkeypatch.setattr(dialling, "connect", lambda target, row: code)
+    monkeypatch.setattr(connecting, "target_socket", lambda row, *_, **__: target_socket(row))
+    monkeypatch.setattr(connecting, "connect", lambda target, row: code)
     assert rig.ending(rig.connect()) == "reset"
     record = rig.ended()
     assert (record["cause"], record["reason"]) == ("error", f"{target.row.text}: {NOT_BEGUN[code]}")
 
 
+@pytest.mark.interpreted
 def test_no_permission_for_a_unix_socket_is_the_targets(
     stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = rig_to(stack, TargetRow("unix:/run/redis/redis.sock", path="/run/redis/redis.sock"))
-    monkeypatch.setattr(dialling, "connect", lambda target, row: errno.EACCES)
+    monkeypatch.setattr(connecting, "connect", lambda target, row: errno.EACCES)
     assert rig.ending(rig.connect()) == "reset"
     record = rig.ended()
     assert (record["cause"], record["reason"]) == ("connect_failed", "permission denied: /run/redis/redis.sock")
     assert target_up(rig.ledger) is False
 
 
+@pytest.mark.interpreted
 def test_no_memory_for_a_connection_is_waited_for(stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tcp_target(stack)
     rig = rig_to(stack, target)
     codes = [errno.ENOBUFS]
-    monkeypatch.setattr(dialling, "connect", lambda sock, row: codes.pop() if codes else real_connect(sock, row))
+    monkeypatch.setattr(connecting, "connect", lambda sock, row: codes.pop() if codes else real_connect(sock, row))
     client = rig.connect()
     rig.flow()
     assert rig.exhausted == ["descriptors for targets"]

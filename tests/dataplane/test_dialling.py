@@ -14,6 +14,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 
 from relay.config.snapshot import TargetRow
 from relay.dataplane.dialling import Dialling, introduce
+from relay.kernel.bare_socket import BareSocket
 from relay.ledger.layout import Count, State
 from relay.targets.pool import Pool
 from tests.conformance.peers import full_backlog
@@ -242,10 +243,11 @@ def test_the_target_is_told_who_the_client_is(version: str, stack: contextlib.Ex
 
 def test_what_follows_the_header_does_not_wait_until_it_is_acknowledged(stack: contextlib.ExitStack) -> None:
     rig = rig_to(stack, target := tcp_target(stack))
-    with socket.create_connection(target.sock.getsockname()) as sock:
+    dialled = socket.create_connection(target.sock.getsockname())
+    with contextlib.closing(BareSocket(dialled.detach())) as sock:
         _, flow = rig.let_in()
         assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert introduce(sock, flow, "v2")
+        assert introduce(sock, flow)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 

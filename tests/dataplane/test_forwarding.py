@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay import calls
-from relay.kernel.sockets import is_gone, unsent_bytes
+from relay.kernel.poller import UNWATCHED
+from relay.kernel.sockets import is_gone
 from relay.ledger.layout import Count, Flag, State, Word
 from tests.dataplane.rig import Target, no_descriptors, reset, rig_to, tcp_target, unix_target
 from tests.dataplane.scenes import arrives_until_reset, at_close, at_splice, fill, read_until_close, taken_over
@@ -137,12 +138,12 @@ def test_delivering_has_a_deadline_which_begins_anew_with_what_is_taken(stack: c
     scene = at_close(stack)
     rig = scene.rig
     rig.tick(59)
-    before = unsent_bytes(scene.flow.client)
+    before = calls.unsent_bytes(scene.flow.client_fd)
 
     def taken() -> bool:
         with contextlib.suppress(BlockingIOError):
             scene.client.recv(65536)
-        return unsent_bytes(scene.flow.client) < before
+        return calls.unsent_bytes(scene.flow.client_fd) < before
 
     rig.until(taken, "the client takes some of it")
     rig.tick()
@@ -174,7 +175,7 @@ def test_one_that_had_no_pipe_needs_none_any_more(stack: contextlib.ExitStack) -
     reset(scene.served)
     read_until_close(scene, scene.client)
     rig.go_on_with_pipes()
-    assert flow.client_interest is None
+    assert flow.client_interest == UNWATCHED
     assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == []
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.dataplane import forwarding
+from relay import calls
 from relay.ledger.layout import Flag, State, TargetCount
 from relay.targets import why
 from tests.dataplane.rig import reset, tcp_target
@@ -43,13 +43,14 @@ def test_a_death_that_the_dead_worker_had_found(by: str, stack: contextlib.ExitS
     assert scene.rig.ended()["cause"] == "peer_dead"
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("by", ["client", "target"])
 def test_a_death_that_the_kernel_found_while_nobody_was_there(
     by: str, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = at_splice(stack)
     reset(scene.client if by == "client" else scene.served)
-    monkeypatch.setattr(forwarding, "pending_error", lambda _: errno.EHOSTUNREACH)  # or the other one, of silence
+    monkeypatch.setattr(calls, "pending_error", lambda _: errno.EHOSTUNREACH)  # or the other one, of silence
     taken_over(scene)
     assert scene.rig.ending(scene.served if by == "client" else scene.client) == "reset"
     assert scene.rig.ended()["cause"] == "peer_dead"

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import log as logging
-from relay.address import Address
 from relay.dataplane.denials import Denials
 from relay.dataplane.gate import Gate
 from relay.envelope.rules import RuleRow
@@ -225,7 +224,7 @@ def test_a_flood_of_sources_costs_bounded_memory(ledger: Ledger) -> None:
                 source = f"2001:db8:{n >> 8:x}:{n & 0xFF:x}:ffff:ffff:ffff:ffff"
                 assert made.admit(source, 5.0) == "access"
                 made.denied("access")
-                denials.note(made.declared.name, Address(source, 5), "access")
+                denials.note(made.declared.name, f"[{source}]:5", "access")
             _, most_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

@@ -1,23 +1,23 @@
 """Of those who wait one tries for all, and the others follow in their order."""
 
 import contextlib
-import errno
 from unittest.mock import patch
 
 import pytest
 
-from relay.dataplane import dialling, held
+from relay.dataplane import held
 from relay.dataplane.dialling import Dialling
 from relay.ledger.layout import Count, State
 from tests.dataplane.holding_scenes import (
     HOLD_S,
     TRY_S,
     at_hold,
-    counted_dials,
+    dials,
     is_back,
     one_more,
 )
 from tests.dataplane.holding_scenes import held as waiting
+from tests.dataplane.rig import silent_target
 
 Stack = contextlib.ExitStack
 
@@ -26,10 +26,10 @@ def test_one_tries_for_all_and_ever_more_seldom(stack: Stack) -> None:
     scene = at_hold(stack)
     others = [one_more(scene.rig)[1] for _ in range(4)]
     assert waiting(scene.rig) == 5
-    with counted_dials() as ports:
-        for _ in range(100):
-            scene.rig.tick(0.05)
-    assert 8 <= len(ports) <= 16, "in 5 s; every 0.1 s at first, every 0.5 s at last"
+    before = dials(scene.rig)
+    for _ in range(100):
+        scene.rig.tick(0.05)
+    assert 8 <= dials(scene.rig) - before <= 16, "in 5 s; every 0.1 s at first, every 0.5 s at last"
     assert {flow.state for flow in [scene.flow, *others]} == {State.HOLD}
 
 
@@ -69,9 +69,9 @@ def test_those_who_follow_and_fail_wait_again_and_no_longer_than_before(stack: S
     scene = at_hold(stack)
     _, other = one_more(scene.rig)
     scene.rig.gate.reached(scene.flow.client)  # which one of another worker's has done, say
-    with counted_dials() as ports:
-        scene.rig.tick()
-    assert len(ports) == 1, "the first has failed, so the other one is spared"
+    before = dials(scene.rig)
+    scene.rig.tick()
+    assert dials(scene.rig) - before == 1, "the first has failed, so the other one is spared"
     assert (scene.flow.state, other.state) == (State.HOLD, State.HOLD)
     scene.rig.tick(HOLD_S)
     assert waiting(scene.rig) == 0
@@ -80,12 +80,12 @@ def test_those_who_follow_and_fail_wait_again_and_no_longer_than_before(stack: S
 def test_when_the_one_that_tries_is_cut_the_next_one_tries(stack: Stack) -> None:
     scene = at_hold(stack)
     _, other = one_more(scene.rig)
-    with patch.object(dialling, "connect", lambda *_: errno.EINPROGRESS):
-        scene.rig.tick(TRY_S)
-        scene.rig.tick(TRY_S)
-        assert (scene.flow.state, other.state) == (State.DIAL, State.HOLD), "one at a time"
-        scene.flow.cut("drain")
-        scene.rig.tick()
+    silent_target(stack, scene.rig.gate.declared.targets[0].port)
+    scene.rig.tick(TRY_S)
+    scene.rig.tick(TRY_S)
+    assert (scene.flow.state, other.state) == (State.DIAL, State.HOLD), "one at a time"
+    scene.flow.cut("drain")
+    scene.rig.tick()
     assert other.state == State.DIAL
 
 
@@ -97,9 +97,9 @@ def test_each_port_of_a_range_waits_for_itself(stack: Stack) -> None:
         _, flow = one_more(rig)
         assert len(rig.gate.held) == 2
         rig.gate.reached(scene.flow.client)  # to which nobody waits
-        with counted_dials() as ports:
-            rig.tick()
-    assert (ports, flow.state) == ([], State.HOLD)
+        before = dials(rig)
+        rig.tick()
+    assert (dials(rig) - before, flow.state) == (0, State.HOLD)
 
 
 @pytest.mark.interpreted

@@ -12,9 +12,11 @@ from unittest.mock import patch
 
 import pytest
 
+from relay import calls
 from relay.dataplane import peers
 from relay.dataplane.peers import Peers
-from relay.kernel.sockets import AnySocket, attach_filter, transmission, unsent_bytes
+from relay.kernel.bare_socket import AnySocket
+from relay.kernel.sockets import attach_filter, transmission
 from tests.config.rig import endpoint_row
 from tests.dataplane.rig import Rig, rig_to, unix_target
 from tests.dataplane.scenes import Scene, at_close, at_splice, fill
@@ -39,8 +41,8 @@ def both(scene: Scene) -> list[tuple[int, ...]]:
 
 def acknowledged(scene: Scene) -> None:
     """Wait until both kernels have all that was sent: they take up to 40 ms before they say so."""
-    socks = (scene.flow.client, scene.forwarding._target)
-    eventually(lambda: not any(map(unsent_bytes, socks)), "all is acknowledged")
+    fds = (scene.flow.client_fd, scene.forwarding._target.fd)
+    eventually(lambda: not any(map(calls.unsent_bytes, fds)), "all is acknowledged")
 
 
 def declare(rig: Rig, **keys: Any) -> None:

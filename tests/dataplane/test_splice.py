@@ -9,7 +9,9 @@ from typing import Final
 
 import pytest
 
-from relay.dataplane.splice import Turn, lanes
+from relay.dataplane import turns
+from relay.dataplane.splice import lanes
+from relay.kernel.bare_socket import BareSocket
 from relay.ledger.layout import Count, State, Word
 from relay.ledger.ledger import NO_PIPE, owner_of
 from tests.dataplane.lanes import Bench, connected, new_bench, wait
@@ -29,7 +31,7 @@ def tcp_bench() -> Iterator[Bench]:
 def test_a_message_goes_through_in_one_turn(bench: Bench) -> None:
     for message in (b"one", b"two" * 100, b"x"):
         bench.say(message)
-        assert bench.turn() == Turn.SAME
+        assert bench.turn() == turns.SAME
         assert bench.hear(len(message)) == message
     assert bench.up.held_bytes == 0
     assert bench.up.pipe is None
@@ -40,14 +42,14 @@ def test_a_message_goes_through_in_one_turn(bench: Bench) -> None:
 
 def test_the_other_direction_counts_apart(bench: Bench) -> None:
     bench.answer(b"answer")
-    assert bench.mover.turn(bench.down) == Turn.SAME
+    assert bench.mover.turn(bench.down) == turns.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"answer"
     assert (bench.ledger.total(0, Count.RECEIVED), bench.ledger.total(0, Count.SENT)) == (0, 6)
 
 
 def test_nothing_to_read(bench: Bench) -> None:
-    assert bench.turn() == Turn.SAME
+    assert bench.turn() == turns.SAME
     assert not bench.up.eof
 
 
@@ -59,12 +61,16 @@ def test_the_end_comes_after_the_last_byte(bench: Bench) -> None:
     for _ in range(2):
         wait(bench.inner[0])
         ends.append((bench.turn(), up.eof, up.done, up.fin))
-    assert ends == [(Turn.SAME, False, False, False), (Turn.CHANGED, True, True, False), (Turn.SAME, True, True, False)]
+    assert ends == [
+        (turns.SAME, False, False, False),
+        (turns.CHANGED, True, True, False),
+        (turns.SAME, True, True, False),
+    ]
     up.finish()
     assert up.fin
     assert bench.hear(99) == b"last", "and then its end"
     bench.answer(b"the other direction lives on")
-    assert bench.mover.turn(bench.down) == Turn.SAME
+    assert bench.mover.turn(bench.down) == turns.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"the other direction lives on"
 
@@ -94,7 +100,7 @@ def test_a_lane_that_holds_bytes_reads_no_more(bench: Bench) -> None:
         before, now = now, now + bench.fill()
     held = bench.up.held_bytes
     assert bench.write(b"x" * 100_000) == 0, "the kernel's buffers are full: backpressure"
-    assert [bench.turn() for _ in range(5)] == [Turn.SAME] * 5
+    assert [bench.turn() for _ in range(5)] == [turns.SAME] * 5
     assert bench.up.held_bytes == held
 
 
@@ -108,7 +114,7 @@ def test_two_lanes_do_not_mix(tcp_bench: Bench) -> None:
         for n in range(10):
             other_source.send(b"%d" % n)
             wait(inner_source)
-            assert tcp_bench.mover.turn(other) == Turn.SAME
+            assert tcp_bench.mover.turn(other) == turns.SAME
             wait(other_sink)
             assert other_sink.recv(99) == b"%d" % n
         while len(arrived) < written:
@@ -120,30 +126,30 @@ def test_two_lanes_do_not_mix(tcp_bench: Bench) -> None:
 def test_no_pipe_means_later(bench: Bench) -> None:
     bench.say(b"patience")
     with no_descriptors():
-        assert [bench.turn() for _ in range(3)] == [Turn.STARVED] * 3
+        assert [bench.turn() for _ in range(3)] == [turns.STARVED] * 3
         assert bench.read() == b""
-    assert bench.turn() == Turn.SAME
+    assert bench.turn() == turns.SAME
     assert bench.hear(8) == b"patience"
 
 
 def test_a_lane_keeps_its_pipe_when_there_is_no_next_one(bench: Bench) -> None:
     """The scratch pipe holds one lane's bytes, and no other is to be had: nothing is lost, others wait."""
     bench.say(b"a")
-    assert bench.turn() == Turn.SAME
+    assert bench.turn() == turns.SAME
     assert bench.hear(1) == b"a"
     with no_descriptors():
         written = bench.fill()
         assert bench.up.held_bytes
         assert bench.mover._scratch is None
         bench.answer(b"answer")
-        assert bench.mover.turn(bench.down) == Turn.STARVED
+        assert bench.mover.turn(bench.down) == turns.STARVED
         arrived = 0
         bench.source.shutdown(socket.SHUT_WR)
         while not bench.up.done:
             arrived += len(bench.read())
-            assert bench.turn() != Turn.STARVED, "the pipe that became empty is the next scratch"
+            assert bench.turn() != turns.STARVED, "the pipe that became empty is the next scratch"
         assert arrived + len(bench.hear(written - arrived)) == written
-        assert bench.mover.turn(bench.down) == Turn.SAME
+        assert bench.mover.turn(bench.down) == turns.SAME
     wait(bench.source)
     assert bench.source.recv(99) == b"answer"
 
@@ -152,17 +158,17 @@ def test_a_reset_source_is_broken_after_what_it_sent(tcp_bench: Bench) -> None:
     """What had arrived before is read, where the kernel still has it; and the end is no orderly one."""
     reset(tcp_bench.source)
     wait(tcp_bench.inner[0])
-    assert tcp_bench.turn() == Turn.SOURCE_BROKEN
+    assert tcp_bench.turn() == turns.SOURCE_BROKEN
     assert tcp_bench.up.eof
     assert tcp_bench.up.done
-    assert tcp_bench.turn() == Turn.SAME
+    assert tcp_bench.turn() == turns.SAME
 
 
 def test_a_broken_sink(bench: Bench) -> None:
     reset(bench.sink)
     wait(bench.inner[1])
     bench.say(b"for nobody")
-    assert bench.turn() == Turn.SINK_BROKEN
+    assert bench.turn() == turns.SINK_BROKEN
     assert bench.up.held_bytes == 0
     assert bench.ledger.total(0, Count.RECEIVED) == 0
     with contextlib.ExitStack() as stack:
@@ -171,7 +177,7 @@ def test_a_broken_sink(bench: Bench) -> None:
         other, _ = lanes(inner_source, inner_sink, bench.ledger.worker(0).counts_at(0), record=4)
         source.send(b"mine")
         wait(inner_source)
-        assert bench.mover.turn(other) == Turn.SAME
+        assert bench.mover.turn(other) == turns.SAME
         wait(sink)
         assert sink.recv(99) == b"mine", "no byte of the broken lane is left in the scratch pipe"
 
@@ -181,7 +187,7 @@ def test_a_sink_that_breaks_while_bytes_are_held(tcp_bench: Bench) -> None:
     pipe = tcp_bench.up.pipe
     reset(tcp_bench.sink)
     wait(tcp_bench.inner[1])
-    assert tcp_bench.turn() == Turn.SINK_BROKEN
+    assert tcp_bench.turn() == turns.SINK_BROKEN
     tcp_bench.mover.drop(tcp_bench.up)
     assert (tcp_bench.up.pipe, tcp_bench.up.held_bytes) == (None, 0)
     assert pipe is not None
@@ -233,7 +239,7 @@ def test_a_predecessors_bytes_come_first(bench: Bench) -> None:
     r, w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.write(w, b"sooner ")
     bench.up.adopt(bench.pool.adopt(r, w), 7)
-    assert bench.turn() == Turn.CHANGED
+    assert bench.turn() == turns.CHANGED
     assert bench.hear(12) == b"sooner later"
     assert bench.up.total_bytes == 12
 
@@ -251,7 +257,7 @@ def test_urgent_data_passes_in_its_place(tcp_bench: Bench) -> None:
 def test_a_reset_is_not_lost_while_looking_for_urgent_data(tcp_bench: Bench) -> None:
     """It comes between the two system calls, and an error is told once: what is read next would be an orderly end."""
 
-    class Reset:
+    class Reset(BareSocket):
         """The source, reset just now."""
 
         def setsockopt(self, *_: object) -> None:
@@ -259,17 +265,17 @@ def test_a_reset_is_not_lost_while_looking_for_urgent_data(tcp_bench: Bench) -> 
             wait(tcp_bench.inner[0])
 
         def recv(self, count: int) -> bytes:
-            return tcp_bench.inner[0].recv(count)
+            data: bytes = tcp_bench.inner[0].recv(count)
+            return data
 
-    tcp_bench.up.source = Reset()  # type: ignore[assignment]
-    turns = [tcp_bench.turn() for _ in range(2)]
-    assert Turn.SOURCE_BROKEN in turns
+    tcp_bench.up.source = Reset(tcp_bench.inner[0].fd)
+    assert turns.SOURCE_BROKEN in [tcp_bench.turn() for _ in range(2)]
 
 
 def test_finishing_towards_a_sink_that_is_gone(tcp_bench: Bench) -> None:
     tcp_bench.source.shutdown(socket.SHUT_WR)
     wait(tcp_bench.inner[0])
-    assert tcp_bench.turn() == Turn.CHANGED
+    assert tcp_bench.turn() == turns.CHANGED
     reset(tcp_bench.sink)
     wait(tcp_bench.inner[1])
     with contextlib.suppress(ConnectionResetError):

@@ -8,7 +8,7 @@ import struct
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from relay.dataplane.splice import Turn
+from relay.dataplane import turns
 from tests.dataplane.lanes import Bench, Kind, new_bench
 from tests.dataplane.rig import no_descriptors
 from tests.harness import examples
@@ -31,7 +31,7 @@ def _any_steps(bench: Bench, steps: list[int | str], starve: bool) -> None:
         written = 0
         for number, step in enumerate(steps):
             if step == "turn":
-                assert bench.turn() in (Turn.SAME, Turn.CHANGED)
+                assert bench.turn() in (turns.SAME, turns.CHANGED)
             elif step == "read":
                 arrived.update(bench.read())
             elif isinstance(step, int):
@@ -41,7 +41,7 @@ def _any_steps(bench: Bench, steps: list[int | str], starve: bool) -> None:
                 written += took
         bench.source.shutdown(socket.SHUT_WR)
         while not bench.up.done:
-            assert bench.turn() in (Turn.SAME, Turn.CHANGED)
+            assert bench.turn() in (turns.SAME, turns.CHANGED)
             arrived.update(bench.read())
         bench.up.finish()
         arrived.update(bench.hear(written + 1))

@@ -83,7 +83,7 @@ def test_a_place_in_the_ledger_that_another_target_has_by_now(stack: contextlib.
     pool, found = after.flow.gate.pool, after.flow.route.target
     assert pool is not None
     assert found is not None
-    assert (found.text, after.flow.route.slot, pool.active(0)) == (target.row.text, -1, 0)
+    assert (found.text, after.flow.route.slot(), pool.active(0)) == (target.row.text, -1, 0)
     assert not is_cut(after, word=health_at(0))
 
 
@@ -93,7 +93,7 @@ def test_a_target_that_came_back_to_another_place_in_the_ledger(stack: contextli
     after = after_a_death(scene)
     rig, pool = after.rig, after.flow.gate.pool
     assert pool is not None
-    assert (after.flow.route.slot, pool.active(0), pool.active(1)) == (1, 0, 1)
+    assert (after.flow.route.slot(), pool.active(0), pool.active(1)) == (1, 0, 1)
     after.flow.cut("drain")
     assert [rig.ledger.target_total(slot, TargetCount.ACTIVE) for slot in (0, 1)] == [0, 0]
 

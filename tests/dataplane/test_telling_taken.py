@@ -9,7 +9,7 @@ import pytest
 from relay.dataplane.forwarding import Forwarding
 from relay.envelope import asking, proxyproto
 from relay.envelope.rules import RuleRow
-from relay.kernel.sockets import Accepted
+from relay.kernel.bare_socket import BareSocket
 from relay.ledger.layout import DaemonWord, State
 from relay.targets import why
 from tests.dataplane.rig import LATER_S, Target, refusing, reset, silent_target, tcp_target
@@ -144,13 +144,13 @@ def test_an_edge_that_has_left_has_its_clients_bytes_elsewhere_and_the_target_ge
         service.recv(99)
 
 
-def connected_pair(stack: Stack, _target: Target) -> tuple[Accepted, socket.socket]:
+def connected_pair(stack: Stack, _target: Target) -> tuple[BareSocket, socket.socket]:
     """A dial that was answered: its socket, and the service's."""
     listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     dialled = socket.create_connection(listener.getsockname())
     dialled.setblocking(False)
     service = stack.enter_context(listener.accept()[0])
-    return Accepted(dialled.detach()), service
+    return BareSocket(dialled.detach()), service
 
 
 @pytest.mark.parametrize("told_already", [False, True])
@@ -163,7 +163,7 @@ def test_a_successor_tells_it_unless_the_dead_worker_has(told_already: bool, sta
     rig.poller.forget(dead._target.fileno())
     flow, record = rig.taken_over(scene.flow)
     assert (flow.asks, record.state) == (asking.TAKEN, State.SPLICE)
-    Forwarding(flow, Accepted(dead._target.detach())).resume(record, None, None)
+    Forwarding(flow, BareSocket(dead._target.detach())).resume(record, None, None)
     scene.served.send(b"world")
     answered(scene, asking.TOOK + b"world")
     assert rig.receive(scene.served, 5) == b"hello"

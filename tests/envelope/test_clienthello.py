@@ -331,6 +331,7 @@ def test_pieces_of_anything_are_judged_as_the_whole(rest: bytes, sizes: list[int
     check_pieces(HelloSoFar().look, look, b"\x16\x03\x01" + rest, cuts)
 
 
+@pytest.mark.interpreted
 def test_the_longest_hello_byte_by_byte_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In records of one byte, and of as many extensions as there can be: each header is read once, or twice in pieces."""
     wrong_record, read = clienthello._wrong_record, HelloSoFar._read_extension

@@ -91,6 +91,6 @@ def test_what_comes_between_two_questions_is_not_taken_for_read(
     monkeypatch.setattr(byte_counts, "_counts", late)
     assert taken_bytes(accepted) == 5
     waits = iter([3, 1, 1, 1])  # the first two of one question
-    monkeypatch.setattr(byte_counts, "unsent_bytes", lambda _: next(waits))
+    monkeypatch.setattr(calls, "unsent_bytes", lambda _: next(waits))
     monkeypatch.setattr(byte_counts, "_counts", lambda _: (1, 10, 0))
     assert sent_bytes(accepted, dialled=False) == 11

@@ -1,13 +1,15 @@
 """The poller: every ready descriptor gets its handler, whatever another handler does."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 import uvloop
 
-from relay.kernel.poller import BROKEN, PEER_FIN, READ, WRITE, Handler, Poller
+from relay.kernel.bare_socket import BareSocket
+from relay.kernel.poller import BROKEN, PEER_FIN, READ, UNWATCHED, WRITE, Handler, Poller
 from tests.harness import HANG_S
 
 
@@ -51,10 +53,23 @@ class Bench:
             self.socks.append(sock)
         return pair
 
+    def bare(self, sock: socket.socket) -> BareSocket:
+        """The same by its descriptor alone, which is the poller's to close."""
+        self.socks.remove(sock)
+        return BareSocket(sock.detach())
+
     def end(self) -> None:
         self.poller.shut()
         for sock in self.socks:
             sock.close()
+
+
+def is_open(sock: BareSocket) -> bool:
+    try:
+        os.fstat(sock.fd)
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -135,15 +150,15 @@ def test_a_handler_that_raises_does_not_stop_the_batch(bench: Bench) -> None:
 def test_interest_can_change(bench: Bench) -> None:
     mine, peer = bench.pair()
     seen: list[int] = []
-    interest: list[int | None] = [None]
+    interest = [UNWATCHED]
 
-    def want(after: int | None) -> None:
+    def want(after: int) -> None:
         bench.poller.want(mine.fileno(), interest[0], after, Calling(handle))
         interest[0] = after
 
     def handle(events: int) -> None:
         seen.append(events)
-        want(None if events & BROKEN else 0)
+        want(UNWATCHED if events & BROKEN else 0)
 
     want(READ)
     peer.send(b"x")
@@ -206,7 +221,7 @@ def test_what_an_earlier_handler_ended_is_not_delivered(ending: str, bench: Benc
             seen.append(name)
             mine.recv(9)
             if ending == "close":
-                bench.poller.close(other)
+                bench.poller.close(bench.bare(other))
             else:
                 bench.poller.forget(other.fileno())
 
@@ -223,30 +238,32 @@ def test_what_an_earlier_handler_ended_is_not_delivered(ending: str, bench: Benc
 
 def test_closing_waits_for_the_end_of_the_batch(bench: Bench) -> None:
     """So a descriptor's number is not used again while the batch has events of its former holder."""
-    mine, peer = bench.pair()
-    number = mine.fileno()
-    inside: list[tuple[int, int]] = []
+    sock, peer = bench.pair()
+    mine = bench.bare(sock)
+    inside: list[tuple[bool, int]] = []
 
     def handle(_events: int) -> None:
         bench.poller.close(mine)
         fresh, _ = bench.pair()
-        inside.append((mine.fileno(), fresh.fileno()))
+        inside.append((is_open(mine), fresh.fileno()))
 
-    bench.poller.watch(number, READ, Calling(handle))
+    bench.poller.watch(mine.fd, READ, Calling(handle))
     peer.send(b"x")
     bench.poller.serve()
     [(open_inside, fresh)] = inside
-    assert open_inside == number != fresh
-    assert mine.fileno() == -1
+    assert open_inside
+    assert fresh != mine.fd
+    assert not is_open(mine)
 
 
 def test_closing_outside_of_a_batch(bench: Bench) -> None:
-    mine, _ = bench.pair()
-    bench.poller.watch(mine.fileno(), READ, noting([]))
+    sock, _ = bench.pair()
+    mine = bench.bare(sock)
+    bench.poller.watch(mine.fd, READ, noting([]))
     bench.poller.close(mine)
-    assert (mine.fileno() != -1, bench.buried) == (True, 0)
+    assert (is_open(mine), bench.buried) == (True, 0)
     bench.poller.bury()
-    assert (mine.fileno(), bench.buried) == (-1, 1)
+    assert (is_open(mine), bench.buried) == (False, 1)
     bench.poller.bury()
     bench.poller.serve()
     assert bench.buried == 1, "only closing is told"
@@ -255,10 +272,10 @@ def test_closing_outside_of_a_batch(bench: Bench) -> None:
 def test_a_number_that_is_used_again_has_its_new_handler_alone(bench: Bench) -> None:
     before: list[int] = []
     after: list[int] = []
-    mine, _ = bench.pair()
-    number = mine.fileno()
+    sock, _ = bench.pair()
+    number = sock.fileno()
     bench.poller.watch(number, READ, noting(before))
-    bench.poller.close(mine)
+    bench.poller.close(bench.bare(sock))
     bench.poller.bury()
     pair = bench.pair()
     assert number in (pair[0].fileno(), pair[1].fileno()), "the kernel gives the lowest free number"
@@ -310,13 +327,15 @@ def test_nested_in_an_event_loop(loop_factory: Callable[[], asyncio.AbstractEven
     assert bench.errors == []
 
 
-def test_a_socket_that_is_closed_already_is_nobodys(bench: Bench) -> None:
+def test_a_socket_that_is_closed_already_or_never_was_is_nobodys(bench: Bench) -> None:
     mine, peer = bench.pair()
     seen: list[int] = []
     bench.poller.watch(mine.fileno(), READ, noting(seen, mine))
-    other, _ = bench.pair()
+    sock, _ = bench.pair()
+    other = bench.bare(sock)
     other.close()
-    bench.poller.close(other)
+    for none in (other, BareSocket(-1)):
+        bench.poller.close(none)
     bench.poller.serve()
     peer.send(b"x")
     bench.poller.serve()

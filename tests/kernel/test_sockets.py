@@ -7,45 +7,24 @@ import resource
 import select
 import socket
 import struct
-from dataclasses import replace
 
 import pytest
 
-from relay.config.snapshot import TargetRow
+from relay import calls
 from relay.kernel.sockets import (
-    Accepted,
     ask_peer,
     attach_filter,
-    connect,
     descriptors,
     detach_filter,
     dropped_packets,
     hear_no_more,
-    is_gone,
     listening_address,
     other_descriptors,
-    pending_error,
     readable_now,
-    target_socket,
     transmission,
     wake_watchers,
 )
 from tests.harness import dial, eventually, unanswered
-
-
-def test_a_dead_target_is_not_found_alive_by_meeting_oneself() -> None:
-    """A dialling socket may be given the very port that it dials, and TCP then connects it to itself."""
-    row = TargetRow("dead", host="127.0.0.1", port=1)
-    target = target_socket(row)
-    target.bind(("127.0.0.1", 0))  # the kernel gives it a port as it does when dialling
-    port = target.getsockname()[1]
-    row = replace(row, port=port)
-    try:
-        assert target.connect_ex(("127.0.0.1", port)) in (0, errno.EINPROGRESS)
-        assert target.getpeername() == target.getsockname(), "the kernel does so"
-        assert connect(target, row) == errno.ECONNREFUSED
-    finally:
-        target.close()
 
 
 def test_a_listening_socket_says_where() -> None:
@@ -98,18 +77,6 @@ def test_descriptors_are_found_whatever_the_limit_is_now(nofile: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             os.close(far)
-
-
-def test_an_accepted_socket_is_a_descriptor_and_more_when_asked() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
-        fd, _ = listener._accept()  # type: ignore[attr-defined]
-        accepted = Accepted(fd)
-        assert accepted.fileno() == fd
-        assert not is_gone(accepted)
-        client.sendall(b"hello")
-        assert accepted.recv(5) == b"hello"
-        accepted.close()
-        assert client.recv(1) == b""
 
 
 def test_who_watches_a_listening_socket_is_woken_and_nothing_else_happens() -> None:
@@ -188,5 +155,5 @@ def test_what_came_is_read_before_an_end_that_nobody_sent() -> None:
             assert (client.recv(99), client.recv(99)) == (b"last words", b"")
             client.send(b"?")
             assert peer.recv(99) == b"?"
-        assert pending_error(client) in (0, errno.EPIPE, errno.ECONNRESET)
+        assert calls.pending_error(client.fileno()) in (0, errno.EPIPE, errno.ECONNRESET)
     hear_no_more(client)  # it is over already

@@ -25,7 +25,7 @@ from relay.ledger.layout import (
     Word,
 )
 from relay.ledger.ledger import NO_PIPE, Ledger, WorkerLedger, owner_of
-from relay.ledger.record import FlowRecord
+from relay.ledger.record import CLIENT_BYTES, FlowRecord
 from tests.harness import HANG_S, examples
 from tests.ledger.rig import add, begin, new_ledger
 
@@ -155,6 +155,16 @@ def test_a_record_is_used_again_from_nought(ledger: Ledger) -> None:
     [flow] = part.flows()
     assert (flow.peer, flow.received_bytes, flow.sent_bytes, flow.target_fd) == ("1.2.3.4:5", 0, 0, -1)
     assert (flow.up_pipe, flow.down_pipe, flow.flags) == (NO_PIPE, NO_PIPE, 0)
+
+
+def test_a_client_has_all_the_room_there_is_and_nothing_of_the_one_before(ledger: Ledger) -> None:
+    part = ledger.worker(0)
+    longest = "x" * CLIENT_BYTES
+    begin(part, 1, peer="next door")
+    for peer in (longest, "192.0.2.1:5", longest[:-1], ""):
+        begin(part, 0, peer=peer)
+        assert [flow.peer for flow in part.flows()] == [peer, "next door"]
+        part.end((0,))
 
 
 def test_every_record_of_every_worker(ledger: Ledger) -> None:
@@ -333,7 +343,8 @@ def test_a_second_process_sees_and_writes_the_same(ledger: Ledger) -> None:
     begin(ledger.worker(2), 1, peer="mine")
     script = (
         "import mmap, sys\n"
-        "from relay.ledger.ledger import *\n"
+        "from relay.ledger.layout import Count, State\n"
+        "from relay.ledger.ledger import Ledger\n"
         "ledger = Ledger(int(sys.argv[1]), mmap.mmap(int(sys.argv[1]), 0))\n"
         "print([flow.peer for flow in ledger.flows()])\n"
         "part = ledger.worker(0)\n"

@@ -1,0 +1,50 @@
+# Declarations only: numbers of layout.py, for compiled modules.
+
+cdef enum State:
+    FREE = 0
+    LOOK = 1
+    DIAL = 2
+    SPLICE = 3
+    HEADER = 6
+    CLOSE = 4
+    END = 5
+    ASK = 7
+    TAKEN = 8
+    HOLD = 9
+    LINE = 10
+
+cdef enum Flag:
+    CLIENT_RESET = 1
+    TARGET_RESET = 2
+    UP_FIN = 4
+    DOWN_FIN = 8
+    PROBE = 16
+    PEER_DEAD = 32
+    ASKS_WHY = 64
+    ASKS_RELAY = 128
+    ASKS_TAKEN = 192
+    ASKS_LINE = 65536
+    CAUSE_SHIFT = 8
+
+cdef enum Count:
+    ACCEPTED = 0
+    RECEIVED = 1
+    SENT = 2
+    CONNECT_FAILURES = 3
+    TARGET_UP = 4
+    CONNECT_SUM_NS = 5
+    DURATION_SUM_NS = 6
+    ACTIVE = 7
+    RATE_WINDOW = 8
+    HOLDER = 9
+    HELD = 10
+    DENIED = 16
+    CLOSED = 32
+    CONNECT_BUCKETS = 64
+    DURATION_BUCKETS = 80
+    WOULD_DENY = 96
+    DIAL_WHY = 112
+    OTHER_SOURCE = 113
+    HEALTH = 114
+    LOOKED_NS = 115
+    HOLD_UNTIL_NS = 116
