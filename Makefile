@@ -1,4 +1,4 @@
-.PHONY: check fmt test bench bench-gate bench-picture bench-veth bench-ledger bench-survival bench-behind demo build wheel
+.PHONY: check fmt test bench bench-gate bench-picture bench-veth bench-ledger bench-survival bench-behind bench-idle demo build wheel
 
 check: ; scripts/check
 fmt:   ; scripts/bootstrap dev && .venv/bin/ruff check --fix && .venv/bin/ruff format
@@ -10,6 +10,7 @@ bench-veth:     ; scripts/bootstrap && .venv/bin/python bench/run.py --veth $(AR
 bench-ledger:   ; scripts/bootstrap && .venv/bin/python bench/ledger.py
 bench-survival: ; scripts/bootstrap && .venv/bin/python bench/survival.py
 bench-behind:   ; scripts/bootstrap && .venv/bin/python bench/behind.py
+bench-idle:     ; scripts/bootstrap && .venv/bin/python bench/idle.py
 build: ; scripts/bootstrap
 wheel: ; scripts/bootstrap && .venv/bin/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 demo:  ; scripts/demo

@@ -24,8 +24,6 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from relay import engine  # where a build is isolated, this directory is not in the path
 
-# A .pxd whose first line begins so is read by others. Its .py is not compiled.
-DECLARATIONS_ONLY = "# Declarations only"
 FLAGS = ("-O2", "-g0")
 # What is checked costs a few ns. A mistake is then an exception, which ends one connection, and not the process.
 DIRECTIVES = {
@@ -39,19 +37,27 @@ DIRECTIVES = {
     "c_string_encoding": "ascii",
     "linetrace": True,  # the same C can be built with hooks for tracing (CYTHON_TRACE) and without
 }
+# What a .pxd says of a module's classes by a decorator, of all of them. Cython takes these from the .py alone, and passes
+# over them in silence; so they are given to the whole module.
+OF_CLASSES = {"no_gc": ("@cython.no_gc", True, False), "freelist": ("@cython.freelist(64)", 64, 0)}
 
 
 def compiled_modules() -> list[Path]:
     """The .py files that are compiled."""
     declared = [
-        pxd for pxd in sorted(Path("relay").rglob("*.pxd")) if not pxd.read_text().startswith(DECLARATIONS_ONLY)
+        pxd for pxd in sorted(Path("relay").rglob("*.pxd")) if not pxd.read_text().startswith(engine.DECLARATIONS_ONLY)
     ]
     return [pxd.with_suffix(".py") for pxd in declared if pxd.with_suffix(".py").exists()]
 
 
 def sources() -> dict[str, str]:
-    """Every file that the compiled modules are made from, and its hash."""
-    files = {*compiled_modules(), *Path("relay").rglob("*.pxd"), *Path("relay").rglob("*.h")}
+    """Every file that the compiled modules are made from, and its hash.
+
+    Also the .py whose numbers a .pxd has for others: of another layout nothing compiled knows.
+    """
+    declared = [*Path("relay").rglob("*.pxd")]
+    values = [file for pxd in declared if (file := pxd.with_suffix(".py")).exists()]
+    files = {*declared, *values, *Path("relay").rglob("*.h")}
     return {file.as_posix(): engine.hash_of(str(file)) for file in sorted(files)}
 
 
@@ -107,7 +113,10 @@ def made_from(module: Path) -> set[str]:
 def generate() -> dict[str, Extension]:
     """Make C of the modules in build/c, where that is not there from the same files; what to compile for each."""
     from Cython.Build import cythonize
+    from Cython.Compiler.Options import get_directive_defaults
 
+    for name, (_, _, default) in OF_CLASSES.items():
+        get_directive_defaults().setdefault(name, default)  # as one for a whole module Cython does not know it
     generated = Path("build/c")
     changed = sources().keys() - unchanged(".").keys()
     for module in compiled_modules():
@@ -115,14 +124,24 @@ def generate() -> dict[str, Extension]:
             generated.joinpath(module).with_suffix(".c").unlink(missing_ok=True)
     if Path(engine.RECORD).exists():
         begin_record(".")
-    made = cythonize(
-        extensions(),
-        build_dir=str(generated),
-        language_level=3,
-        compiler_directives=DIRECTIVES,
-        nthreads=os.cpu_count() or 1,
-    )
+    made = []
+    found = [(each, of_classes(each)) for each in extensions()]
+    for asked in sorted({tuple(said.items()) for _, said in found}):
+        plain = not any(value for _, value in asked)
+        made += cythonize(
+            [each for each, said in found if tuple(said.items()) == asked],
+            build_dir=str(generated),
+            language_level=3,
+            compiler_directives=DIRECTIVES | dict(asked),
+            nthreads=(os.cpu_count() or 1) if plain else 0,  # another process has its own list of what Cython knows
+        )
     return {each.name: each for each in made}
+
+
+def of_classes(module: Extension) -> dict[str, object]:
+    """What its .pxd says of its classes: `no_gc`, the collector need not know of them; `freelist`, their room is kept."""
+    text = Path(*module.name.split(".")).with_suffix(".pxd").read_text()
+    return {name: value if mark in text else default for name, (mark, value, default) in OF_CLASSES.items()}
 
 
 def extensions() -> list[Extension]:

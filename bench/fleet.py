@@ -11,13 +11,10 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,13 +24,13 @@ from statistics import median
 from typing import Any
 
 import instances
-from forwarders import find_program
+from etcd_server import EtcdServer
 from generator import build_load, start_server
 from instances import Plan, Report, View
 from machine import free_ports, machine_facts
 from network import LOOPBACK
-from process import BenchError, Process, read_stat, run_to_the_end
-from whole_relay import Observed, Waits, rss_mib, write_files
+from process import BenchError, read_stat, run_to_the_end
+from whole_relay import Observed, Waits, write_files
 
 from relay.config.roster import Member
 from relay.fleet.entries import EntryKeys, read_entry
@@ -67,72 +64,14 @@ class Phase:
     relay: dict[str, Any] = field(default_factory=dict)
 
 
-class EtcdServer:
-    """One etcd of its own, as Debian ships it and with its defaults, its data in the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        client, peer = free_ports(2)
-        self.url, self._folder = f"http://127.0.0.1:{client}", folder
-        peer_url = f"http://127.0.0.1:{peer}"
-        self._command = [find_program("etcd", "etcd-server"), "--name", "one", "--data-dir", str(folder / "data")]
-        self._command += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url, "--logger", "zap"]
-        self._command += ["--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url]
-        self._command += ["--initial-cluster", f"one={peer_url}"]
-        self._spent_s = 0.0  # by those that were killed
-        self.start()
-
-    def start(self) -> None:
-        """Start it, and wait until it takes requests."""
-        self._process = Process("etcd", self._command, cpus=None, log=self._folder / "etcd.log", cwd=self._folder)
-        self._process.wait_until(self._healthy, "healthy")
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        self._spent_s += self._process.cpu_s()
-        os.kill(self._process.pids()[0], signal.SIGKILL)
-        self._process.stop()
-
-    def stop(self) -> None:
-        """End it for good."""
-        self._process.stop()
-
-    def _healthy(self) -> bool:
-        try:
-            return '"true"' in self._get("health")
-        except OSError:
-            return False
-
-    def _get(self, path: str) -> str:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self.url}/{path}", timeout=30) as answer:
-            return str(answer.read().decode())
-
-    def cpu_s(self) -> float:
-        """CPU seconds so far."""
-        return self._spent_s + self._process.cpu_s()
-
-    def rss_mib(self) -> float:
-        """Its resident memory now."""
-        return rss_mib(self._process.pids()[0])
-
-    def requests(self) -> dict[str, int]:
-        """What it has been asked for since it was started, by its own metrics: requests by method."""
-        found: dict[str, int] = {}
-        for line in self._get("metrics").splitlines():
-            if line.startswith("grpc_server_started_total{") and not line.endswith(" 0"):
-                labels, _, value = line.rpartition(" ")
-                method = labels.partition('grpc_method="')[2].partition('"')[0]
-                found[method] = found.get(method, 0) + int(float(value))
-        return found
-
-    async def members(self, service: str) -> tuple[Member, ...]:
-        """Who is there, by what it has."""
-        keys = EntryKeys(service)
-        async with EtcdClient([self.url], timeout_s=30) as client:
-            (found,) = (await client.range(keys.all_members)).found
-        places = [(keys.place_of(each.key), each.value or b"") for each in found]
-        entries = [read_entry(place, value) for place, value in places if place is not None]
-        return tuple(sorted(entry.member for entry in entries if entry is not None))
+async def members(etcd: EtcdServer, service: str) -> tuple[Member, ...]:
+    """Who is there, by what etcd has."""
+    keys = EntryKeys(service)
+    async with EtcdClient([etcd.url], timeout_s=30) as client:
+        (found,) = (await client.range(keys.all_members)).found
+    places = [(keys.place_of(each.key), each.value or b"") for each in found]
+    entries = [read_entry(place, value) for place, value in places if place is not None]
+    return tuple(sorted(entry.member for entry in entries if entry is not None))
 
 
 class Crowd:
@@ -215,7 +154,7 @@ class Bench:
         """Look until all see the fleet as etcd has it, with so many instances and the daemon. Raises BenchError."""
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
-            truth = asyncio.run(self.etcd.members(self.plan.service))
+            truth = asyncio.run(members(self.etcd, self.plan.service))
             report = self.crowd.report(truth)
             places = {(each.there.role, each.there.ordinal, each.there.address) for each in report.views}
             places.add(self.relay.place())

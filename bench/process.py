@@ -65,6 +65,15 @@ def read_stat(pid: int) -> ProcessStat | None:
     return ProcessStat(pid, int(fields[1]), int(fields[19]), sum(map(int, fields[13:15])))
 
 
+def rss_mib(pid: int) -> float:
+    """A process's resident memory; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+
+
 def tree(root: int) -> list[ProcessStat]:
     """The process `root` and all its descendants; empty when it is gone."""
     stats = {stat.pid: stat for name in os.listdir("/proc") if name.isdigit() and (stat := read_stat(int(name)))}

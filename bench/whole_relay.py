@@ -15,7 +15,7 @@ from typing import Any
 
 from forwarders import REPOSITORY
 from instances import Plan
-from process import POLL_S, BenchError, Process, read_stat
+from process import POLL_S, BenchError, Process, read_stat, rss_mib
 from survival import Relay, round_trip_s
 
 ADDRESS = "127.77.0.1"
@@ -46,15 +46,6 @@ def write_files(folder: Path, plan: Plan, port: int, door: int, echo: int) -> No
     service = {"version": 1, "service": plan.service, "roles": roles}
     (folder / "service.yaml").write_text(json.dumps(service))  # JSON is YAML
     (folder / "instance.yaml").write_text(json.dumps(settings))
-
-
-def rss_mib(pid: int) -> float:
-    """A process's resident memory; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 @dataclass(frozen=True, slots=True)

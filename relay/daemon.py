@@ -1,11 +1,18 @@
 """`relay run`: put the parts together. The only place that knows both the data plane and control."""
 
-import gc
 import os
 import resource
 import socket
 import time
 
+# First: what a worker uses lies close together then. What comes after is control's, and stays shared with it untouched.
+from relay.dataplane.inherits import flows_max
+from relay.processes import handover
+from relay.processes.handover import Handover
+from relay.processes.inherited import Inherited
+from relay.processes.keeper import Keeper
+
+# isort: split
 from relay import log as logging
 from relay.config.load import SERVICE_FILE, SETTINGS_FILE
 from relay.config.settings import Settings
@@ -13,17 +20,12 @@ from relay.control import control, upgrade
 from relay.control.admin import open_admin_socket, open_tcp_socket
 from relay.control.inherits import ControlInherits
 from relay.control.reload import ConfigFiles, Prepared, start
-from relay.dataplane.inherits import flows_max
 from relay.kernel import channel, memory, process, surroundings
 from relay.ledger import clocks, convert
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
 from relay.names.server import open_names_sockets
-from relay.processes import handover
-from relay.processes.handover import Handover
-from relay.processes.inherited import Inherited
-from relay.processes.keeper import Keeper
 from relay.processes.rehearsal import rehearse
 
 # What one ledger has room for, whatever RLIMIT_NOFILE says: 262,144 records are 32 MiB, taken only as they are used.
@@ -39,15 +41,16 @@ def run(files: ConfigFiles) -> int:
 
     Or go on running it, where this program has replaced another one (processes/handover.py).
     """
-    memory = os.environ.pop(handover.VARIABLE, None)
-    if memory is not None:
-        before = handover.read(int(memory))
+    left = os.environ.pop(handover.VARIABLE, None)
+    if left is not None:
+        before = handover.read(int(left))
         state, settings = _taken_over(before)
+        service = None
     else:
         before = None
         surroundings.refuse_without()
         prepared = start(files)
-        settings = prepared.settings
+        settings, service = prepared.settings, prepared.service
         state = _state(prepared, settings, _control_listeners(settings))
     workers = tuple(control_end for _, control_end in state.worker_ends)
 
@@ -66,12 +69,12 @@ def run(files: ConfigFiles) -> int:
                 log_sink=state.log_sink,
                 log_source=state.log_source,
                 listeners=state.control_only,
+                service=service,
                 crashes=state.control_crashes,
             )
         )
 
-    gc.collect()
-    gc.freeze()  # the children share these pages as long as nobody's collector touches them
+    memory.share_with_children()
     return Keeper(state, control_main, before).run()
 
 

@@ -25,6 +25,9 @@ from typing import Final, NamedTuple
 VARIABLE: Final = "RELAY_ENGINE"
 SUFFIX: Final = EXTENSION_SUFFIXES[0]  # it names the version of Python and the platform, and so does the record
 RECORD: Final = f"relay/engine{SUFFIX.removesuffix('.so')}.sources"
+DECLARATIONS_ONLY: Final = (
+    "# Declarations only"  # so a .pxd begins that is for other modules, and its .py is not compiled
+)
 UNBUILT: Final = "-"  # in a record, in place of a hash: what is built of it is not whole
 _PACKAGE: Final = os.path.dirname(__file__)
 _ROOT: Final = os.path.dirname(_PACKAGE)
@@ -96,9 +99,15 @@ def _hindrance(root: str) -> str:
         if hash_of(os.path.join(_ROOT, path)) != digest:
             return f"{path} has changed since it was compiled"
         built = path.removesuffix(".py") + SUFFIX
-        if path.endswith(".py") and not os.path.exists(os.path.join(root, built)):
+        if path.endswith(".py") and not os.path.exists(os.path.join(root, built)) and not _only_declares(path):
             return f"{built} is missing"
     return ""
+
+
+def _only_declares(path: str) -> bool:
+    """Whether this module is not compiled, though it has a .pxd: others have its numbers from there."""
+    with open(os.path.join(_ROOT, path.removesuffix(".py") + ".pxd"), encoding="utf-8") as declared:
+        return declared.readline().startswith(DECLARATIONS_ONLY)
 
 
 class _Finder(FileFinder):

@@ -156,6 +156,35 @@ def test_a_short_run_of_survival() -> None:
     assert re.search(r"^upgrade ", printed, re.MULTILINE)
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("shape", ["forward", "edge", pytest.param("etcd", marks=pytest.mark.real("etcd"))])
+def test_a_short_run_of_an_idle_relay(shape: str, tmp_path: Path) -> None:
+    file = tmp_path / "idle.json"
+    printed = run_bench("idle.py", "--shape", shape, "--seconds", "0.5", "--json", str(file))
+    rows = re.findall(r"^(\S+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)
+    roles = ["keeper", "control", "holder-0", "holder-1", "worker-0", "worker-1"]
+    assert [row[0] for row in rows] == [*roles, "whole"]
+    assert [each["role"] for each in json.loads(file.read_text())] == roles
+    pss_mib = [float(row[1]) for row in rows]
+    assert sum(pss_mib[:-1]) == pytest.approx(pss_mib[-1], abs=0.5)
+    assert all(float(row[4]) == 0 for row in rows if row[0].startswith("holder")), "a holder waits"
+    assert re.search(r"^scraped +[\d.]+$", printed, re.MULTILINE)
+
+
+@pytest.mark.alone
+def test_what_an_idle_connection_costs() -> None:
+    printed = run_bench("idle.py", "--connections", "1000")
+    found = re.search(r"^(\d+) bytes for each of 1000 idle connections$", printed, re.MULTILINE)
+    assert found is not None
+    assert 100 < int(found[1]) < 1400, "docs/why/engine.md says 1 KiB; the set of all connections grows in steps"
+
+
+def test_what_a_library_costs() -> None:
+    printed = run_bench("idle.py", "--libraries", "yaml", "no_such_module")
+    assert re.search(r"^yaml +[\d.]+ +[\d.]+ +\d+$", printed, re.MULTILINE)
+    assert re.search(r"^no_such_module +not installed$", printed, re.MULTILINE)
+
+
 @pytest.mark.slow
 @pytest.mark.real("etcd")
 def test_a_short_run_of_a_fleet(tmp_path: Path) -> None:

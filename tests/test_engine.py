@@ -79,7 +79,9 @@ def form(tree: Path, wanted: str = "") -> str:
 
 def compiled_in(tree: Path) -> dict[str, str]:
     """The modules that are compiled there: name and path without its ending."""
-    found = [file.removesuffix(".py") for file in engine.read_record(str(tree)) if file.endswith(".py")]
+    listed = [file.removesuffix(".py") for file in engine.read_record(str(tree)) if file.endswith(".py")]
+    pxds = {path: next(at / f"{path}.pxd" for at in (tree, ROOT) if (at / f"{path}.pxd").exists()) for path in listed}
+    found = [path for path, pxd in pxds.items() if not pxd.read_text().startswith(engine.DECLARATIONS_ONLY)]
     return {file.replace("/", "."): file for file in found}
 
 
@@ -367,3 +369,16 @@ def test_without_a_compiler_bootstrap_says_so_and_goes_on(no_compiler: str, tmp_
 def test_bootstrap_builds_with_what_pip_builds_with() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["dependency-groups"]["build"] == project["build-system"]["requires"]
+
+
+def test_the_collector_does_not_know_of_what_is_in_no_cycle(compiled: Path) -> None:
+    declared = [pxd for pxd in compiled.joinpath("relay").rglob("*.pxd") if "@cython.no_gc" in pxd.read_text()]
+    names = [".".join(pxd.relative_to(compiled).with_suffix("").parts) for pxd in declared]
+    assert "relay.kernel.bare_socket" in names
+    known = "\n".join(f"import {name}; found += [*vars({name}).values()]" for name in names)
+    ours = "[each for each in found if isinstance(each, type) and each.__module__ in sys.argv[1:]]"
+    code = f"import sys; found = []\n{known}\nprint({{bool(each.__flags__ & 1 << 14) for each in {ours}}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=compiled, check=True
+    )
+    assert done.stdout == "{False}\n", "Py_TPFLAGS_HAVE_GC (object.h)"

@@ -19,6 +19,7 @@ from typing import Final
 from relay.control.admin import BACKLOG, SOCKET_FIX, SOCKET_MODE, Serving
 from relay.errors import OperatorError, os_reason
 from relay.kernel.aside import aside
+from relay.kernel.pace import to_next
 from relay.log import Logger
 
 _LOOK_S: Final = 3.0  # stat(2) of one path; an operator tries a second time after about as long
@@ -55,7 +56,7 @@ class AdminSocket:
         while True:
             await self._look()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
+                async with asyncio.timeout(to_next(_LOOK_S)):
                     await self._soon.wait()
             self._soon.clear()
 

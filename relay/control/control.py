@@ -42,6 +42,7 @@ from relay.kernel import channel, messages
 from relay.kernel.aside import aside
 from relay.kernel.listening import close_all
 from relay.kernel.loop import loop_factory
+from relay.kernel.pace import to_next
 from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord
 from relay.log import Logger
@@ -54,7 +55,7 @@ class Control:
 
     def __init__(self, inherited: ControlInherits) -> None:
         self._inherited = inherited
-        self._in_force = InForce(service_of(inherited.snapshot), inherited.snapshot)
+        self._in_force = InForce(service_of(inherited.snapshot, inherited.service), inherited.snapshot)
         self._ledger = inherited.ledger
         # Also here: until now a control of the program before may have begun a drain.
         clocks.take_over(self._ledger.words)
@@ -107,7 +108,7 @@ class Control:
             collector = LedgerCollector(self._ledger, self._in_force, self._sources.status)
             serving.append(await admin.serve_metrics(listener, collector, self._log))
         self._admin_socket = AdminSocket(inherited.settings.admin.socket, serving[0], self._hand_socket, self._log)
-        self._naming.follow(self._discovery.fleet())
+        self._follow_names()
         if "names/udp" in inherited.listeners:
             await self._naming.serve(inherited.listeners["names/udp"], inherited.listeners["names/tcp"])
         self._looker.follow(self._in_force.snapshot)
@@ -145,9 +146,13 @@ class Control:
         """Health and crashes stand in the ledger, where others write them, so they have to be looked for."""
         while True:
             self._ledger.words[DaemonWord.CONTROL_BEAT_NS] = time.monotonic_ns()
-            await asyncio.sleep(_REFRESH_S)
+            await asyncio.sleep(to_next(_REFRESH_S))
             if not self._reloading.locked():
                 self._announce()
+            self._follow_names()
+
+    def _follow_names(self) -> None:
+        if self._naming.is_wanted:
             self._naming.follow(self._discovery.fleet())
 
     # --- reload -------------------------------------------------------------------------------------------------
@@ -248,7 +253,7 @@ class Control:
         self._lines.follow(snapshot)
         self._sources.follow()
         self._discovery.changed()
-        self._naming.follow(self._discovery.fleet())
+        self._follow_names()
         return late
 
     # --- the roster ---------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import socket
 from dataclasses import dataclass
 
+from relay.config.load import Loaded
+from relay.config.model import Service
 from relay.config.settings import Settings
 from relay.config.snapshot import Snapshot
 from relay.control.reload import ConfigFiles
@@ -22,4 +24,5 @@ class ControlInherits:
     log_sink: socket.socket
     log_source: socket.socket
     listeners: dict[str, socket.socket]  # by what is served there: admin, metrics, discovery
+    service: Loaded[Service] | None = None  # as the keeper has read it, if it has; another one may be in force by now
     crashes: int = 0  # times in a row that it has ended at its start

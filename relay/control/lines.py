@@ -14,6 +14,7 @@ from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.looking import Looker
 from relay.envelope import asking
 from relay.kernel.connecting import target_socket
+from relay.kernel.pace import to_next
 from relay.kernel.sockets import ask_often
 from relay.ledger.layout import Knows
 from relay.ledger.ledger import Ledger
@@ -79,7 +80,7 @@ class Lines:
         """Hold them, until cancelled."""
         try:
             while True:
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(to_next(_AGAIN_S))
                 self._see_to_it()
         finally:
             tasks = [task for _, task in self._held.values()]

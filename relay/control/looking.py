@@ -20,6 +20,7 @@ from relay.config.snapshot import EndpointRow, Snapshot, TargetRow
 from relay.control.faults import reason_of
 from relay.control.judge import Judge
 from relay.control.probe import Answer, ask_at_relay_port, ask_direct, ask_door, ask_instance, ask_own
+from relay.kernel.pace import to_next
 from relay.ledger.layout import Count, Health, Knows, TargetCount, health_at
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -163,7 +164,7 @@ class Looker:
     async def run(self) -> None:
         """Notice what dials find, until cancelled."""
         while True:
-            await asyncio.sleep(_NOTICE_S)
+            await asyncio.sleep(to_next(_NOTICE_S))
             self.notice()
 
     def notice(self) -> None:

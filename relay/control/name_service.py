@@ -49,10 +49,13 @@ class Naming:
         assert self._zone is not None, "see above"
         self._server = await serve_names(udp, tcp, self._zone.answer, self._log)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody on this machine is told names."""
+        return self._settings.listen is not None or self._settings.hosts is not None
+
     def follow(self, fleet: Fleet) -> None:
-        """Go by this roster and this health from now on. Costs next to nothing when neither has changed."""
-        if self._settings.listen is None and self._settings.hosts is None:
-            return
+        """Go by this roster and this health from now on. Costs little when neither has changed."""
         now_s = time.monotonic()
         sick = unhealthy(fleet)
         made_of = (fleet.service, fleet.roster, sick)

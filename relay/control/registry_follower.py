@@ -21,6 +21,7 @@ from relay.fleet.last_roster import Memory
 from relay.fleet.machine_id import Daemon, machine_hash
 from relay.fleet.registry import Etcd, RegistryClient, Seen
 from relay.kernel.aside import aside
+from relay.kernel.pace import to_next
 from relay.ledger import clocks
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
@@ -139,7 +140,7 @@ class Follower:
     async def _bring(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
+                async with asyncio.timeout(to_next(_TICK_S)):
                     await self._changed.wait()
             self._changed.clear()
             seen = self._registry.current
@@ -156,7 +157,7 @@ class Follower:
             seen = self._registry.current
             if self._memory is not None and seen.confirmed_ns:
                 self._memory.note(seen.members)
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(to_next(_TICK_S))
 
     def _trouble(self) -> str:
         seen = self._registry.current

@@ -215,8 +215,10 @@ def _opened(
     return Prepared(service, snapshot, settings, difference, opened, warnings, (*notes, *unfiltered))
 
 
-def service_of(snapshot: Snapshot) -> Loaded[Service]:
-    """The service that the snapshot was compiled from."""
+def service_of(snapshot: Snapshot, known: Loaded[Service] | None = None) -> Loaded[Service]:
+    """The service that the snapshot was compiled from. `known`: one that was read before, and may be the same."""
+    if known is not None and (known.document.path, known.document.text) == (snapshot.file, snapshot.text):
+        return known
     return parse_service(parse(snapshot.text.encode(), snapshot.file))
 
 

@@ -77,7 +77,6 @@ class Discovery:
         async def end(_app: web.Application) -> None:
             self._feed.end()
 
-        told = document(admin=admin)
         found: dict[str, tuple[tuple[str, ...], _Ask]] = {
             "/v1/identity": ((), lambda fleet, _: discovery.identity(fleet)),
             "/v1/roles": ((), lambda fleet, _: discovery.roles(fleet)),
@@ -87,7 +86,7 @@ class Discovery:
             "/v1/prometheus": ((), lambda fleet, _: discovery.prometheus(fleet)),
             "/v1/environment": ((), lambda _fleet, _: variables(self._in_force.service, self._in_force.snapshot)),
             "/v1/hosts": ((), lambda fleet, _: self._hosts(fleet)),
-            "/v1/openapi.json": ((), lambda _fleet, _: told),
+            "/v1/openapi.json": ((), lambda _fleet, _: document(admin=admin)),
         }
         for path, (keys, ask) in found.items():
             app.router.add_get(path, self._answering(keys, ask))

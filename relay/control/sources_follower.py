@@ -21,6 +21,7 @@ from relay.control.source_status import SourceStatus
 from relay.fleet.local_names import LocalNames
 from relay.fleet.numbering import Key, numbered, sources_of
 from relay.fleet.sources import AT_ONCE_S, Heard, Source, sources, too_many_text
+from relay.kernel.pace import to_next
 from relay.ledger.layout import DaemonWord
 from relay.ledger.ledger import Ledger
 from relay.log import Logger
@@ -123,7 +124,7 @@ class SourcesFollower:
     async def _bring(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
+                async with asyncio.timeout(to_next(_TICK_S) if self._in_force.service.named else None):
                     await self._changed.wait()
             self._changed.clear()
             self._note()

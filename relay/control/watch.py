@@ -11,6 +11,7 @@ from typing import Final
 
 from relay.control import answers
 from relay.control.discovery import Fleet, changes, instances
+from relay.kernel.pace import to_next
 
 # That are kept, for who comes back and who reads slowly: 500 KiB of instances with two endpoints each.
 EVENTS_MAX: Final = 1024
@@ -121,7 +122,7 @@ class Feed:
 
     async def _look_again(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(to_next(_LOOK_S))
             self.changed()
 
     def _roster(self) -> bytes:

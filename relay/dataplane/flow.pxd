@@ -31,12 +31,10 @@ cdef class Flow:
     cdef public int client_interest
     cdef public str source, peer_text, via, reason
     cdef public bint probe
-    cdef public int asks
+    cdef public int asks, record, state
     cdef public Route route
-    cdef public Py_ssize_t record
     cdef public long long started_ns
     cdef public double connect_s
-    cdef public int state
     cdef public Stage stage
 
     @cython.locals(ledger=WorkerLedger, record=Py_ssize_t, before=int)

@@ -18,14 +18,13 @@ cdef int _LARGE
 @cython.freelist(64)
 cdef class Lane:
     cdef public BareSocket source, sink
-    cdef public int source_fd, sink_fd, direction, error, full_turns
-    cdef public Py_ssize_t bytes_at, record, owner
-    cdef public Pipe pipe
-    cdef public long held_bytes
-    cdef public long long total_bytes
+    # int where it is enough: there are two of these for each connection.
+    cdef public int source_fd, sink_fd, direction, error, full_turns, bytes_at, record, owner, held_bytes
     cdef public bint delays, eof, hup, fin, abandoned
+    cdef public Pipe pipe
+    cdef public long long total_bytes
 
-    cpdef adopt(self, Pipe pipe, long held_bytes)
+    cpdef adopt(self, Pipe pipe, int held_bytes)
     cpdef finish(self)
 
 

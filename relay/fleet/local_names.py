@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from types import MappingProxyType
-from typing import Final
-
-import dns.asyncresolver
-import dns.exception
-import dns.nameserver
-import dns.resolver
+from typing import TYPE_CHECKING, Final
 
 from relay.config import reading
 from relay.config.values import HostPort
 from relay.errors import OperatorError, SourceError, UnreadableError
 from relay.kernel.aside import aside
+
+if TYPE_CHECKING:
+    import dns.asyncresolver
 
 RESOLV_CONF: Final = "/etc/resolv.conf"
 HOSTS: Final = "/etc/hosts"
@@ -44,7 +42,7 @@ class Local:
     """What names this machine knows by itself, and whom it asks for others."""
 
     hosts: Hosts
-    resolver: dns.asyncresolver.Resolver
+    resolver: "dns.asyncresolver.Resolver"
 
 
 class _Watched:
@@ -128,11 +126,16 @@ def hosts_of(content: bytes) -> Hosts:
     return MappingProxyType({name: tuple(addresses) for name, addresses in found.items()})
 
 
-def resolver_of(content: bytes, servers: tuple[HostPort, ...] = ()) -> dns.asyncresolver.Resolver:
+def resolver_of(content: bytes, servers: tuple[HostPort, ...] = ()) -> "dns.asyncresolver.Resolver":
     """Who is asked by a file as resolv.conf(5) has it; in place of its servers these, if any are given.
 
     A server that makes no sense is passed over, as libc does.
     """
+    import dns.asyncresolver
+    import dns.exception
+    import dns.nameserver
+    import dns.resolver
+
     lines = [line for line in content.decode(errors="replace").splitlines() if not _is_no_server(line)]
     resolver = dns.asyncresolver.Resolver(configure=False)
     resolver.timeout = _TRY_S

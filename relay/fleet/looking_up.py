@@ -3,6 +3,8 @@
 dnspython sees to what makes an answer one: it is from who was asked, by the id and the question that were sent, whole (a
 truncated one is asked for again by TCP), and of all records in it those count that the question's name leads to. What this
 machine's own files say of a name comes first, as libc has it; but not where DNS has named it.
+
+It is imported by who asks first: most services have no names, and it takes 2 MiB.
 """
 
 import asyncio
@@ -12,12 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
-
-import dns.asyncbackend
-import dns.exception
-import dns.name
-import dns.rdatatype
-import dns.resolver
 
 from relay.address import join_host_port
 from relay.config import reading
@@ -96,6 +92,8 @@ class LookUp:
         return _Found(tuple(record.address for record in records), ttl_s)
 
     async def _ask_service(self, local: Local) -> SourceAnswer:
+        import dns.name
+
         records, ttl_s = await self._records(local, self._item.text, "SRV", search=True)
         records = [record for record in records if record.target != dns.name.root][:SOURCES_MAX]
         names = list(dict.fromkeys(record.target.to_text() for record in records))
@@ -113,6 +111,10 @@ class LookUp:
 
     async def _records(self, local: Local, name: str, kind: str, *, search: bool) -> tuple[list[Any], float]:
         """The records of this kind that a name leads to, if it has any; and for how long, with all aliases on the way."""
+        import dns.asyncbackend
+        import dns.exception
+        import dns.resolver
+
         backend = dns.asyncbackend.get_backend("asyncio")
         keys: dict[str, Any] = {"raise_on_no_answer": False, "lifetime": LIFETIME_S, "search": search}
         try:
@@ -210,6 +212,8 @@ def _bounded(ttl_s: float) -> float:
 
 def _why(error: Exception) -> str:
     """Why there is no answer, by server where that is known."""
+    import dns.exception
+
     said: dict[str, None] = {}
     for server, _, _, failure, _ in getattr(error, "kwargs", {}).get("errors") or ():
         where = str(server).removeprefix("Do53:").rsplit("@", 1)

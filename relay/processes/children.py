@@ -40,6 +40,7 @@ class Children:
         self._of_keeper = of_keeper
         self._hear = hear
         self._keeper_pid = os.getpid()
+        self._parts = [state.ledger.worker(n) for n in range(state.ledger.workers)]  # they are looked at each second
         self._called: Child | None = None  # whose holder was told last to give everything to its successor
         self.control = Child("control", partial(control_main, state))
         self.workers = [Child(f"worker-{n}", partial(be_holder, state, n)) for n in range(state.ledger.workers)]
@@ -205,11 +206,10 @@ class Children:
 
     def unguarded(self) -> list[int]:
         """Workers that work on though their holder is dead: it is they who are waited for in its place."""
-        parts = [self._state.ledger.worker(n) for n in range(len(self.workers))]
         return [
             n
-            for n, child in enumerate(self.workers)
-            if child.pid and child.pid == parts[n][Word.PID] and child.pid != parts[n][Word.HOLDER_PID]
+            for n, (child, part) in enumerate(zip(self.workers, self._parts, strict=True))
+            if child.pid and child.pid == part[Word.PID] and child.pid != part[Word.HOLDER_PID]
         ]
 
     def is_beginning(self, index: int) -> bool:

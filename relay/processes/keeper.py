@@ -49,6 +49,8 @@ class Keeper:
         self._renewal = Renewal(state.ledger, state.log, self._children, self._upgrade_failed)
         self._phase = Phase.STARTING
         self._exit_status = 0
+        # Workers of the program before write as that one does.
+        self._is_converting = bool(convert.pending(state.ledger))
         self._is_to_reload = False  # control is to be told, once it is of this program
         self._kill_at_s: float | None = None
         self._watchdog_s = systemd.watchdog_s()
@@ -70,20 +72,23 @@ class Keeper:
                 self._children.start(child)
         else:
             self._take_over(self._before)
+        memory.release_text()
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         poll.register(self._state.keeper_end, select.POLLIN)
         poll.register(self._state.hand[0], select.POLLIN)
         while not self._stopped():
-            poll.poll(self._wait_ms())
-            self._on_signals()
-            self._on_messages()
+            if poll.poll(self._wait_ms()):
+                self._on_signals()
+                self._on_messages()
             self._children.reap()
             self._have_reloaded()
             self._on_time()
             if self._phase is not Phase.DRAINING:  # then nobody is renewed any more
                 self._renewal.step(time.monotonic())
-            convert.refresh(self._state.ledger)
+            if self._is_converting:
+                convert.refresh(self._state.ledger)
+                self._is_converting = bool(convert.pending(self._state.ledger))
         self._end_control()
         return self._exit_status
 
@@ -243,7 +248,7 @@ class Keeper:
             at_s.append(self._kill_at_s)
         if self._watchdog_s is not None:
             at_s.append(self._watchdog_at_s)
-        if convert.pending(self._state.ledger):
+        if self._is_converting:
             at_s.append(now_s + LOOK_S)
         if self._phase is not Phase.DRAINING and (renewal_s := self._renewal.at_s(now_s)) is not None:
             at_s.append(renewal_s)

@@ -85,7 +85,9 @@ class Renewal:
     def _wanted(self) -> list[int]:
         """Whose holder is to be succeeded: all whose connections are in danger, and the first one of the old program's."""
         alone = [n for n in self._children.unguarded() if not self._ledger.worker(n)[Word.UNSHARED]]
-        others = [n for n in behind(self._ledger) if n not in alone and self._children.workers[n].replaced]
+        others: list[int] = []
+        if any(child.replaced for child in self._children.workers):
+            others = [n for n in behind(self._ledger) if n not in alone and self._children.workers[n].replaced]
         return sorted(alone, key=lambda n: self._of(n).again_s) + others[:1]
 
     def _of(self, index: int) -> _Try:
