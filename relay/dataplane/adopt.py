@@ -250,7 +250,7 @@ class Adoption:
             listener = self._listener_at(found[0])
             if listener is not None:
                 self.left.discard(fd)
-                not_blocking(fd)  # 0.1.0 made it so after it had accepted it
+                not_blocking(fd)  # a program of before made it so after it had accepted it
                 listener.take(fd, found[1].host, str(found[1]), now_ns)
 
     def _listener_at(self, address: Address) -> Listener | None:
