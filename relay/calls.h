@@ -16,7 +16,7 @@
 
 #define RELAY_AGAIN (-EAGAIN)
 
-/* What other processes look at, and a successor. Volatile: stored in the order of the source, and no store is left out. */
+/* What other processes look at, and a successor. Volatile: the order of the source holds, and no store is left out. */
 typedef volatile int64_t relay_word;
 typedef volatile uint32_t relay_length;
 typedef volatile int32_t relay_int;

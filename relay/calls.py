@@ -15,6 +15,8 @@ import termios
 import time
 from typing import Final
 
+from relay.address import join_host_port
+
 AGAIN: Final = -errno.EAGAIN
 """What a call returns that would have to wait."""
 
@@ -35,8 +37,8 @@ _setsockopt: Final = _libc.setsockopt
 _getsockopt: Final = _libc.getsockopt
 _peer: Final = (ctypes.c_ubyte * 28)()  # a struct sockaddr_in or sockaddr_in6: ip(7), ipv6(7)
 _peer_bytes: Final = ctypes.c_uint()
-_libc_recv: Final = _libc.recv
-_libc_recv.restype = ctypes.c_ssize_t
+_recv: Final = _libc.recv
+_recv.restype = ctypes.c_ssize_t
 PEEK_MAX_BYTES: Final = 32 * 1024
 """More is not looked at: a whole TLS record, which is the longest of what is (envelope/clienthello.py)."""
 _peeked: Final = ctypes.create_string_buffer(PEEK_MAX_BYTES)
@@ -85,7 +87,7 @@ def lock_memory(at: int, count: int) -> bool:
 
 def peek(fd: int, most_bytes: int) -> int:
     """Look at what has come, and leave it there: recv(2), MSG_PEEK. How many bytes, PEEK_MAX_BYTES at most; 0: the end."""
-    return _recv(fd, _peeked, min(most_bytes, PEEK_MAX_BYTES), socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return _receive(fd, most_bytes, socket.MSG_PEEK)
 
 
 def peeked(count: int) -> bytes:
@@ -95,11 +97,12 @@ def peeked(count: int) -> bytes:
 
 def take(fd: int, count: int) -> int:
     """Take so many bytes out of the socket; nobody wants them: recv(2). How many; PEEK_MAX_BYTES at most."""
-    return _recv(fd, _peeked, min(count, PEEK_MAX_BYTES), socket.MSG_DONTWAIT)
+    return _receive(fd, count, 0)
 
 
-def _recv(fd: int, into: ctypes.Array[ctypes.c_char], most_bytes: int, flags: int) -> int:
-    done: int = _libc_recv(fd, into, ctypes.c_size_t(most_bytes), flags)
+def _receive(fd: int, most_bytes: int, flags: int) -> int:
+    room = ctypes.c_size_t(min(most_bytes, PEEK_MAX_BYTES))
+    done: int = _recv(fd, _peeked, room, flags | socket.MSG_DONTWAIT)
     return done if done >= 0 else -ctypes.get_errno()
 
 
@@ -136,8 +139,8 @@ def accepted_host() -> str:
 
 def accepted_peer() -> str:
     """Who that is, with the port: `host:port`, `[host]:port`. After `accepted_host`."""
-    host, (port,) = accepted_host(), struct.unpack_from("!H", _peer, 2)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    (port,) = struct.unpack_from("!H", _peer, 2)
+    return join_host_port(accepted_host(), port)
 
 
 def open_socket(family: int) -> int:

@@ -10,13 +10,14 @@ import errno
 from socket import MSG_PEEK, MSG_TRUNC
 from typing import Final, Protocol
 
+from relay import calls
 from relay.address import Address
 from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.forwarding import Forwarding
 from relay.envelope import asking, proxyproto
 from relay.kernel.bare_socket import BareSocket
 from relay.kernel.byte_counts import sent_bytes, taken_bytes
-from relay.kernel.poller import BROKEN, READ, UNWATCHED
+from relay.kernel.poller import UNWATCHED
 from relay.kernel.sockets import hear_beyond, is_gone, no_delay
 from relay.ledger.layout import State
 from relay.ledger.record import FlowRecord
@@ -106,8 +107,8 @@ class Asking(Stage):
 
     def _watch(self) -> None:
         """Hear of the answer; and of what the client sends beyond the copy, as long as that may grow."""
-        self.flow.context.poller.want(self._target.fileno(), self._watched, READ, self)
-        self._watched = READ
+        self.flow.context.poller.want(self._target.fileno(), self._watched, calls.READ, self)
+        self._watched = calls.READ
         self._await_more()
 
     def _await_more(self) -> None:
@@ -115,8 +116,8 @@ class Asking(Stage):
         if self._copied_bytes >= COPIED_MAX_BYTES:
             return flow.watch_client(UNWATCHED, self)
         if self._copied_bytes:
-            hear_beyond(flow.client_fd, self._copied_bytes)
-        return flow.watch_client(READ, self)
+            hear_beyond(flow.client.fd, self._copied_bytes)
+        return flow.watch_client(calls.READ, self)
 
     def ready(self, fd: int, events: int) -> None:
         """The relay has answered, or the client has sent more; or one of them is gone."""
@@ -128,7 +129,7 @@ class Asking(Stage):
     def _on_client(self, events: int) -> None:
         """More has come: copy that as well."""
         flow = self.flow
-        if events & BROKEN:
+        if events & calls.BROKEN:
             return flow.cut("client_reset")
         try:
             data = flow.client.recv(COPIED_MAX_BYTES, MSG_PEEK)
@@ -187,7 +188,7 @@ class Asking(Stage):
     def _hear_all(self) -> None:
         """Any byte of the client's is news again."""
         if self._copied_bytes:
-            hear_beyond(self.flow.client_fd, 0)
+            hear_beyond(self.flow.client.fd, 0)
 
     def _take_out(self, answer: bytes, copied_bytes: int) -> None:
         """Take the relay's answer, and what was copied, out of the sockets; then bytes flow."""

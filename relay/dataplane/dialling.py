@@ -16,7 +16,7 @@ from relay.errors import os_reason
 from relay.kernel import connecting
 from relay.kernel.bare_socket import BareSocket
 from relay.kernel.connecting import NOT_BEGUN, NOT_TRANSPARENT, is_no_socket
-from relay.kernel.poller import UNWATCHED, WRITE
+from relay.kernel.poller import UNWATCHED
 from relay.kernel.sockets import CAPACITY, no_delay, reset_on_close
 from relay.ledger import layout
 from relay.ledger.record import FlowRecord
@@ -100,8 +100,8 @@ class Dialling(Stage):
             return self._no_way(row, code, NOT_BEGUN[code])
         self._wait(target.fd)
         if code == errno.EINPROGRESS:
-            flow.context.poller.want(target.fd, UNWATCHED, WRITE, self)
-            self._watched, self._retry = WRITE, None
+            flow.context.poller.want(target.fd, UNWATCHED, calls.WRITE, self)
+            self._watched, self._retry = calls.WRITE, None
         elif code == errno.EAGAIN:  # a Unix socket whose backlog is full: unix(7)
             self._retry = row
         else:

@@ -27,7 +27,6 @@ cdef class Flow:
     cdef public Gate gate
     cdef public BareSocket client
     cdef public object came_to
-    cdef readonly int client_fd
     cdef public int client_interest
     cdef public str source, peer_text, via, reason
     cdef public bint probe

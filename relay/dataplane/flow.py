@@ -66,7 +66,7 @@ class Flow:
     """One connection from accept to close. Its stages read the facts; `stand` and `cut` change where it stands."""
 
     __slots__ = (
-        "asks", "came_to", "client", "client_fd", "client_interest", "connect_s", "context", "gate", "peer_text", "probe",
+        "asks", "came_to", "client", "client_interest", "connect_s", "context", "gate", "peer_text", "probe",
         "reason", "record", "route", "source", "stage", "started_ns", "state", "via",
     )  # fmt: skip
 
@@ -89,7 +89,6 @@ class Flow:
         self.context = context
         self.gate = gate  # the endpoint's
         self.client = client
-        self.client_fd = self.client.fd
         self.client_interest = UNWATCHED  # what the poller watches the client for
         self.source = source  # whose share of the limits it has: the edge's, until that has said who the client is
         self.peer_text = peer_text  # the client's address with its port
@@ -119,7 +118,7 @@ class Flow:
             ledger.ending(record, cause)
         elif before == layout.State.FREE:
             slot = self.gate.slot
-            ledger.begin(record, state, slot, self.client_fd, target_fd, self.started_ns, self.peer_text, target_slot)
+            ledger.begin(record, state, slot, self.client.fd, target_fd, self.started_ns, self.peer_text, target_slot)
             self.gate.accepted()
         else:
             if target_slot >= 0:
@@ -147,7 +146,7 @@ class Flow:
 
     def watch_client(self, interest: int, handler: Handler) -> None:
         """Call the stage's `handler` for these events of the client's socket; for none at all: UNWATCHED."""
-        self.context.poller.want(self.client_fd, self.client_interest, interest, handler)
+        self.context.poller.want(self.client.fd, self.client_interest, interest, handler)
         self.client_interest = interest
 
     def tick_until(self, timeout_s: float) -> float:
@@ -189,7 +188,7 @@ class Flow:
         self.stand(_NOWHERE, layout.State.END, -1, -1, cause)  # first: from here on nobody takes the flow over
         context.ended.append(self.record)
         if cause in CLEAN_CAUSES:
-            calls.finish_on_close(self.client_fd)
+            calls.finish_on_close(self.client.fd)
         moved_bytes = stage.leave(cause)
         context.poller.close(self.client)
         context.flows.discard(self)

@@ -16,7 +16,7 @@ cdef class Forwarding(Stage):
     cdef Mover _mover
     cdef public BareSocket _target
     cdef public object _peers
-    cdef int _target_fd, _target_interest
+    cdef int _target_interest
     cdef public Lane _up, _down
     cdef public str _broken_by, _cause
     cdef public double _deadline_s, _idle_since_s

@@ -34,7 +34,7 @@ class Forwarding(Stage):
 
     __slots__ = (
         "_broken_by", "_cause", "_deadline_s", "_down", "_idle_mark", "_idle_since_s", "_mover", "_peers", "_target",
-        "_target_fd", "_target_interest", "_unsent_mark", "_up",
+        "_target_interest", "_unsent_mark", "_up",
     )  # fmt: skip
 
     def __init__(self, flow: Flow, target: BareSocket, watched: int = UNWATCHED) -> None:
@@ -42,7 +42,6 @@ class Forwarding(Stage):
         self.flow = flow
         self._mover = self.flow.context.mover
         self._target = target
-        self._target_fd = self._target.fd
         self._target_interest = watched
         self._up, self._down = splice.lanes(self.flow.client, target, self.flow.gate.counts_at, self.flow.record)
         self._broken_by = ""  # client or target, once one of them is known to be broken
@@ -57,7 +56,7 @@ class Forwarding(Stage):
         """The target has answered. So many bytes of the client's went to it already."""
         flow = self.flow
         flow.context.waiting.discard(flow)
-        flow.stand(self, layout.State.SPLICE, self._target_fd, flow.route.slot())
+        flow.stand(self, layout.State.SPLICE, self._target.fd, flow.route.slot())
         if flow.asks == _TAKEN and not tell_taken(flow):
             return flow.cut("client_reset")
         if copied_bytes:
@@ -66,7 +65,7 @@ class Forwarding(Stage):
         flow.watch_client(calls.READ, self)
         self._watch_target(calls.READ)
         if self._mover.copies:  # not in the midst of an adoption, which has the scratch pipe
-            self.ready(flow.client_fd, calls.READ)  # the client spoke first, as a rule
+            self.ready(flow.client.fd, calls.READ)  # the client spoke first, as a rule
         return None
 
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
@@ -189,7 +188,7 @@ class Forwarding(Stage):
             self._watch_target(wanted)
 
     def _watch_target(self, interest: int) -> None:
-        self.flow.context.poller.want(self._target_fd, self._target_interest, interest, self)
+        self.flow.context.poller.want(self._target.fd, self._target_interest, interest, self)
         self._target_interest = interest
 
     def _deliver_then_reset(self) -> None:
@@ -201,7 +200,7 @@ class Forwarding(Stage):
             return flow.cut(self._cause)
         if not self._deadline_s:
             self._tell_moved()  # from here on nothing moves
-            flow.stand(self, layout.State.CLOSE, self._target_fd)
+            flow.stand(self, layout.State.CLOSE, self._target.fd)
             flow.context.starved.discard(flow)
             flow.watch_client(UNWATCHED, self)
             self._watch_target(UNWATCHED)
@@ -269,7 +268,7 @@ class Forwarding(Stage):
 
     def _consider_idle(self, now_s: float, idle_s: float) -> None:
         """Nothing was moved for a while. Bytes that leave a send buffer are no idleness: a slow reader takes them."""
-        unsent = calls.unsent_bytes(self.flow.client_fd) + calls.unsent_bytes(self._target_fd)
+        unsent = calls.unsent_bytes(self.flow.client.fd) + calls.unsent_bytes(self._target.fd)
         if unsent != self._unsent_mark and self._unsent_mark >= 0:
             self._idle_since_s = now_s
         elif now_s - self._idle_since_s >= idle_s:

@@ -13,7 +13,6 @@ from relay.dataplane.telling import tell
 from relay.envelope import asking, proxyproto
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
-from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import hear_beyond
 from relay.ledger.clocks import busy_left_ns
 from relay.ledger.layout import Flag, State
@@ -64,10 +63,10 @@ class Greeting(Stage):
         flow.stand(self, state)
         if state == State.LOOK:
             self._protocol = flow.gate.declared.protocol
-        if calls.readable_bytes(flow.client_fd):  # as a rule something has come with the connection
-            self.ready(flow.client_fd, READ)
+        if calls.readable_bytes(flow.client.fd):  # as a rule something has come with the connection
+            self.ready(flow.client.fd, calls.READ)
         if flow.stage is self:
-            flow.watch_client(READ | PEER_FIN, self)
+            flow.watch_client(calls.READ | calls.PEER_FIN, self)
 
     def ready(self, fd: int, events: int) -> None:
         """The client has sent something, or nothing more will come."""
@@ -174,7 +173,7 @@ class Greeting(Stage):
             self._refuse("protocol")
         elif not isinstance(verdict, Incomplete):
             return verdict
-        elif events & (PEER_FIN | BROKEN) or not self._looked_bytes:
+        elif events & (calls.PEER_FIN | calls.BROKEN) or not self._looked_bytes:
             flow.cut("client_gone")  # nothing more can come
         return None
 

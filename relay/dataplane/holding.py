@@ -3,11 +3,11 @@
 Nothing is read from the client meanwhile. What it sent stays in its socket, so every try begins with all of it.
 """
 
+from relay import calls
 from relay.dataplane.asking import Dial
 from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.held import Held
 from relay.envelope import asking
-from relay.kernel.poller import BROKEN
 from relay.ledger.layout import State
 
 
@@ -51,7 +51,7 @@ class Holding(Stage):
 
     def ready(self, fd: int, events: int) -> None:
         """The client is gone."""
-        if events & BROKEN:
+        if events & calls.BROKEN:
             self.flow.cut("client_reset")
 
     def tick(self, now_s: float) -> None:

@@ -17,7 +17,6 @@ from relay.dataplane.context import Context
 from relay.dataplane.flow import Flow, Stage
 from relay.envelope import asking
 from relay.kernel.byte_counts import sent_bytes
-from relay.kernel.poller import BROKEN, PEER_FIN, READ
 from relay.kernel.sockets import ask_often, hear_beyond
 from relay.ledger.layout import DaemonWord, State, Word
 
@@ -84,12 +83,12 @@ class Line(Stage):
             return flow.cut("told")  # it is not there any more
         if heard > self._said or self._said >= _SAID_MAX:
             return flow.cut("told")
-        hear_beyond(flow.client_fd, heard)
-        return flow.watch_client(READ | PEER_FIN, self)
+        hear_beyond(flow.client.fd, heard)
+        return flow.watch_client(calls.READ | calls.PEER_FIN, self)
 
     def ready(self, fd: int, events: int) -> None:
         """The machine has said something, or is gone."""
-        if events & (PEER_FIN | BROKEN):
+        if events & (calls.PEER_FIN | calls.BROKEN):
             return self.flow.cut("told")
         return self._say()
 

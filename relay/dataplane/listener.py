@@ -26,7 +26,7 @@ from relay.errors import os_reason
 from relay.kernel.accepting import SAID_S, is_over, refusal
 from relay.kernel.bare_socket import BareSocket
 from relay.kernel.listening import BACKLOG
-from relay.kernel.poller import EDGE, EXCLUSIVE, READ, Handler
+from relay.kernel.poller import EDGE, EXCLUSIVE, Handler
 from relay.kernel.sockets import CAPACITY, attach_filter, detach_filter, dropped_packets, keep_urgent, wake_watchers
 from relay.ledger import layout
 from relay.ledger.layout import Word
@@ -35,8 +35,8 @@ _NO_NEWCOMERS: Final = newcomers_filter()
 _BURST: Final = 64  # accepted in one go; established flows wait no longer than that takes
 # What the socket is watched for. Of several workers that accept, the kernel wakes one that waits in its poller and not all
 # (epoll_ctl(2), EPOLLEXCLUSIVE); who stands back takes nobody's wake-up away.
-_ACCEPT: Final = READ | EXCLUSIVE
-_STAND_BACK: Final = READ | EDGE
+_ACCEPT: Final = calls.READ | EXCLUSIVE
+_STAND_BACK: Final = calls.READ | EDGE
 _FAR_AHEAD: Final = 64  # connections: nobody makes up for so many within a tick, so until then there is nothing to hear
 
 

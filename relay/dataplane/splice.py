@@ -277,9 +277,8 @@ class Mover:
 
 def lanes(client: BareSocket, target: BareSocket, counts_at: int, record: int) -> tuple[Lane, Lane]:
     """The two directions of a flow, (client to target, target to client), counted from the word `counts_at` on."""
-    return Lane(client, target, counts_at + layout.Count.RECEIVED, record, 0), Lane(
-        target, client, counts_at + layout.Count.SENT, record, 1
-    )
+    up = Lane(client, target, counts_at + layout.Count.RECEIVED, record, 0)
+    return up, Lane(target, client, counts_at + layout.Count.SENT, record, 1)
 
 
 def interest(out: Lane, back: Lane, starved: bool) -> int:

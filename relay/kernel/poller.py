@@ -13,10 +13,6 @@ from typing import Final
 from relay import calls
 from relay.kernel.bare_socket import BareSocket
 
-READ: Final = calls.READ
-WRITE: Final = calls.WRITE
-PEER_FIN: Final = calls.PEER_FIN
-BROKEN: Final = calls.BROKEN
 EXCLUSIVE: Final = select.EPOLLEXCLUSIVE
 EDGE: Final = select.EPOLLET
 UNWATCHED: Final = -1

@@ -21,7 +21,6 @@ cdef class WorkerLedger:
     cdef object _bytes
     cdef word[::1] _words
     cdef integer[::1] _ints
-    cdef size_t _memory_at
     cdef Py_ssize_t _base, _high, _ending, _counts, _targets_from_base, _records
 
     cpdef observe_connect(self, Py_ssize_t at, double value_s)

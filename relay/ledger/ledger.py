@@ -161,7 +161,6 @@ class WorkerLedger:
         records = memoryview(memory)[self._records : self._records + flows * RECORD_BYTES]
         self._bytes, self._ints = records, records.cast("i")  # of this worker's records alone
         self.copying = CopyBuffer(memory, base)
-        self._memory_at = self.copying.memory_at
 
     def __getitem__(self, word: int) -> int:
         return int(self._words[self._base + word])
@@ -264,7 +263,7 @@ class WorkerLedger:
         words, word = self._words, self.records_at + index * _RECORD_WORDS
         words[word + _STARTED] = started_ns
         words[word + _BYTES] = words[word + _BYTES + 1] = 0
-        text_at = self._memory_at + self._records + index * RECORD_BYTES + record.CLIENT_AT
+        text_at = self.copying.memory_at + self._records + index * RECORD_BYTES + record.CLIENT_AT
         calls.put_text(text_at, peer, record.CLIENT_BYTES)
         ints[at] = state  # last: see the module's text
 

@@ -138,12 +138,12 @@ def test_delivering_has_a_deadline_which_begins_anew_with_what_is_taken(stack: c
     scene = at_close(stack)
     rig = scene.rig
     rig.tick(59)
-    before = calls.unsent_bytes(scene.flow.client_fd)
+    before = calls.unsent_bytes(scene.flow.client.fd)
 
     def taken() -> bool:
         with contextlib.suppress(BlockingIOError):
             scene.client.recv(65536)
-        return calls.unsent_bytes(scene.flow.client_fd) < before
+        return calls.unsent_bytes(scene.flow.client.fd) < before
 
     rig.until(taken, "the client takes some of it")
     rig.tick()

@@ -41,7 +41,7 @@ def both(scene: Scene) -> list[tuple[int, ...]]:
 
 def acknowledged(scene: Scene) -> None:
     """Wait until both kernels have all that was sent: they take up to 40 ms before they say so."""
-    fds = (scene.flow.client_fd, scene.forwarding._target.fd)
+    fds = (scene.flow.client.fd, scene.forwarding._target.fd)
     eventually(lambda: not any(map(calls.unsent_bytes, fds)), "all is acknowledged")
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
+from relay.calls import BROKEN, PEER_FIN, READ, WRITE
 from relay.kernel.bare_socket import BareSocket
-from relay.kernel.poller import BROKEN, PEER_FIN, READ, UNWATCHED, WRITE, Handler, Poller
+from relay.kernel.poller import UNWATCHED, Handler, Poller
 from tests.harness import HANG_S
 
 
