@@ -176,13 +176,13 @@ def no_compiler(tmp_path: Path) -> str:
 def test_the_form_that_is_wanted_runs(wanted: str, where: str, compiled: Path) -> None:
     modules = compiled_in(compiled)
     assert "relay.dataplane.share" in modules
-    found, *files, of_uvloop, of_gate = python(
-        compiled, LOADED, *modules, "uvloop.loop", "relay.address", wanted=wanted
+    found, *files, of_uvloop, of_errors = python(
+        compiled, LOADED, *modules, "uvloop.loop", "relay.errors", wanted=wanted
     )
     assert files == [where.format(path) for path in modules.values()]
     assert found.partition(" ")[0] == ("compiled" if where.endswith(engine.SUFFIX) else "interpreted")
     assert of_uvloop.endswith(engine.SUFFIX), "other packages are not touched"
-    assert of_gate == f"{ROOT}/relay/address.py"
+    assert of_errors == f"{ROOT}/relay/errors.py"
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@ from relay cimport calls
 from relay.kernel.bare_socket cimport BareSocket
 
 
-@cython.locals(data=bytes)
+@cython.locals(data=bytes, come=long)
 cpdef tuple first_bytes(BareSocket client, str protocol, long seen_bytes, before=*)
-@cython.locals(data=bytes)
+@cython.locals(come=long)
 cpdef tuple header(BareSocket client, long seen_bytes)
 cpdef take(BareSocket client, long header_bytes)
-@cython.locals(come=long)
-cdef bytes _peek(BareSocket client, long most_bytes)
 cdef _await_more(BareSocket client, bint incomplete, long come_bytes, long seen_bytes)

@@ -1,6 +1,5 @@
 """Looking at a connection's first bytes: they are judged and left in the socket, so the target gets them as they came."""
 
-import os
 from typing import Final
 
 from relay import calls
@@ -40,34 +39,32 @@ def first_bytes(client: BareSocket, protocol: str, seen_bytes: int, before: SoFa
 
     `seen_bytes` had come the last time. `before` has seen what had come at the looks before, or nothing yet.
 
-    Raises BlockingIOError when nothing has come, and another OSError when the connection is broken.
+    Negative: `-errno`, of a connection that is broken, or calls.AGAIN: nothing has come.
     """
-    data = _peek(client, clienthello.LIMIT_BYTES)
+    come = calls.peek(client.fd, clienthello.LIMIT_BYTES)
+    if come < 0:
+        return INCOMPLETE, come
+    data = calls.peeked(come)
     verdict = _PARSERS[protocol](data) if before is None else before.look(data)
-    _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
-    return verdict, len(data)
+    _await_more(client, verdict is INCOMPLETE, come, seen_bytes)
+    return verdict, come
 
 
 def header(client: BareSocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
     """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
-    data = _peek(client, proxyproto.V2_LIMIT_BYTES)
-    verdict = proxyproto.parse(data)
+    come = calls.peek(client.fd, proxyproto.V2_LIMIT_BYTES)
+    if come < 0:
+        return INCOMPLETE, come
+    verdict = proxyproto.parse(calls.peeked(come))
     if isinstance(verdict, proxyproto.Header) and verdict.version != 2:
         verdict = Reject("a PROXY header of version 1; an edge sends version 2")
-    _await_more(client, verdict is INCOMPLETE, len(data), seen_bytes)
-    return verdict, len(data)
+    _await_more(client, verdict is INCOMPLETE, come, seen_bytes)
+    return verdict, come
 
 
 def take(client: BareSocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
     calls.take(client.fd, header_bytes)
-
-
-def _peek(client: BareSocket, most_bytes: int) -> bytes:
-    come = calls.peek(client.fd, most_bytes)
-    if come < 0:
-        raise OSError(-come, os.strerror(-come))
-    return calls.peeked(come)
 
 
 def _await_more(client: BareSocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:

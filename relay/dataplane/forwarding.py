@@ -64,9 +64,7 @@ class Forwarding(Stage):
             flow.context.ledger.words[self._up.bytes_at] += copied_bytes
         flow.watch_client(calls.READ, self)
         self._watch_target(calls.READ)
-        if self._mover.copies:  # not in the midst of an adoption, which has the scratch pipe
-            self.ready(flow.client.fd, calls.READ)  # the client spoke first, as a rule
-        return None
+        return flow.context.poller.soon(flow.client.fd, self)  # the client spoke first, as a rule
 
     def resume(self, record: FlowRecord, up: Pipe | None, down: Pipe | None) -> None:
         """Go on where a dead worker stood, with pipes that have bytes in them.

@@ -19,10 +19,10 @@ cdef class Greeting(Stage):
     @cython.locals(flow=Flow)
     cdef _on_header(self, unsigned int events)
     @cython.locals(flow=Flow)
-    cdef _identified(self, peer)
+    cdef _identified(self, str source, str peer)
     @cython.locals(flow=Flow)
     cdef _on_first_bytes(self, unsigned int events)
-    @cython.locals(flow=Flow, seen_bytes=long)
+    @cython.locals(flow=Flow, seen_bytes=long, come=long)
     cdef _judged(self, unsigned int events)
     cdef _refuse(self, str cause)
 

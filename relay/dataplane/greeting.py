@@ -3,7 +3,7 @@
 from typing import Final
 
 from relay import calls
-from relay.address import Address, host_text
+from relay.address import Address, host_text, join_host_port
 from relay.dataplane import first_bytes
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.flow import Flow, Stage
@@ -14,6 +14,7 @@ from relay.envelope import asking, proxyproto
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.sockets import hear_beyond
+from relay.ledger import record as records
 from relay.ledger.clocks import busy_left_ns
 from relay.ledger.layout import Flag, State
 from relay.ledger.record import FlowRecord
@@ -63,10 +64,8 @@ class Greeting(Stage):
         flow.stand(self, state)
         if state == State.LOOK:
             self._protocol = flow.gate.declared.protocol
-        if calls.readable_bytes(flow.client.fd):  # as a rule something has come with the connection
-            self.ready(flow.client.fd, calls.READ)
-        if flow.stage is self:
-            flow.watch_client(calls.READ | calls.PEER_FIN, self)
+        flow.watch_client(calls.READ, self)
+        flow.context.poller.soon(flow.client.fd, self)  # as a rule something has come with the connection
 
     def ready(self, fd: int, events: int) -> None:
         """The client has sent something, or nothing more will come."""
@@ -80,7 +79,7 @@ class Greeting(Stage):
         client = self.flow.client
         hear_beyond(client.fd, 0)
         if record.state == State.HEADER and taken_bytes(client):
-            self._identified(Address.parse(record.peer))
+            self._identified(Address.parse(record.peer).host, record.peer)
         elif record.state == State.LOOK and self.flow.gate.declared.protocol == "tcp":  # since a reload
             Dialling(self.flow).start()
         else:
@@ -94,25 +93,31 @@ class Greeting(Stage):
             return
         assert isinstance(header, proxyproto.Header)  # it was looked at as one
         flow.probe = header.is_local
-        peer = flow.peer if header.src is None else Address(host_text(header.src), header.src_port)
+        source, peer = flow.source, flow.peer_text
+        if header.src is not None:
+            source = host_text(header.src)
+            peer = join_host_port(source, header.src_port)
         asked = asking.asked_in(header.tlvs) if header.tlvs else asking.NOTHING
         flow.asks = asked if flow.probe or asked == asking.TAKEN else asking.NOTHING
         names_endpoint = flow.gate.declared.type == "relay" and flow.asks != asking.LINE
-        gate = endpoint_of(flow, header.tlvs, peer) if names_endpoint else flow.gate
+        gate = endpoint_of(flow, header.tlvs, source, peer) if names_endpoint else flow.gate
         if gate is None:
             return
-        if gate.declared.edges and header.dst is not None:  # whoever else brings a client was not dialled by it
+        who = records.by_text(peer)
+        # Whoever else brings a client was not dialled by it.
+        if gate.has_edges and header.src is not None and header.dst is not None:
             flow.came_to = Address(host_text(header.dst), header.dst_port)
+            who = records.by_ends(header.src, header.src_port, header.dst, header.dst_port)
         # First who it is and for what, then the header goes: `resume` asks the kernel whether it did.
         flags = _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0)
-        flow.context.ledger.identify(flow.record, peer, flags, flow.came_to)
+        flow.context.ledger.identify(flow.record, who, flags)
         if gate is not flow.gate:
             flow.pass_on(gate)
         first_bytes.take(flow.client, header.length)
-        self._identified(peer)
+        self._identified(source, peer)
 
-    def _identified(self, peer: Address) -> None:
-        """The edge has said who the client is: itself, for a probe, and where it knows of none."""
+    def _identified(self, source: str, peer: str) -> None:
+        """The edge has said who the client is (`peer`: with the port): itself, for a probe, and where it knows of none."""
         flow = self.flow
         context, gate = flow.context, flow.gate
         if flow.asks == asking.LINE:
@@ -130,8 +135,7 @@ class Greeting(Stage):
             tell(flow, why.HELD if fault and is_held else fault)
             return flow.cut("told")
         if not flow.probe:
-            edge, source = flow.source, peer.host
-            flow.peer_text = str(peer)
+            edge, flow.peer_text = flow.source, peer
             if gate.audits:
                 context.audit(gate, source, flow.peer_text)
             if reason := gate.identify(edge, source, context.now_s()):
@@ -153,18 +157,16 @@ class Greeting(Stage):
         """What is right, as soon as it is whole. Until then None: more must come, or this was the end of the flow."""
         flow, seen_bytes = self.flow, self._looked_bytes
         verdict: Incomplete | Reject | first_bytes.Right
-        try:
-            if flow.state == State.HEADER:
-                verdict, self._looked_bytes = first_bytes.header(flow.client, seen_bytes)
-            else:
-                verdict, self._looked_bytes = first_bytes.first_bytes(
-                    flow.client, self._protocol, seen_bytes, self._so_far
-                )
-        except BlockingIOError:
+        if flow.state == State.HEADER:
+            verdict, come = first_bytes.header(flow.client, seen_bytes)
+        else:
+            verdict, come = first_bytes.first_bytes(flow.client, self._protocol, seen_bytes, self._so_far)
+        if come == calls.AGAIN:
             return None
-        except OSError:
+        if come < 0:
             flow.cut("client_reset")
             return None
+        self._looked_bytes = come
         self._looks += 1
         if isinstance(verdict, Incomplete) and self._looks >= first_bytes.LOOKS_MAX:
             verdict = first_bytes.too_many_looks(self._protocol)
@@ -175,6 +177,8 @@ class Greeting(Stage):
             return verdict
         elif events & (calls.PEER_FIN | calls.BROKEN) or not self._looked_bytes:
             flow.cut("client_gone")  # nothing more can come
+        else:
+            flow.watch_client(calls.READ | calls.PEER_FIN, self)
         return None
 
     def tick(self, now_s: float) -> None:

@@ -7,7 +7,6 @@ edge may speak for every client, of the endpoints that are behind it; any other 
 import errno
 from typing import Final
 
-from relay.address import Address
 from relay.dataplane.flow import Flow
 from relay.dataplane.gate import Gate
 from relay.dataplane.telling import tell
@@ -19,21 +18,22 @@ _NAME_MAX_CHARS: Final = 100  # of a name that is logged
 _NOT_HERE: Final = why.of_error(errno.ECONNREFUSED)  # as at a port where nobody listens: another instance may have it
 
 
-def endpoint_of(flow: Flow, tlvs: bytes, peer: Address) -> Gate | None:
-    """The gate of the endpoint that a header with these TLVs names, for the client `peer`; None: the flow has been refused.
+def endpoint_of(flow: Flow, tlvs: bytes, source: str, peer: str) -> Gate | None:
+    """The gate of the endpoint that a header with these TLVs names; None: the flow has been refused.
 
-    A question is answered to whom the endpoint admits, and only by this relay itself: a dial is for connections, which are
-    under the limits. Behind an edge it is the edge's, as it is at the endpoint's own port.
+    `peer` is the client's address `source` with its port. A question is answered to whom the endpoint admits, and only by
+    this relay itself: a dial is for connections, which are under the limits. Behind an edge it is the edge's, as it is at
+    the endpoint's own port.
     """
     name, context = asking.endpoint_in(tlvs), flow.context
     gate = context.gates.get(name)
     if gate is None or gate.declared.type not in _TYPES or gate.declared.port_count > 1:
         _refuse(flow, "protocol", _NOT_HERE, f"no endpoint `{name[:_NAME_MAX_CHARS]}` is here")
-    elif not gate.may_bring(flow.source, peer.host):
+    elif not gate.may_bring(flow.source, source):
         _refuse(flow, "roster", why.DENIED, f"brings {peer} to {name}")
     elif not flow.probe or gate.declared.edges:
         return gate
-    elif not (gate.permits(peer.host) or gate.audits):
+    elif not (gate.permits(source) or gate.audits):
         _refuse(flow, "roster", why.DENIED, f"asks about {name}")
     elif flow.asks != asking.RELAY:
         _refuse(flow, "protocol", why.DENIED, f"asks for more of {name} than a door may")

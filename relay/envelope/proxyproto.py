@@ -25,6 +25,7 @@ _V1_PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
 _V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V2_FIXED = struct.Struct("!12sBBH")
+_V2_FIXED_BYTES = 16
 _V2_LOCAL, _V2_PROXY = 0x20, 0x21
 _V2_TCP4, _V2_TCP6 = 0x11, 0x21
 _V2_TCP4_BLOCK = struct.Struct("!4s4sHH")
@@ -136,31 +137,42 @@ def _v1_addresses(line: bytes, length: int) -> Header | Reject:
 
 
 def _parse_v2(data: bytes) -> Incomplete | Header | Reject:
+    have, command, family = len(data), _V2_PROXY, _V2_TCP4  # nothing is wrong with what has not come
     if not _V2_SIGNATURE.startswith(data[:12]):
         return Reject("no PROXY header: the signature does not match")
-    if len(data) > 12 and data[12] not in (_V2_LOCAL, _V2_PROXY):
-        return Reject(f"PROXY v2 header with version and command 0x{data[12]:02x}")
-    if len(data) > 13 and data[12] == _V2_PROXY and not _v2_known(data[13]):
-        return Reject(f"PROXY v2 header with family and transport 0x{data[13]:02x}")
-    if len(data) < _V2_FIXED.size:
+    if have > 12:
+        command = data[12]
+    if have > 13:
+        family = data[13]
+    if command != _V2_LOCAL and command != _V2_PROXY:
+        return Reject(f"PROXY v2 header with version and command 0x{command:02x}")
+    if command == _V2_PROXY and not _v2_known(family):
+        return Reject(f"PROXY v2 header with family and transport 0x{family:02x}")
+    if have < _V2_FIXED_BYTES:
         return INCOMPLETE
-    _, command, family, rest_bytes = _V2_FIXED.unpack_from(data)
-    length = _V2_FIXED.size + rest_bytes
+    rest_bytes = data[14] << 8 | data[15]
+    length = _V2_FIXED_BYTES + rest_bytes
     if length > V2_LIMIT_BYTES:
         return Reject(f"PROXY v2 header of {length} bytes; at most {V2_LIMIT_BYTES} are taken")
     # With UNSPEC as transport, nothing is said of a block; of LOCAL's, everything is ignored.
     if command == _V2_PROXY and family & 0x0F and rest_bytes < _V2_BLOCK_BYTES[family >> 4]:
         return Reject(f"PROXY v2 header with {rest_bytes} bytes, too few for the addresses of its family")
-    if len(data) < length:
+    if have < length:
         return INCOMPLETE
     if command == _V2_PROXY and family in (_V2_TCP4, _V2_TCP6):
-        block = _V2_TCP4_BLOCK if family == _V2_TCP4 else _V2_TCP6_BLOCK
-        src, dst, src_port, dst_port = block.unpack_from(data, _V2_FIXED.size)
-        tlvs = data[_V2_FIXED.size + block.size : length]
-        return Header(unmap(src), src_port, unmap(dst), dst_port, length, 2, tlvs)
+        return _v2_addresses(data, 4 if family == _V2_TCP4 else 16, length)
     is_local = command == _V2_LOCAL
-    tlvs = data[_V2_FIXED.size : length] if is_local and not family else b""
+    tlvs = data[_V2_FIXED_BYTES:length] if is_local and not family else b""
     return Header(None, 0, None, 0, length, 2, tlvs, is_local)
+
+
+def _v2_addresses(data: bytes, host_bytes: int, length: int) -> Header:
+    """The header of so many bytes whose two hosts have so many each, and then the ports."""
+    dst = _V2_FIXED_BYTES + host_bytes
+    ports = dst + host_bytes
+    src_port, dst_port = data[ports] << 8 | data[ports + 1], data[ports + 2] << 8 | data[ports + 3]
+    src_host, dst_host = unmap(data[_V2_FIXED_BYTES:dst]), unmap(data[dst:ports])
+    return Header(src_host, src_port, dst_host, dst_port, length, 2, data[ports + 4 : length])
 
 
 def _v2_known(family: int) -> bool:

@@ -14,7 +14,7 @@ cdef class Poller:
     cdef object _on_error, _on_closed
     cdef int _epoll_fd
     cdef public list _handlers
-    cdef list _closing
+    cdef list _soon, _closing
 
     cpdef watch(self, int fd, unsigned int interest, Handler handler)
     cpdef want(self, int fd, int before, int after, Handler handler)
@@ -23,7 +23,11 @@ cdef class Poller:
     cdef Handler _take(self, int fd)
     cpdef forget(self, int fd)
     cpdef close(self, BareSocket sock)
+    cpdef soon(self, int fd, Handler handler)
     @cython.locals(ready=long, n=long, fd=int, wait_ms=int, deadline_ns="long long", handler=Handler)
     cpdef serve(self)
+    cdef _tell(self, Handler handler, int fd, unsigned int events)
+    @cython.locals(soon=list, fd=int, handler=Handler)
+    cdef _tell_soon(self)
     @cython.locals(sock=BareSocket, closing=list)
     cpdef bury(self)

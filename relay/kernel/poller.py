@@ -40,7 +40,8 @@ class Poller:
     `on_closed` is told when sockets were closed. `on_error` is told of a handler that raised; the batch goes on, because
     one flow's trouble is not another's.
 
-    A socket given to `close` is closed at the end of the batch, so a descriptor number cannot be reused while
+    Whoever is sure that something has come says `soon`: at the end of the batch the handler is told, and the kernel is not
+    asked. A socket given to `close` is closed after that, so a descriptor number cannot be reused while
     the batch still has events of its former holder.
     """
 
@@ -51,6 +52,7 @@ class Poller:
         if self._epoll_fd < 0:
             raise OSError(-self._epoll_fd, "no poller is to be had")
         self._handlers: list[Handler | None] = []  # by descriptor
+        self._soon: list[tuple[int, Handler]] = []
         self._closing: list[BareSocket] = []
 
     def fileno(self) -> int:
@@ -101,6 +103,14 @@ class Poller:
         self._take(sock.fd)
         self._closing.append(sock)
 
+    def soon(self, fd: int, handler: Handler) -> None:
+        """Tell it at the end of this batch that `fd` can be read, though nobody has said so; unless it is another's by then.
+
+        All who come in one batch are dialled before the first byte of one is passed on. Of three programs on one CPU each
+        message wakes another one, and each of them found one thing to do at a time: 5 % of a short connection's cost.
+        """
+        self._soon.append((fd, handler))
+
     def serve(self) -> None:
         """Handle what is ready, and what becomes ready within a moment; then return to the outer loop."""
         deadline_ns = calls.now_ns() + _SLICE_NS
@@ -110,14 +120,26 @@ class Poller:
                 fd = calls.event_fd(n)
                 handler = self._handlers[fd]
                 if handler is not None:  # else an earlier event of this batch ended its flow
-                    try:
-                        handler.ready(fd, calls.event_mask(n))
-                    except Exception as error:
-                        self._on_error(handler, error)
+                    self._tell(handler, fd, calls.event_mask(n))
+            if self._soon:
+                self._tell_soon()
             self.bury()
             if calls.now_ns() >= deadline_ns:
                 return
             wait_ms = _LINGER_MS
+
+    def _tell(self, handler: Handler, fd: int, events: int) -> None:
+        try:
+            handler.ready(fd, events)
+        except Exception as error:
+            self._on_error(handler, error)
+
+    def _tell_soon(self) -> None:
+        soon = self._soon
+        for fd, handler in soon:  # it grows meanwhile: a flow goes through one stage after the other
+            if self._handlers[fd] is handler:
+                self._tell(handler, fd, calls.READ)
+        soon.clear()
 
     def bury(self) -> None:
         """Close what `close` was given. For use outside of a batch."""

@@ -37,6 +37,7 @@ cdef class WorkerLedger:
     @cython.locals(at=Py_ssize_t)
     cpdef hold(self, Py_ssize_t index, int direction, tuple pipe)
     cpdef flag(self, Py_ssize_t index, int flags)
+    cpdef identify(self, Py_ssize_t index, bytes who, int flags)
     cpdef aim(self, Py_ssize_t index, int target_slot)
     @cython.locals(at=Py_ssize_t)
     cpdef ending(self, Py_ssize_t index, str cause)

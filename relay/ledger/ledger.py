@@ -21,7 +21,6 @@ from hashlib import blake2b
 from typing import Final
 
 from relay import calls
-from relay.address import Address
 from relay.errors import RelayBug
 from relay.ledger import layout, record, source_tables
 from relay.ledger.copying import CopyBuffer
@@ -288,13 +287,13 @@ class WorkerLedger:
         """Add flags to the flow's record."""
         self._ints[index * _RECORD_INTS + _FLAGS] |= flags
 
-    def identify(self, index: int, peer: Address, flags: int, came_to: Address | None = None) -> None:
-        """The flow's client is `peer`, and connected to `came_to`, as the edge says; None: it does not say that.
+    def identify(self, index: int, who: bytes, flags: int) -> None:
+        """The flow's client is another one, as the edge says; `who`: see record.py, `by_text` and `by_ends`.
 
         Before the header that says so is taken from the socket.
         """
         at = index * RECORD_BYTES + record.CLIENT_AT
-        self._bytes[at : at + record.CLIENT_BYTES] = record.named(peer, came_to)
+        self._bytes[at : at + record.CLIENT_BYTES] = who
         self.flag(index, flags)
 
     def pass_on(self, index: int, slot: int) -> None:

@@ -34,7 +34,7 @@ class FlowRecord:
 
 
 # state, slot, client fd, target fd, the ends of both pipes, started, received, sent, flags, target's slot, the client: the
-# peer's text ("[ffff:…%interface]:65535" fits), or what `named` makes
+# peer's text ("[ffff:…%interface]:65535" fits), or what `by_ends` makes
 _RECORD: Final = struct.Struct("=IIiiiiiiQQQIi64s")
 CLIENT_AT: Final = 64  # byte of the record
 CLIENT_BYTES: Final = 64
@@ -43,11 +43,14 @@ _NAMED: Final = struct.Struct("!B16sH16sH27x")
 _IS_NAMED: Final = 1
 
 
-def named(peer: Address, came_to: Address | None) -> bytes:
-    """How a client stands in the record whom an edge has named, and what it connected to; None: the edge does not say."""
-    if came_to is None:
-        return str(peer).encode().ljust(CLIENT_BYTES, b"\0")
-    return _NAMED.pack(_IS_NAMED, map_host(peer.packed), peer.port, map_host(came_to.packed), came_to.port)
+def by_text(peer: str) -> bytes:
+    """How a client stands in the record: by its address with the port."""
+    return peer.encode().ljust(CLIENT_BYTES, b"\0")
+
+
+def by_ends(peer: bytes, peer_port: int, came_to: bytes, came_to_port: int) -> bytes:
+    """The same of one whom an edge has named together with what it connected to; hosts as 4 or 16 bytes."""
+    return _NAMED.pack(_IS_NAMED, map_host(peer), peer_port, map_host(came_to), came_to_port)
 
 
 def read(memory: mmap.mmap, at: int, worker: int, index: int) -> FlowRecord | None:

@@ -32,7 +32,7 @@ from relay.ledger.record import FlowRecord
 from relay.log import Logger
 from tests.config.rig import endpoint_row
 from tests.conformance.peers import full_backlog
-from tests.dataplane.lanes import close, pool_of
+from tests.dataplane.lanes import pool_of
 from tests.harness import HANG_S
 from tests.ledger.rig import new_ledger
 from tests.logs import waiting
@@ -108,8 +108,13 @@ class Rig:
         self.listener.pause()
         self.listener.sock.close()
         self.poller.shut()
+        self.drop_scratch()
+
+    def drop_scratch(self) -> None:
+        """As if no pipe had been to be had so far."""
         if self.context.mover._scratch is not None:
-            close(self.context.mover._scratch)
+            self.pool.discard(self.context.mover._scratch)
+            self.context.mover._scratch = None
 
     def connect(self) -> socket.socket:
         """A client, connected and not yet accepted."""

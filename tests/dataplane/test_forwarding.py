@@ -236,6 +236,7 @@ def test_no_pipe_means_later_and_loses_nothing(stack: contextlib.ExitStack, targ
     service = target.accept(rig)
     flow = rig.flow()
     client.send(b"patience")
+    rig.drop_scratch()
     with no_descriptors():
         rig.until(lambda: flow in rig.context.starved, "there is no pipe")
         assert select.select([rig.poller.fileno()], [], [], 0.02)[0] == [], "it waits, and does not spin"
@@ -253,6 +254,7 @@ def test_no_pipe_and_a_socket_that_broke_do_not_spin(stack: contextlib.ExitStack
     client = rig.connect()
     target.accept(rig)
     flow = rig.flow()
+    rig.drop_scratch()
     with no_descriptors():
         client.send(b"x")
         reset(client)

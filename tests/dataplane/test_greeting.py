@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from relay import calls
-from relay.address import Address
 from relay.dataplane import first_bytes
 from relay.dataplane.greeting import Greeting, begin
 from relay.envelope import proxyproto
 from relay.envelope.rules import RuleRow
 from relay.kernel.bare_socket import BareSocket
 from relay.ledger.layout import ENVELOPE_REASONS, REASONS, Count, DaemonWord, State
+from relay.ledger.record import by_text
 from tests.dataplane.rig import Rig, Target, refusing, reset, rig_to, silent_target, tcp_target
 from tests.dataplane.scenes import CLIENT, EDGE, HEADER, HELLO, at_header, at_look
 from tests.harness import HANG_S
@@ -156,7 +156,8 @@ def test_a_successor_looks_anew(sent: bytes, stack: contextlib.ExitStack) -> Non
     if sent == HELLO:
         client.send(sent)  # while nobody is there
     Greeting(flow).resume(record)
-    assert (flow.state == State.LOOK) is (sent != HELLO), "what is there is looked at at once"
+    rig.poller.serve()
+    assert (flow.state == State.LOOK) is (sent != HELLO), "what is there is looked at in the first batch"
     client.send((HELLO + b"more")[len(sent) :])
     service = target.accept(rig)
     assert rig.receive(service, len(HELLO) + 4) == HELLO + b"more"
@@ -284,7 +285,7 @@ def test_a_successor_asks_the_kernel_whether_the_header_was_taken(taken: bool, s
     scene = at_header(stack, target)
     rig = scene.rig
     flow, record = rig.taken_over(scene.flow)
-    rig.part.identify(flow.record, Address(CLIENT, 40_000), 0)
+    rig.part.identify(flow.record, by_text(f"{CLIENT}:40000"), 0)
     [record] = rig.ledger.flows()
     scene.client.send(HEADER + b"first")
     assert select.select([flow.client.fileno()], [], [], HANG_S)[0]
@@ -300,7 +301,7 @@ def test_a_successor_knows_whose_share_it_is_and_by_whom_it_came(stack: contextl
     scene = at_header(stack, protocol="http")
     flow, record = scene.rig.taken_over(scene.flow)
     assert (flow.source, flow.via, flow.peer, flow.probe) == (EDGE, EDGE, scene.flow.peer, False)
-    scene.rig.part.identify(record.index, Address(CLIENT, 40_000), 0)
+    scene.rig.part.identify(record.index, by_text(f"{CLIENT}:40000"), 0)
     flow, record = scene.rig.taken_over(flow)
     assert (flow.source, flow.state) == (EDGE, State.HEADER), "not the client's before the header is taken"
     Greeting(flow).resume(record)

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import pytest
 
-from relay.address import Address
+from relay.address import Address, packed_host
 from relay.dataplane.dialling import Dialling
 from relay.dataplane.greeting import Greeting
 from relay.envelope import proxyproto
 from relay.ledger.layout import State
+from relay.ledger.record import by_ends
 from tests.dataplane.rig import Rig, Target, refusing, silent_target, tcp_target
 from tests.dataplane.scenes import CLIENT, EDGE, HELLO, at_header
 
@@ -67,7 +68,7 @@ def test_a_successor_tells_the_same(state: int, stack: contextlib.ExitStack) -> 
     scene = at_header(stack, refusing() if state == State.HOLD else silent, **keys)
     rig = scene.rig
     if state == State.HEADER:  # it has written down who it is, and taken the header
-        rig.part.identify(scene.flow.record, Address(CLIENT, 40_000), 0, PUBLIC)
+        rig.part.identify(scene.flow.record, by_ends(packed_host(CLIENT), 40_000, PUBLIC.packed, PUBLIC.port), 0)
         scene.client.send(header())
         rig.until(lambda: scene.flow.client.recv(99, socket.MSG_PEEK | socket.MSG_DONTWAIT), "it has come")
         assert len(scene.flow.client.recv(99)) == len(header())

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from relay import calls
-from relay.address import Address
 from relay.dataplane import line
 from relay.dataplane.greeting import Greeting
 from relay.dataplane.line import Line, is_busy, tell_all
@@ -16,7 +15,7 @@ from relay.envelope import asking, proxyproto
 from relay.kernel import channel, messages
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import CAUSES, Count, DaemonWord, Flag, State, Word
-from relay.ledger.record import FlowRecord
+from relay.ledger.record import FlowRecord, by_text
 from tests.config.rig import snapshot_of
 from tests.dataplane.rig import LATER_S, reset
 from tests.dataplane.running import Running
@@ -194,7 +193,7 @@ def test_a_successor_of_one_that_had_just_taken_the_header(stack: Stack) -> None
     scene = at_header(stack)
     rig = scene.rig
     rig.log.level = "debug"
-    rig.part.identify(scene.flow.record, scene.flow.peer, Flag.PROBE | Flag.ASKS_LINE)
+    rig.part.identify(scene.flow.record, by_text(scene.flow.peer_text), Flag.PROBE | Flag.ASKS_LINE)
     scene.client.send(asking.header(asking.LINE))
     flow, record = rig.taken_over(scene.flow)
     assert flow.asks == asking.LINE
@@ -273,7 +272,7 @@ async def test_a_new_worker_counts_it_once(counted: bool, behind: Running) -> No
     at = part.claim(slot, behind.row.name)
     part.begin(0, State.HEADER, slot, accepted.fileno(), -1, time.monotonic_ns(), peer)
     part.words[at + Count.ACCEPTED] = part.words[at + Count.ACTIVE] = 1
-    part.identify(0, Address(EDGE, address[1]), Flag.PROBE | Flag.ASKS_LINE)
+    part.identify(0, by_text(peer), Flag.PROBE | Flag.ASKS_LINE)
     part[Word.ENDING] = 1
     part.advance(0, State.LINE, -1)
     if counted:

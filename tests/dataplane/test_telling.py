@@ -9,6 +9,7 @@ from relay.config.snapshot import ProbeRow
 from relay.dataplane.greeting import Greeting
 from relay.envelope import asking, proxyproto
 from relay.ledger.layout import Count, DaemonWord, Flag, Health, State
+from relay.ledger.record import by_text
 from relay.targets import why
 from relay.targets.health import packed
 from tests.dataplane.rig import LATER_S, refusing, silent_target, tcp_target
@@ -111,7 +112,7 @@ def test_a_successor_knows_what_was_asked(
     scene = at_header(stack, refusing())
     rig = scene.rig
     rig.log.level = "debug"
-    rig.part.identify(scene.flow.record, scene.flow.peer, Flag.PROBE | flag)
+    rig.part.identify(scene.flow.record, by_text(scene.flow.peer_text), Flag.PROBE | flag)
     scene.client.send(asking.header(question))
     flow, record = rig.taken_over(scene.flow)
     assert flow.asks == question

@@ -22,7 +22,7 @@ from relay.envelope import proxyproto
 from relay.kernel.listening import open_listener
 from relay.ledger.layout import CAUSES, Count, State, Word
 from relay.ledger.ledger import owner_of
-from relay.ledger.record import FlowRecord
+from relay.ledger.record import FlowRecord, by_ends
 from tests.config.rig import endpoint_row, snapshot_of
 from tests.dataplane.rig import reset
 from tests.dataplane.running import Running
@@ -327,7 +327,7 @@ async def test_where_an_edges_client_connected_to_outlives_a_worker(running: Run
     part = running.part
     part.begin(0, State.HEADER, row.slot, accepted.fileno(), -1, time.monotonic_ns(), str(Address(*address)))
     part.words[part.claim(row.slot, row.name) + Count.ACCEPTED] = 1
-    part.identify(0, Address("198.51.100.7", 40_000), 0, came_to)
+    part.identify(0, by_ends(packed_host("198.51.100.7"), 40_000, came_to.packed, came_to.port), 0)
     part.advance(0, state, -1)
     with client:
         running.launch(snapshot_of(row), frozenset({accepted.detach()}))

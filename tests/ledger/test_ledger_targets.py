@@ -2,7 +2,6 @@
 
 import os
 
-from relay.address import Address
 from relay.ledger.layout import (
     SLOTS,
     TARGET_WORDS,
@@ -16,6 +15,7 @@ from relay.ledger.layout import (
     health_at,
 )
 from relay.ledger.ledger import Ledger
+from relay.ledger.record import by_text
 from tests.ledger.rig import add, begin, new_ledger
 
 
@@ -65,13 +65,13 @@ def test_a_targets_row_goes_to_its_next_holder_at_nought(ledger: Ledger) -> None
 def test_who_a_flow_is_and_where_it_goes(ledger: Ledger) -> None:
     part = ledger.worker(0)
     part.begin(2, State.HEADER, 3, 40, -1, 1000, "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535", 9)
-    part.identify(2, Address("192.0.2.1", 5), 0)
+    part.identify(2, by_text("192.0.2.1:5"), 0)
     part.flag(2, Flag.CLIENT_RESET)
     part.aim(2, 7)
     [flow] = ledger.flows()
     assert (flow.peer, flow.flags, flow.target_slot) == ("192.0.2.1:5", Flag.CLIENT_RESET, 7)
     assert (flow.state, flow.slot, flow.client_fd, flow.started_ns) == (State.HEADER, 3, 40, 1000)
-    part.identify(2, Address("198.51.100.10", 6), Flag.PROBE)
+    part.identify(2, by_text("198.51.100.10:6"), Flag.PROBE)
     part.aim(2, -1)
     [flow] = ledger.flows()
     assert (flow.peer, flow.flags, flow.target_slot) == ("198.51.100.10:6", Flag.CLIENT_RESET | Flag.PROBE, -1)

@@ -23,11 +23,11 @@ def test_who_is_named_is_read_as_it_was(peer: Address, came_to: Address) -> None
     with new_ledger() as ledger:
         part = ledger.worker(0)
         begin(part, 3, peer="[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535")
-        part.identify(3, peer, Flag.ASKS_TAKEN, came_to)
+        part.identify(3, record.by_ends(peer.packed, peer.port, came_to.packed, came_to.port), Flag.ASKS_TAKEN)
         [flow] = ledger.flows()
         assert (flow.peer, flow.came_to, flow.flags) == (str(peer), came_to, Flag.ASKS_TAKEN)
         assert (flow.index, flow.state, flow.slot, flow.client_fd) == (3, State.DIAL, 3, 43)
-        part.identify(3, peer, 0)
+        part.identify(3, record.by_text(str(peer)), 0)
         [flow] = ledger.flows()
         assert (flow.peer, flow.came_to) == (str(peer), None)
 
@@ -46,7 +46,8 @@ def test_neighbours_are_left_alone(ledger: Ledger) -> None:
     part = ledger.worker(0)
     for index in range(3):
         begin(part, index, peer=f"192.0.2.{index}:1")
-    part.identify(1, Address("2001:db8::1", 2), Flag.PROBE, Address("192.0.2.9", 80))
+    peer, came_to = Address("2001:db8::1", 2), Address("192.0.2.9", 80)
+    part.identify(1, record.by_ends(peer.packed, peer.port, came_to.packed, came_to.port), Flag.PROBE)
     assert [flow.peer for flow in ledger.flows()] == ["192.0.2.0:1", "[2001:db8::1]:2", "192.0.2.2:1"]
     assert record.CLIENT_AT + record.CLIENT_BYTES == RECORD_BYTES
 

@@ -1,0 +1,4 @@
+# The first line of an HTTP connection.
+
+
+cpdef look(bytes data)
