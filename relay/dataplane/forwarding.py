@@ -244,8 +244,8 @@ class Forwarding(Stage):
     def _dead(self, now_s: float) -> Lane | None:
         """The lane into a peer that is dead."""
         if self._peers is None:
-            self._peers = Peers(self._up, self._down, self.flow.context.now_s)
-        return self._peers.dead(now_s, self.flow.gate.declared)
+            self._peers = Peers(self._up, self._down)
+        return self._peers.dead(now_s, self.flow.gate.declared, self.flow.context.now_s)
 
     def _tell_moved(self) -> None:
         self.flow.context.ledger.moved(self.flow.record, self._up.total_bytes, self._down.total_bytes)

@@ -20,34 +20,36 @@ _SLICE_S: Final = 0.01
 class Peers:
     """Those of one flow, from the first sweep on that it lives to see."""
 
-    __slots__ = ("_declared", "_down", "_look_at_s", "_mark", "_now_s", "_sides", "_terms", "_up", "_waits")
+    __slots__ = ("_client", "_declared", "_look_at_s", "_mark", "_target", "_terms", "_waits")
 
-    def __init__(self, up: Lane, down: Lane, now_s: Callable[[], float]) -> None:
-        """The flow's two lanes, and the clock that sweeps go by."""
-        self._up, self._down = up, down
-        self._sides = (_Side(up, down), _Side(down, up))
-        self._now_s = now_s
+    def __init__(self, up: Lane, down: Lane) -> None:
+        """The flow's two lanes."""
+        self._target, self._client = _Side(up), _Side(down)
         self._declared: EndpointRow | None = None
         self._terms: Terms | None = None
         self._mark = -1  # what had been sent to both, when they were last looked at
         self._waits = False  # some of it may not have been acknowledged then
         self._look_at_s = -math.inf
 
-    def dead(self, began_s: float, declared: EndpointRow) -> Lane | None:
-        """The lane into a peer that is dead, if one is. `began_s` is when this sweep began, `declared` the row in force."""
+    def dead(self, began_s: float, declared: EndpointRow, now_s: Callable[[], float]) -> Lane | None:
+        """The lane into a peer that is dead, if one is.
+
+        `began_s` is when this sweep began, by the clock `now_s`; `declared` is the row in force.
+        """
         if declared is not self._declared:
-            if self._now_s() - began_s > _SLICE_S:
+            if now_s() - began_s > _SLICE_S:
                 return None  # at the next sweep
             self._declare(declared)
-        up, down = self._up, self._down
-        mark = up.total_bytes + down.total_bytes + up.fin + down.fin
+        target, client = self._target, self._client
+        mark = target.went() + client.went()
         if (mark == self._mark and not self._waits) or began_s < self._look_at_s:
             return None
         assert self._terms is not None  # since `_declare`
         self._mark, self._look_at_s = mark, began_s + self._terms.look_every_s - _EARLY_S
-        dead = [side.into for side in self._sides if side.is_dead(began_s, self._terms)]
-        self._waits = any(side.waits for side in self._sides)
-        return dead[0] if dead else None
+        target_is_dead = target.is_dead(client.into, began_s, self._terms)
+        client_is_dead = client.is_dead(target.into, began_s, self._terms)
+        self._waits = target.waits or client.waits
+        return target.into if target_is_dead else client.into if client_is_dead else None
 
     def _declare(self, declared: EndpointRow) -> None:
         """What is set on the sockets is what is declared, also after a reload."""
@@ -56,31 +58,34 @@ class Peers:
         if wanted is self._terms:
             return
         self._terms, self._look_at_s, self._waits = wanted, -math.inf if declared.dead_s else math.inf, True
-        for side in self._sides:
+        for side in (self._target, self._client):
             side.waits = True  # until it was looked at
             ask_peer(side.into.sink_fd, wanted.idle_s, wanted.probe_every_s, wanted.probes, wanted.resend_max_s)
 
 
 class _Side:
-    """One of the two sockets: the lane `into` it, and the one that comes `out` of it."""
+    """One of the two sockets: the lane `into` it."""
 
-    __slots__ = ("_came_bytes", "_out", "_silence", "_went", "into", "waits")
+    __slots__ = ("_came_bytes", "_silence", "_went", "into", "waits")
 
-    def __init__(self, into: Lane, out: Lane) -> None:
+    def __init__(self, into: Lane) -> None:
         self.into = into
         self.waits = True  # something was sent that may not have been acknowledged yet
-        self._out = out
         self._silence: Silence | None = None  # while something waits for it
         self._went = self._came_bytes = 0
 
-    def is_dead(self, now_s: float, by: Terms) -> bool:
-        """Whether the peer is. One from whom bytes came since the last time is not, without asking the kernel."""
-        went = self.into.total_bytes + self.into.fin
+    def went(self) -> int:
+        """Where the lane into it stands: its bytes, and its end as one more."""
+        return self.into.total_bytes + self.into.fin
+
+    def is_dead(self, out: Lane, now_s: float, by: Terms) -> bool:
+        """Whether the peer is. One from whom bytes came `out` since the last time is not, without asking the kernel."""
+        went = self.went()
         if self.into.abandoned or (went == self._went and not self.waits):
             self.waits = False  # abandoned: that it is dead, or gone, is known
             return False
         self._went, self.waits = went, True
-        if (came_bytes := self._out.total_bytes) != self._came_bytes:
+        if (came_bytes := out.total_bytes) != self._came_bytes:
             self._came_bytes = came_bytes
             return False
         told = transmission(self.into.sink_fd)

@@ -96,11 +96,10 @@ def test_a_reload_that_changes_something_else_sets_nothing(stack: contextlib.Exi
 
 def test_a_sweep_that_has_lasted_long_sets_nothing_more(stack: contextlib.ExitStack) -> None:
     scene = at_splice(stack)
-    late_s = [100.02]
-    found = Peers(scene.forwarding._up, scene.forwarding._down, lambda: late_s[0])
-    found.dead(100.0, endpoint_row())
+    found = Peers(scene.forwarding._up, scene.forwarding._down)
+    found.dead(100.0, endpoint_row(), lambda: 100.02)
     assert {each[0] for each in both(scene)} == {0}
-    found.dead(100.015, endpoint_row())
+    found.dead(100.015, endpoint_row(), lambda: 100.02)
     assert both(scene) == [USUAL, USUAL]
 
 

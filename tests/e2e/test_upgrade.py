@@ -138,9 +138,10 @@ def streamed(daemons: Daemons, installed: Installed) -> Iterator[tuple[Daemon, S
 
 
 @pytest.mark.slow
-def test_streams_of_every_shape_over_many_upgrades(daemons: Daemons, installed: Installed) -> None:
+def test_streams_of_every_shape_over_many_upgrades(daemons: Daemons, installed: Installed, long: bool) -> None:
+    upgrades = int(os.environ.get("RELAY_CHAOS_UPGRADES", "100" if long else "5"))
     with streamed(daemons, installed) as (daemon, streams):
-        for turn in streams.turns(5):
+        for turn in streams.turns(upgrades):
             assert daemon.ask("POST", "/v1/upgrade")[0] == 202
             upgraded(daemon, 1 + turn)
 
