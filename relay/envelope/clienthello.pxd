@@ -10,11 +10,17 @@ cdef class _Reader:
     cdef public long at, end
 
     @cython.locals(start=long)
+    cdef long skip(self, long length) except -1
+    @cython.locals(start=long)
     cpdef bytes take(self, long length)
-    @cython.locals(value=long, byte="unsigned char")
+    @cython.locals(value=long, start=long, at=long)
     cpdef long number(self, int width_bytes) except -1
     @cython.locals(length=long)
     cpdef bytes vector(self, int width_bytes, long least, long most)
+
+
+@cython.locals(length=long)
+cdef str _wrong_record(bytes header)
 
 
 cdef class HelloSoFar(_Reader):

@@ -55,8 +55,8 @@ def _wrong_record(header: bytes) -> str:
         return f"a record of type {header[0]}, not handshake"
     if len(header) > 1 and header[1] != 3:
         return f"a record of major version {header[1]}, not 3"
-    if len(header) == _RECORD_HEADER_BYTES and not 1 <= int.from_bytes(header[3:], "big") <= _RECORD_MAX_BYTES:
-        return f"a record of {int.from_bytes(header[3:], 'big')} bytes, not 1 to {_RECORD_MAX_BYTES}"
+    if len(header) == _RECORD_HEADER_BYTES and not 1 <= (length := header[3] << 8 | header[4]) <= _RECORD_MAX_BYTES:
+        return f"a record of {length} bytes, not 1 to {_RECORD_MAX_BYTES}"
     return ""
 
 
@@ -70,19 +70,25 @@ class _Reader:
         self.end = end
         self.at = 0
 
-    def take(self, length: int) -> bytes:
-        """The next `length` bytes. Raises _Wrong if they reach past `end`, _Short if they have not come."""
+    def skip(self, length: int) -> int:
+        """Where the next `length` bytes begin. Raises _Wrong if they reach past `end`, _Short if they have not come."""
         start, self.at = self.at, self.at + length
         if self.at > self.end:
             raise _Wrong(_PAST_THE_END)
         if self.at > len(self.data):
             raise _Short
+        return start
+
+    def take(self, length: int) -> bytes:
+        """The next `length` bytes. Raises as `skip`."""
+        start = self.skip(length)
         return self.data[start : self.at]
 
     def number(self, width_bytes: int) -> int:
-        value = 0
-        for byte in self.take(width_bytes):
-            value = value << 8 | byte
+        """The number in so many bytes. Raises as `skip`."""
+        value, start = 0, self.skip(width_bytes)
+        for at in range(start, start + width_bytes):
+            value = value << 8 | self.data[at]
         return value
 
     def vector(self, width_bytes: int, least: int, most: int) -> bytes:
@@ -132,7 +138,7 @@ class HelloSoFar(_Reader):
                 self._wrong_record = _wrong_record(header)
                 if self._wrong_record or len(header) < _RECORD_HEADER_BYTES:
                     break
-                left = int.from_bytes(header[3:], "big")
+                left = header[3] << 8 | header[4]
                 at += _RECORD_HEADER_BYTES
             part = data[at : at + left]
             self._message += part
@@ -173,7 +179,7 @@ class HelloSoFar(_Reader):
         if length > _RECORD_MAX_BYTES - _MESSAGE_HEADER_BYTES:
             raise _Wrong(f"a message of {length} bytes, more than a record holds")
         self.end += length
-        self.take(2 + 32)  # legacy_version, random
+        self.skip(2 + 32)  # legacy_version, random
         self.vector(1, 0, 32)  # legacy_session_id
         if len(self.vector(2, 2, 2**16 - 2)) % 2:
             raise _Wrong("half a cipher suite")
