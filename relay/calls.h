@@ -11,10 +11,15 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #define RELAY_AGAIN (-EAGAIN)
+
+/* glibc makes of each call that may wait a point where its thread can be cancelled (pthreads(7)). In a process that once had
+   a second thread that takes two atomic operations. Nobody cancels a thread here. */
+#define RELAY_CALL(name, ...) syscall(SYS_##name, __VA_ARGS__)
 
 /* What other processes look at, and a successor. Volatile: the order of the source holds, and no store is left out. */
 typedef volatile int64_t relay_word;
@@ -22,17 +27,17 @@ typedef volatile uint32_t relay_length;
 typedef volatile int32_t relay_int;
 
 static inline long relay_splice(int source_fd, int sink_fd, long most_bytes) {
-    long moved = splice(source_fd, NULL, sink_fd, NULL, (size_t)most_bytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+    long moved = RELAY_CALL(splice, source_fd, NULL, sink_fd, NULL, most_bytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     return moved < 0 ? -errno : moved;
 }
 
 static inline long relay_receive_message(int fd, size_t header_at) {
-    int done = recvmmsg(fd, (struct mmsghdr *)header_at, 1, MSG_DONTWAIT, NULL);
+    long done = RELAY_CALL(recvmmsg, fd, header_at, 1, MSG_DONTWAIT, NULL);
     return done < 0 ? -errno : done;
 }
 
 static inline long relay_send_message(int fd, size_t header_at) {
-    int done = sendmmsg(fd, (struct mmsghdr *)header_at, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    long done = RELAY_CALL(sendmmsg, fd, header_at, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     return done < 0 ? -errno : done;
 }
 
@@ -51,7 +56,7 @@ static char relay_peek_buffer[RELAY_PEEK_MAX];
 
 static inline long relay_receive(int fd, long most_bytes, int flags) {
     size_t room = most_bytes < RELAY_PEEK_MAX ? (size_t)most_bytes : RELAY_PEEK_MAX;
-    long come = recv(fd, relay_peek_buffer, room, flags | MSG_DONTWAIT);
+    long come = RELAY_CALL(recvfrom, fd, relay_peek_buffer, room, flags | MSG_DONTWAIT, NULL, NULL);
     return come < 0 ? -errno : come;
 }
 
@@ -81,8 +86,8 @@ static char relay_peer_text[INET6_ADDRSTRLEN + 8];
 
 static inline int relay_accept(int listener_fd) {
     socklen_t size = sizeof relay_peer;
-    int fd = accept4(listener_fd, &relay_peer.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    return fd < 0 ? -errno : fd;
+    long fd = RELAY_CALL(accept4, listener_fd, &relay_peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return fd < 0 ? -errno : (int)fd;
 }
 
 static inline char *relay_put_number(char *at, unsigned number) {
@@ -139,15 +144,15 @@ static inline int relay_connect(int fd, const char *host, int port) {
     } else {
         return -EINVAL;
     }
-    if (connect(fd, &to.any, size) == 0) return 0;
+    if (RELAY_CALL(connect, fd, &to, size) == 0) return 0;
     if (errno != EINPROGRESS) return -errno;
-    if (connect(fd, &to.any, size) == 0 || errno == EISCONN) return 0;
+    if (RELAY_CALL(connect, fd, &to, size) == 0 || errno == EISCONN) return 0;
     return errno == EALREADY ? -EINPROGRESS : -errno;
 }
 
 static inline int relay_shut_write(int fd) { return shutdown(fd, SHUT_WR) < 0 ? -errno : 0; }
 
-static inline int relay_close(int fd) { return close(fd) < 0 ? -errno : 0; }
+static inline int relay_close(int fd) { return RELAY_CALL(close, fd) < 0 ? -errno : 0; }
 
 static inline int relay_set_option(int fd, int level, int name, int value) {
     return setsockopt(fd, level, name, &value, sizeof value) < 0 ? -errno : 0;
@@ -169,7 +174,7 @@ static inline int relay_pending_error(int fd) {
 static struct epoll_event relay_events[RELAY_EVENTS];
 
 static inline long relay_poll(int epoll_fd, int wait_ms) {
-    int count = epoll_wait(epoll_fd, relay_events, RELAY_EVENTS, wait_ms);
+    long count = RELAY_CALL(epoll_pwait, epoll_fd, relay_events, RELAY_EVENTS, wait_ms, NULL, 0);
     return count >= 0 ? count : errno == EINTR ? 0 : -errno;
 }
 
