@@ -151,8 +151,9 @@ def test_a_short_run_of_survival() -> None:
     rows = re.findall(r"^kill +(\d+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)
     assert [row[:2] for row in rows] == [("1", "2"), ("20", "2")]
     for _, _, pause_ms, most_ms, adoption_ms, longest_ms in rows:
-        assert 0 < float(adoption_ms) <= float(longest_ms) < float(most_ms)
-        assert float(pause_ms) <= float(most_ms)
+        # The two are told by two processes. Where the flow's own stood still, it saw less than what the worker took.
+        assert 0 < float(adoption_ms) <= float(longest_ms)
+        assert 0 < float(pause_ms) <= float(most_ms)
     assert re.search(r"^upgrade ", printed, re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 cimport cython
 
 from relay cimport calls
+from relay.envelope cimport proxyproto
 from relay.kernel.bare_socket cimport BareSocket
 
 

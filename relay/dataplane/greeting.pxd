@@ -6,6 +6,9 @@ from relay cimport calls
 from relay.dataplane cimport first_bytes
 from relay.dataplane.dialling cimport Dialling
 from relay.dataplane.flow cimport Flow, Stage
+from relay.envelope.proxyproto cimport Header
+from relay.ledger cimport layout
+from relay.ledger cimport record as records
 
 
 cdef class Greeting(Stage):
@@ -16,7 +19,7 @@ cdef class Greeting(Stage):
 
     @cython.locals(flow=Flow)
     cpdef expect(self, int state)
-    @cython.locals(flow=Flow)
+    @cython.locals(flow=Flow, header=Header)
     cdef _on_header(self, unsigned int events)
     @cython.locals(flow=Flow)
     cdef _identified(self, str source, str peer)

@@ -10,29 +10,30 @@ from relay.dataplane.flow import Flow, Stage
 from relay.dataplane.line import Line
 from relay.dataplane.passing import endpoint_of
 from relay.dataplane.telling import tell
-from relay.envelope import asking, proxyproto
+from relay.envelope import asking
+from relay.envelope.proxyproto import Header
 from relay.envelope.verdict import Incomplete, Reject
 from relay.kernel.byte_counts import taken_bytes
 from relay.kernel.sockets import hear_beyond
+from relay.ledger import layout
 from relay.ledger import record as records
 from relay.ledger.clocks import busy_left_ns
-from relay.ledger.layout import Flag, State
 from relay.ledger.record import FlowRecord
 from relay.targets import why
 
 _ASKS: Final = {
     asking.NOTHING: 0,
-    asking.THROUGH: Flag.ASKS_WHY,
-    asking.RELAY: Flag.ASKS_RELAY,
-    asking.TAKEN: Flag.ASKS_TAKEN,
-    asking.LINE: Flag.ASKS_LINE,
+    asking.THROUGH: layout.Flag.ASKS_WHY,
+    asking.RELAY: layout.Flag.ASKS_RELAY,
+    asking.TAKEN: layout.Flag.ASKS_TAKEN,
+    asking.LINE: layout.Flag.ASKS_LINE,
 }
 
 
 def begin(flow: Flow) -> None:
     """The first stage of a connection that was just let in."""
     if flow.via:
-        Greeting(flow).expect(State.HEADER)
+        Greeting(flow).expect(layout.State.HEADER)
     else:
         _go_on(flow)
 
@@ -42,7 +43,7 @@ def _go_on(flow: Flow) -> None:
     if not flow.gate.looks or flow.probe:
         Dialling(flow).start()
     else:
-        Greeting(flow).expect(State.LOOK)
+        Greeting(flow).expect(layout.State.LOOK)
 
 
 class Greeting(Stage):
@@ -62,14 +63,14 @@ class Greeting(Stage):
         """Wait in HEADER or LOOK until enough has come."""
         flow = self.flow
         flow.stand(self, state)
-        if state == State.LOOK:
+        if state == layout.State.LOOK:
             self._protocol = flow.gate.declared.protocol
         flow.watch_client(calls.READ, self)
         flow.context.poller.soon(flow.client.fd, self)  # as a rule something has come with the connection
 
     def ready(self, fd: int, events: int) -> None:
         """The client has sent something, or nothing more will come."""
-        if self.flow.state == State.HEADER:
+        if self.flow.state == layout.State.HEADER:
             self._on_header(events)
         else:
             self._on_first_bytes(events)
@@ -78,9 +79,9 @@ class Greeting(Stage):
         """Go on where a dead worker stood: look anew, for nothing was taken; unless it took the header."""
         client = self.flow.client
         hear_beyond(client.fd, 0)
-        if record.state == State.HEADER and taken_bytes(client):
+        if record.state == layout.State.HEADER and taken_bytes(client):
             self._identified(Address.parse(record.peer).host, record.peer)
-        elif record.state == State.LOOK and self.flow.gate.declared.protocol == "tcp":  # since a reload
+        elif record.state == layout.State.LOOK and self.flow.gate.declared.protocol == "tcp":  # since a reload
             Dialling(self.flow).start()
         else:
             self.expect(record.state)
@@ -91,7 +92,7 @@ class Greeting(Stage):
         header = self._judged(events)
         if header is None:
             return
-        assert isinstance(header, proxyproto.Header)  # it was looked at as one
+        assert isinstance(header, Header)  # it was looked at as one
         flow.probe = header.is_local
         source, peer = flow.source, flow.peer_text
         if header.src is not None:
@@ -103,13 +104,14 @@ class Greeting(Stage):
         gate = endpoint_of(flow, header.tlvs, source, peer) if names_endpoint else flow.gate
         if gate is None:
             return
-        who = records.by_text(peer)
         # Whoever else brings a client was not dialled by it.
         if gate.has_edges and header.src is not None and header.dst is not None:
             flow.came_to = Address(host_text(header.dst), header.dst_port)
             who = records.by_ends(header.src, header.src_port, header.dst, header.dst_port)
+        else:
+            who = records.by_text(peer)
         # First who it is and for what, then the header goes: `resume` asks the kernel whether it did.
-        flags = _ASKS[flow.asks] | (Flag.PROBE if flow.probe else 0)
+        flags = _ASKS[flow.asks] | (layout.Flag.PROBE if flow.probe else 0)
         flow.context.ledger.identify(flow.record, who, flags)
         if gate is not flow.gate:
             flow.pass_on(gate)
@@ -157,7 +159,7 @@ class Greeting(Stage):
         """What is right, as soon as it is whole. Until then None: more must come, or this was the end of the flow."""
         flow, seen_bytes = self.flow, self._looked_bytes
         verdict: Incomplete | Reject | first_bytes.Right
-        if flow.state == State.HEADER:
+        if flow.state == layout.State.HEADER:
             verdict, come = first_bytes.header(flow.client, seen_bytes)
         else:
             verdict, come = first_bytes.first_bytes(flow.client, self._protocol, seen_bytes, self._so_far)

@@ -4,6 +4,13 @@ cimport cython
 
 from relay.address cimport unmap
 
+
+cdef class Header:
+    cdef readonly bytes src, dst, tlvs
+    cdef readonly int src_port, dst_port, length, version
+    cdef readonly bint is_local
+
+
 cdef int _V2_LOCAL, _V2_PROXY, _V2_TCP4, _V2_TCP6, _V2_FIXED_BYTES
 
 

@@ -6,7 +6,6 @@ Source: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt (2020/03/05)
 import re
 import struct
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from relay.address import map_host, unmap
 from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
@@ -14,7 +13,9 @@ from relay.envelope.verdict import INCOMPLETE, Incomplete, Reject
 V1_LIMIT_BYTES = 107
 """The longest version 1 line, CRLF included (section 2.1: the worst case, UNKNOWN with all fields)."""
 
-V2_LIMIT_BYTES = 16 + 4096
+_V2_FIXED = struct.Struct("!12sBBH")
+_V2_FIXED_BYTES = _V2_FIXED.size
+V2_LIMIT_BYTES = _V2_FIXED_BYTES + 4096
 """The longest version 2 header taken. The length field allows 64 KiB, but senders keep to one small segment (536 bytes,
 section 2). 4096 leaves room for large TLVs (a certificate's name, a cloud's identifiers) and bounds what an unproven
 peer makes us hold."""
@@ -24,8 +25,6 @@ _V1_LINE_END = re.compile(rb"[\r\n]")
 _V1_PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
 _V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_V2_FIXED = struct.Struct("!12sBBH")
-_V2_FIXED_BYTES = 16
 _V2_LOCAL, _V2_PROXY = 0x20, 0x21
 _V2_TCP4, _V2_TCP6 = 0x11, 0x21
 _V2_TCP4_BLOCK = struct.Struct("!4s4sHH")
@@ -38,8 +37,8 @@ _V2_BLOCK_BYTES = {0x0: 0, 0x1: 12, 0x2: 36, 0x3: 216}
 _V2_LAST_TRANSPORT = 0x2
 
 
-class Header(NamedTuple):
-    """One PROXY header.
+class Header:
+    """One PROXY header. It is read and not changed.
 
     `src` and `dst` are packed addresses (IPv4-mapped ones as the 4 bytes of IPv4), with their TCP ports. Both are None,
     and the ports 0, where the header names no TCP client (UNKNOWN, LOCAL, UNSPEC, datagrams, Unix sockets): then the
@@ -48,14 +47,33 @@ class Header(NamedTuple):
     `is_local`: the sender made the connection for itself (the command LOCAL). Every other one is somebody's, named or not.
     """
 
-    src: bytes | None
-    src_port: int
-    dst: bytes | None
-    dst_port: int
-    length: int
-    version: int
-    tlvs: bytes = b""  # behind a TCP client's addresses, and of a LOCAL header without any
-    is_local: bool = False
+    __slots__ = ("dst", "dst_port", "is_local", "length", "src", "src_port", "tlvs", "version")
+
+    def __init__(
+        self, src: bytes | None, src_port: int, dst: bytes | None, dst_port: int, length: int, version: int,
+        tlvs: bytes = b"", is_local: bool = False,
+    ) -> None:  # fmt: skip
+        self.src = src
+        self.src_port = src_port
+        self.dst = dst
+        self.dst_port = dst_port
+        self.length = length
+        self.version = version
+        self.tlvs = tlvs  # behind a TCP client's addresses, and of a LOCAL header without any
+        self.is_local = is_local
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Header) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return f"Header{self._all()}"
+
+    def _all(self) -> tuple[bytes | int | None, ...]:
+        ends = self.src, self.src_port, self.dst, self.dst_port
+        return *ends, self.length, self.version, self.tlvs, self.is_local
 
 
 def local_v2(tlvs: bytes = b"") -> bytes:

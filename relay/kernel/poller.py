@@ -107,7 +107,7 @@ class Poller:
         """Tell it at the end of this batch that `fd` can be read, though nobody has said so; unless it is another's by then.
 
         All who come in one batch are dialled before the first byte of one is passed on. Of three programs on one CPU each
-        message wakes another one, and each of them found one thing to do at a time: 5 % of a short connection's cost.
+        message would wake another one, and each of them would find one thing to do at a time.
         """
         self._soon.append((fd, handler))
 

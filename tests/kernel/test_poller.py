@@ -1,27 +1,17 @@
 """The poller: every ready descriptor gets its handler, whatever another handler does."""
 
 import asyncio
-import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import uvloop
 
 from relay.calls import BROKEN, PEER_FIN, READ, WRITE
 from relay.kernel.bare_socket import BareSocket
-from relay.kernel.poller import UNWATCHED, Handler, Poller
+from relay.kernel.poller import UNWATCHED, Handler
 from tests.harness import HANG_S
-
-
-class Calling(Handler):
-    """A handler that is a function of the events."""
-
-    def __init__(self, call: Callable[[int], None]) -> None:
-        self.call = call
-
-    def ready(self, fd: int, events: int) -> None:
-        self.call(events)
+from tests.kernel.rig import Bench, Calling, is_open
 
 
 def noting(seen: list[int], reads: socket.socket | None = None) -> Handler:
@@ -33,54 +23,6 @@ def noting(seen: list[int], reads: socket.socket | None = None) -> Handler:
             reads.recv(9)
 
     return Calling(handle)
-
-
-class Bench:
-    """A poller, socket pairs, and what the poller was told about handlers that raised."""
-
-    def __init__(self) -> None:
-        self.errors: list[tuple[Handler, Exception]] = []
-        self.buried = 0
-        self.poller = Poller(lambda handler, error: self.errors.append((handler, error)), self._on_closed)
-        self.socks: list[socket.socket] = []
-
-    def _on_closed(self) -> None:
-        self.buried += 1
-
-    def pair(self) -> tuple[socket.socket, socket.socket]:
-        pair = socket.socketpair()
-        for sock in pair:
-            sock.setblocking(False)
-            self.socks.append(sock)
-        return pair
-
-    def bare(self, sock: socket.socket) -> BareSocket:
-        """The same by its descriptor alone, which is the poller's to close."""
-        self.socks.remove(sock)
-        return BareSocket(sock.detach())
-
-    def end(self) -> None:
-        self.poller.shut()
-        for sock in self.socks:
-            sock.close()
-
-
-def is_open(sock: BareSocket) -> bool:
-    try:
-        os.fstat(sock.fd)
-    except OSError:
-        return False
-    return True
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """A poller and its surroundings."""
-    made = Bench()
-    try:
-        yield made
-    finally:
-        made.end()
 
 
 def test_only_what_is_ready_is_handled(bench: Bench) -> None:

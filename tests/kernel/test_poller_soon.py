@@ -3,9 +3,7 @@
 import pytest
 
 from relay.calls import READ
-from tests.kernel.test_poller import Bench, Calling, bench, is_open
-
-__all__ = ["bench"]
+from tests.kernel.rig import Bench, Calling, is_open
 
 
 def test_whoever_says_soon_is_told_when_everything_else_of_the_batch_is_done(bench: Bench) -> None:
