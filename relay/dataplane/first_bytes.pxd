@@ -7,9 +7,8 @@ from relay.envelope cimport proxyproto
 from relay.kernel.bare_socket cimport BareSocket
 
 
-@cython.locals(data=bytes, come=long)
 cpdef tuple first_bytes(BareSocket client, str protocol, long seen_bytes, before=*)
-@cython.locals(come=long)
 cpdef tuple header(BareSocket client, long seen_bytes)
 cpdef take(BareSocket client, long header_bytes)
-cdef _await_more(BareSocket client, bint incomplete, long come_bytes, long seen_bytes)
+@cython.locals(come=long)
+cdef tuple _look(BareSocket client, long most_bytes, judge, long seen_bytes)

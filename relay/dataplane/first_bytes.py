@@ -1,6 +1,7 @@
 """Looking at a connection's first bytes: they are judged and left in the socket, so the target gets them as they came."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from relay import calls
 from relay.envelope import clienthello, httphead, proxyproto
@@ -21,6 +22,7 @@ _WHAT: Final = {"http": "HTTP request line", "https": "TLS ClientHello"}
 
 Right = httphead.HttpHead | clienthello.Hello | proxyproto.Header
 Verdict = Incomplete | Reject | httphead.HttpHead | clienthello.Hello
+_Judged = TypeVar("_Judged")
 SoFar = httphead.HttpHeadSoFar | clienthello.HelloSoFar
 
 
@@ -41,34 +43,36 @@ def first_bytes(client: BareSocket, protocol: str, seen_bytes: int, before: SoFa
 
     Negative: `-errno`, of a connection that is broken, or calls.AGAIN: nothing has come.
     """
-    come = calls.peek(client.fd, clienthello.LIMIT_BYTES)
-    if come < 0:
-        return INCOMPLETE, come
-    data = calls.peeked(come)
-    verdict = _PARSERS[protocol](data) if before is None else before.look(data)
-    _await_more(client, verdict is INCOMPLETE, come, seen_bytes)
-    return verdict, come
+    return _look(client, clienthello.LIMIT_BYTES, _PARSERS[protocol] if before is None else before.look, seen_bytes)
 
 
 def header(client: BareSocket, seen_bytes: int) -> tuple[Incomplete | Reject | proxyproto.Header, int]:
     """As `first_bytes`, of the PROXY header that an edge sends. It is still in the socket: `take` its `length`."""
-    come = calls.peek(client.fd, proxyproto.V2_LIMIT_BYTES)
+    return _look(client, proxyproto.V2_LIMIT_BYTES, _of_edge, seen_bytes)
+
+
+def _of_edge(data: bytes) -> Incomplete | Reject | proxyproto.Header:
+    verdict = proxyproto.parse(data)
+    if isinstance(verdict, proxyproto.Header) and verdict.version != 2:
+        return Reject("a PROXY header of version 1; an edge sends version 2")
+    return verdict
+
+
+def _look(
+    client: BareSocket, most_bytes: int, judge: Callable[[bytes], _Judged], seen_bytes: int
+) -> tuple[_Judged | Incomplete, int]:
+    """What `judge` says of what has come. While that is too little, the socket is readable again once more has come."""
+    come = calls.peek(client.fd, most_bytes)
     if come < 0:
         return INCOMPLETE, come
-    verdict = proxyproto.parse(calls.peeked(come))
-    if isinstance(verdict, proxyproto.Header) and verdict.version != 2:
-        verdict = Reject("a PROXY header of version 1; an edge sends version 2")
-    _await_more(client, verdict is INCOMPLETE, come, seen_bytes)
+    verdict = judge(calls.peeked(come))
+    if verdict is INCOMPLETE:
+        hear_beyond(client.fd, come)
+    elif seen_bytes:
+        hear_beyond(client.fd, 0)
     return verdict, come
 
 
 def take(client: BareSocket, header_bytes: int) -> None:
     """Take a header out of the socket, and nothing of what comes behind it."""
     calls.take(client.fd, header_bytes)
-
-
-def _await_more(client: BareSocket, incomplete: bool, come_bytes: int, seen_bytes: int) -> None:
-    if incomplete:
-        hear_beyond(client.fd, come_bytes)
-    elif seen_bytes:
-        hear_beyond(client.fd, 0)

@@ -6,8 +6,12 @@ from relay.address cimport unmap
 
 
 cdef class Header:
-    cdef readonly bytes src, dst, tlvs
-    cdef readonly int src_port, dst_port, length, version
+    # A dataclass's fields, in their order.
+    cdef readonly bytes src
+    cdef readonly int src_port
+    cdef readonly bytes dst
+    cdef readonly int dst_port, length, version
+    cdef readonly bytes tlvs
     cdef readonly bint is_local
 
 

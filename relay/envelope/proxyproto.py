@@ -5,6 +5,7 @@ Source: https://www.haproxy.org/download/2.9/doc/proxy-protocol.txt (2020/03/05)
 
 import re
 import struct
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from relay.address import map_host, unmap
@@ -37,8 +38,9 @@ _V2_BLOCK_BYTES = {0x0: 0, 0x1: 12, 0x2: 36, 0x3: 216}
 _V2_LAST_TRANSPORT = 0x2
 
 
+@dataclass(frozen=True)  # Cython takes no `slots`; compiled, proxyproto.pxd has the fields
 class Header:
-    """One PROXY header. It is read and not changed.
+    """One PROXY header.
 
     `src` and `dst` are packed addresses (IPv4-mapped ones as the 4 bytes of IPv4), with their TCP ports. Both are None,
     and the ports 0, where the header names no TCP client (UNKNOWN, LOCAL, UNSPEC, datagrams, Unix sockets): then the
@@ -47,33 +49,14 @@ class Header:
     `is_local`: the sender made the connection for itself (the command LOCAL). Every other one is somebody's, named or not.
     """
 
-    __slots__ = ("dst", "dst_port", "is_local", "length", "src", "src_port", "tlvs", "version")
-
-    def __init__(
-        self, src: bytes | None, src_port: int, dst: bytes | None, dst_port: int, length: int, version: int,
-        tlvs: bytes = b"", is_local: bool = False,
-    ) -> None:  # fmt: skip
-        self.src = src
-        self.src_port = src_port
-        self.dst = dst
-        self.dst_port = dst_port
-        self.length = length
-        self.version = version
-        self.tlvs = tlvs  # behind a TCP client's addresses, and of a LOCAL header without any
-        self.is_local = is_local
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Header) and self._all() == other._all()
-
-    def __hash__(self) -> int:
-        return hash(self._all())
-
-    def __repr__(self) -> str:
-        return f"Header{self._all()}"
-
-    def _all(self) -> tuple[bytes | int | None, ...]:
-        ends = self.src, self.src_port, self.dst, self.dst_port
-        return *ends, self.length, self.version, self.tlvs, self.is_local
+    src: bytes | None
+    src_port: int
+    dst: bytes | None
+    dst_port: int
+    length: int
+    version: int
+    tlvs: bytes = b""  # behind a TCP client's addresses, and of a LOCAL header without any
+    is_local: bool = False
 
 
 def local_v2(tlvs: bytes = b"") -> bytes:
